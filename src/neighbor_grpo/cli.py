@@ -1,0 +1,191 @@
+"""The command line: train, sample, evaluate, scenes.  A user's mistake is one line on stderr and exit code 2."""
+
+import argparse
+import json
+import os
+import sys
+from pathlib import Path
+
+os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
+
+from neighbor_grpo.config import describe, load_config  # noqa: E402
+from neighbor_grpo.errors import UserError  # noqa: E402
+from neighbor_grpo.solvers import SOLVERS  # noqa: E402
+
+
+def main(argv: list[str] | None = None) -> int:
+    arguments = _parser().parse_args(argv)
+    try:
+        return arguments.command(arguments) or 0
+    except UserError as error:
+        print(f"neighbor-grpo: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("neighbor-grpo: stopped", file=sys.stderr)
+        return 130
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="neighbor-grpo", description="Align flow-matching models with rewards.")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    train = commands.add_parser(
+        "train", help="align a model with a reward", formatter_class=argparse.RawDescriptionHelpFormatter,
+        description="Align a model with a reward. Without CONFIG: the bundled model on the bundled task.",
+        epilog="keys:\n" + "\n".join(
+            f"  {key}={_yaml(default)}  ({kind})\n      {text}" if text else f"  {key}={_yaml(default)}  ({kind})"
+            for key, kind, default, text in describe()
+        ),
+    )
+    train.add_argument("config", nargs="*", metavar="CONFIG | key=value", help="a YAML file, then changes to it")
+    train.add_argument("--resume", metavar="RUN", help="go on with the run in this directory")
+    train.set_defaults(command=_train)
+
+    sample = commands.add_parser("sample", help="draw pictures")
+    _model_options(sample)
+    sample.add_argument("--prompt", action="append", metavar="TEXT", help="a prompt; may be repeated")
+    sample.add_argument("--seed", type=int, action="append", help="a seed; may be repeated (default 0)")
+    sample.add_argument("--out", type=Path, default=Path("samples"), help="directory of the pictures (default %(default)s)")
+    sample.set_defaults(command=_sample)
+
+    evaluate = commands.add_parser("evaluate", help="measure a model or a run on a prompt file")
+    _model_options(evaluate)
+    evaluate.add_argument("--measure", action="append", metavar="NAME", help="reward or metric; may be repeated")
+    evaluate.add_argument("--seeds", type=int, default=2, help="pictures of each prompt (default %(default)s)")
+    evaluate.add_argument("--limit", type=int, help="only so many prompts, from the first on")
+    evaluate.add_argument("--out", type=Path, help="JSON file of the numbers and every setting")
+    evaluate.set_defaults(command=_evaluate)
+
+    scenes = commands.add_parser("scenes", help="the bundled model's world").add_subparsers(required=True, metavar="COMMAND")
+    pretrain = scenes.add_parser("pretrain", help="make the bundled model from nothing")
+    pretrain.add_argument("--out", type=Path, required=True, help="directory of the pipeline")
+    pretrain.add_argument("--vae-steps", type=int, default=3500, help="default %(default)s")
+    pretrain.add_argument("--steps", type=int, default=12000, help="of flow matching (default %(default)s)")
+    pretrain.add_argument("--pictures", type=int, default=40000, help="drawn for training (default %(default)s)")
+    pretrain.add_argument("--seed", type=int, default=0)
+    pretrain.add_argument("--device", default="cpu")
+    pretrain.set_defaults(command=_pretrain)
+    render = scenes.add_parser("render", help="draw a prompt by rule, as the training pictures are")
+    render.add_argument("prompt", nargs="+", help="e.g. 'a red circle left of a blue square'")
+    render.add_argument("--seed", type=int, default=0)
+    render.add_argument("--out", type=Path, default=Path("scenes"), help="directory of the pictures (default %(default)s)")
+    render.set_defaults(command=_render)
+    return parser
+
+
+def _yaml(value) -> str:
+    return "null" if value is None else json.dumps(value) if isinstance(value, list | dict) else str(value)
+
+
+def _model_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--model", default=None, help="pipeline directory, hub id or 'scenes' (default: the run's, or scenes)")
+    parser.add_argument("--run", type=Path, help="a finished run: its model with what it learned")
+    parser.add_argument("--prompts", metavar="FILE", help=".txt or .jsonl, or 'scenes' for the held-out scenes")
+    parser.add_argument("--steps", type=int, default=8, help="transitions (default %(default)s)")
+    parser.add_argument("--solver", choices=list(SOLVERS), default="dpmpp_2m", help="default %(default)s")
+    parser.add_argument("--device", default="auto", help="auto, cuda, mps or cpu")
+    parser.add_argument("--height", type=int)
+    parser.add_argument("--width", type=int)
+    parser.add_argument("--guidance-scale", type=float, default=3.5, help="default %(default)s")
+
+
+def _train(arguments: argparse.Namespace) -> int:
+    from neighbor_grpo.trainer import Interrupted, Trainer
+
+    files = [item for item in arguments.config if "=" not in item]
+    overrides = [item for item in arguments.config if "=" in item]
+    if len(files) > 1:
+        raise UserError(f"one configuration file at most, not {' and '.join(files)}")
+    if arguments.resume and arguments.config:
+        raise UserError("--resume takes its settings from the run: leave out the configuration and the changes")
+    try:
+        trainer = Trainer.resume(arguments.resume) if arguments.resume else Trainer(load_config(*files or [None], overrides))
+        trainer.run()
+    except Interrupted as stop:
+        print(f"neighbor-grpo: {stop}", file=sys.stderr)
+        return 128 + stop.signum
+    return 0
+
+
+def _loaded(arguments: argparse.Namespace):
+    """(model, what it is in words) of --model and --run."""
+    from neighbor_grpo.evaluate import load_trained
+
+    return load_trained(
+        arguments.model, arguments.run, arguments.device, arguments.height, arguments.width, arguments.guidance_scale
+    )
+
+
+def _sample(arguments: argparse.Namespace) -> None:
+    import torch
+
+    from neighbor_grpo.data import read_prompts
+    from neighbor_grpo.evaluate import sample, to_pil
+
+    prompts = arguments.prompt or []
+    if arguments.prompts:
+        prompts += [prompt.text for prompt in read_prompts(arguments.prompts, held_out=True)]
+    if not prompts:
+        raise UserError("nothing to draw: give --prompt TEXT or --prompts FILE")
+    model, _ = _loaded(arguments)
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    seeds = arguments.seed or [0]
+    noise = torch.stack([model.noise(1, torch.Generator().manual_seed(seed))[0] for seed in seeds])
+    for n, prompt in enumerate(prompts):
+        images = sample(model, model.encode([prompt]), noise[None], arguments.steps, arguments.solver)
+        for seed, image in zip(seeds, images[0], strict=True):
+            file = arguments.out / f"{n:04d}-seed{seed}.png"
+            to_pil(image).save(file)
+            print(file, prompt)
+
+
+def _evaluate(arguments: argparse.Namespace) -> None:
+    from neighbor_grpo.data import read_prompts
+    from neighbor_grpo.evaluate import check_measures, evaluate
+
+    names = arguments.measure or ["scenes", "scenes_strict", "scenes_sparse", "scenes_distance", "diversity", "jpeg_size"]
+    check_measures(names)
+    prompts = read_prompts(arguments.prompts or "scenes", held_out=True)[: arguments.limit]
+    model, what = _loaded(arguments)
+    values = evaluate(model, prompts, names, arguments.seeds, arguments.steps, arguments.solver)
+    settings = what | {
+        "prompts": arguments.prompts or "scenes", "number_of_prompts": len(prompts), "seeds": arguments.seeds,
+        "steps": arguments.steps, "solver": arguments.solver, "height": model.height, "width": model.width,
+    }
+    text = json.dumps({"values": values, "settings": settings}, indent=2)
+    print(text)
+    if arguments.out:
+        arguments.out.parent.mkdir(parents=True, exist_ok=True)
+        arguments.out.write_text(text + "\n")
+
+
+def _pretrain(arguments: argparse.Namespace) -> None:
+    from neighbor_grpo.scenes.pretrain import pretrain
+
+    if arguments.out.exists() and any(arguments.out.iterdir()):
+        raise UserError(f"{arguments.out} is not empty: choose another --out")
+    pretrain(
+        arguments.out, arguments.vae_steps, arguments.steps, arguments.pictures, arguments.seed, arguments.device
+    )
+
+
+def _render(arguments: argparse.Namespace) -> None:
+    import numpy as np
+    import torch
+
+    from neighbor_grpo.evaluate import to_pil
+    from neighbor_grpo.scenes.render import render
+    from neighbor_grpo.scenes.world import parse, sample_scene
+
+    specs = [parse(prompt) for prompt in arguments.prompt]
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    rng = np.random.default_rng(arguments.seed)
+    for n, spec in enumerate(specs):
+        file = arguments.out / f"{n:04d}.png"
+        to_pil(torch.from_numpy(render(sample_scene(spec, rng), rng))).save(file)
+        print(file, spec.prompt)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

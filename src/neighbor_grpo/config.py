@@ -1,0 +1,152 @@
+"""Everything a run can be told, typed and checked: pydantic models over YAML, with dotted overrides."""
+
+import difflib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from neighbor_grpo.errors import UserError
+from neighbor_grpo.methods.neighbor import Neighbor
+from neighbor_grpo.models.lora import ATTENTION
+
+Positive = Annotated[int, Field(ge=1)]
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+
+class Lora(Section):
+    rank: Positive = Field(16, description="rank of the update of each layer")
+    alpha: float = Field(16.0, gt=0, description="the update is scaled by alpha / rank")
+    targets: list[str] = Field(list(ATTENTION), description="endings of the names of the layers to adapt")
+
+
+class Model(Section):
+    path: str = Field("scenes", description="diffusers pipeline directory, hub id, or the bundled 'scenes'")
+    lora: Lora | None = Field(Lora(), description="null = full fine-tuning")
+    dtype: Literal["auto", "float32", "bfloat16"] = Field("auto", description="auto: bfloat16 on a GPU, float32 on a CPU")
+    height: Positive | None = Field(None, description="pixels; null = the VAE's own sample size")
+    width: Positive | None = Field(None, description="pixels; null = the VAE's own sample size")
+    guidance_scale: float = Field(3.5, description="for models with a guidance embedding; no second forward")
+    max_sequence_length: Positive | None = Field(None, description="T5 tokens; null = what the pipeline takes")
+    gradient_checkpointing: bool = Field(False, description="a third more compute for far less memory")
+
+
+class Prompts(Section):
+    path: str = Field("scenes", description=".txt (a prompt a line) or .jsonl (with metadata), or 'scenes'")
+    eval_path: str = Field("scenes", description="held-out prompts, the same formats")
+    per_iteration: Positive = Field(8, description="P, prompts per iteration over all ranks")
+    cache_dir: str = Field("~/.cache/neighbor-grpo/text", description="where text embeddings are kept")
+    cache_gb: float = Field(10.0, gt=0, description="disk budget of the text embeddings")
+
+
+class Optimizer(Section):
+    lr: float = Field(3e-4, gt=0, description="AdamW's rate")
+    weight_decay: float = Field(1e-4, ge=0)
+    grad_clip: float = Field(1.0, gt=0, description="largest gradient norm")
+    warmup: int = Field(0, ge=0, description="optimizer steps of linear warm-up")
+
+
+class Ema(Section):
+    decay: float = Field(0.95, ge=0, lt=1, description="of the averaged weights that are evaluated and exported")
+
+
+class Evaluation(Section):
+    every: int = Field(0, ge=0, description="iterations between evaluations; 0 = before and after only")
+    prompts: Positive = Field(64, description="how many of eval_path's prompts, from the first on")
+    seeds: Positive = Field(2, description="pictures of each prompt")
+    num_steps: Positive | None = Field(None, description="null = the method's")
+    solver: Literal["euler", "heun", "dpmpp_2m", "dpmpp_3m"] = Field("dpmpp_2m")
+    gallery: Positive = Field(8, description="prompts shown before and after")
+
+
+class Batch(Section):
+    """Rows that one device takes at once: speed and memory, never the result."""
+
+    rollout: Positive = Field(96, description="rows of a rollout forward")
+    update: Positive = Field(64, description="rows of a forward-backward")
+    decode: Positive = Field(16, description="latents decoded at once")
+
+
+class Config(Section):
+    run_dir: str = Field("runs/neighbor", description="where everything is written; must not hold another run")
+    seed: int = Field(0, ge=0)
+    iterations: Positive = 100
+    device: str = Field("auto", description="auto, cuda, mps or cpu")
+    model: Model = Model()
+    prompts: Prompts = Prompts()
+    method: Neighbor = Field(Neighbor(), description="hyper-parameters of the method")
+    reward: str | dict[str, float] = Field("scenes", description="name, file.py:function, or {name: weight}")
+    watch: list[str] = Field([], description="rewards and metrics evaluated but never trained on")
+    optimizer: Optimizer = Optimizer()
+    ema: Ema | None = Field(Ema(), description="null = none")
+    evaluate: Evaluation = Evaluation()
+    batch: Batch = Batch()
+    save_every: Positive = Field(20, description="iterations between checkpoints; the last two are kept")
+
+    @property
+    def rewards(self) -> dict[str, float]:
+        return {self.reward: 1.0} if isinstance(self.reward, str) else self.reward
+
+
+def load_config(path: str | Path | None = None, overrides: list[str] | tuple[str, ...] = ()) -> Config:
+    """The defaults, changed by a YAML file, changed by overrides such as "method.sigma=0.2"."""
+    values: dict[str, Any] = {}
+    if path is not None:
+        if not Path(path).is_file():
+            raise UserError(f"no configuration file {str(path)!r}: give a .yaml file, or none for the bundled default")
+        values = _yaml(Path(path).read_text(encoding="utf-8"), str(path)) or {}
+        if not isinstance(values, dict):
+            raise UserError(f"{path} must hold keys and values, not a {type(values).__name__}")
+    for override in overrides:
+        key, equals, text = override.partition("=")
+        if not equals:
+            raise UserError(f"{override!r} is no override: write key=value, for instance method.sigma=0.3")
+        *parents, last = key.strip().split(".")
+        section = values
+        for parent in parents:
+            if not isinstance(section.get(parent), dict):
+                section[parent] = {}
+            section = section[parent]
+        section[last] = _yaml(text, override)
+    try:
+        return Config(**values)
+    except ValidationError as error:
+        raise UserError(_one_line(error)) from error
+
+
+def _yaml(text: str, where: str) -> Any:
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise UserError(f"{where} is not valid YAML: {' '.join(str(error).split())}") from error
+
+
+def _one_line(error: ValidationError) -> str:
+    first, *others = error.errors()
+    keys = [key for key, *_ in describe()]
+    location = ".".join(str(part) for part in first["loc"])
+    more = f" (and {len(others)} more)" if others else ""
+    if first["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
+        near = difflib.get_close_matches(location, keys, n=1, cutoff=0.5)
+        hint = f"did you mean {near[0]}?" if near else "see neighbor-grpo train --help for the keys"
+        return f"unknown key {location}: {hint}{more}"
+    known = max((key for key in keys if location == key or location.startswith(key + ".")), key=len, default=location)
+    message = first["msg"].removeprefix("Value error, ")
+    return f"{known}: {message[0].lower() + message[1:]}, not {first['input']!r}{more}" if known in keys else message + more
+
+
+def describe(section: type = Config, prefix: str = "") -> Iterator[tuple[str, str, Any, str]]:
+    """Every key as (dotted key, type, default, description)."""
+    fields = getattr(section, "model_fields", None) or section.__pydantic_fields__
+    for name, info in fields.items():
+        inner = [kind for kind in (info.annotation, *get_args(info.annotation)) if hasattr(kind, "__pydantic_fields__")]
+        if inner:
+            yield from describe(inner[0], f"{prefix}{name}.")
+        else:
+            kind = getattr(info.annotation, "__name__", None) if not get_args(info.annotation) else None
+            yield prefix + name, kind or str(info.annotation).replace("typing.", ""), info.default, info.description or ""

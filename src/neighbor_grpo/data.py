@@ -1,0 +1,125 @@
+"""Prompts, their groups, their cached conditioning, and the seeds everything random comes from."""
+
+import hashlib
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+
+from neighbor_grpo.errors import UserError
+from neighbor_grpo.models import Cond, FlowModel
+from neighbor_grpo.scenes.world import PROMPTS as SCENES
+
+
+def generator(*key: int) -> torch.Generator:
+    """CPU generator that depends on the key alone, e.g. (seed, iteration, prompt): a run keeps no random state."""
+    state = np.random.SeedSequence([int(k) for k in key]).generate_state(1, np.uint64)[0]
+    return torch.Generator().manual_seed(int(state))
+
+
+@dataclass(frozen=True)
+class Prompt:
+    text: str
+    metadata: dict = field(default_factory=dict)
+
+
+def read_prompts(path: str, held_out: bool = False) -> list[Prompt]:
+    """One prompt a line (.txt), or one JSON object with "prompt" a line (.jsonl; other keys are metadata).
+
+    "scenes" is the bundled model's prompt set.  Raises ValueError naming file and line.
+    """
+    file = SCENES / ("heldout.txt" if held_out else "train.txt") if path == "scenes" else Path(path)
+    if not file.is_file():
+        raise UserError(f"no prompt file {path!r}: give a .txt or .jsonl file, or 'scenes'")
+    prompts = []
+    for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), 1):
+        if not line.strip():
+            continue
+        if file.suffix != ".jsonl":
+            prompts.append(Prompt(line.strip()))
+            continue
+        try:
+            row = json.loads(line)
+            prompts.append(Prompt(row.pop("prompt"), row))
+        except (json.JSONDecodeError, KeyError, AttributeError, TypeError) as error:
+            raise UserError(
+                f'{path} line {number} is not a JSON object with a "prompt": {line.strip()[:60]!r}'
+            ) from error
+        if not isinstance(prompts[-1].text, str) or not prompts[-1].text.strip():
+            raise UserError(f'{path} line {number}: "prompt" must be a text that is not empty')
+    if not prompts:
+        raise UserError(f"prompt file {path!r} is empty: write one prompt a line")
+    return prompts
+
+
+def schedule(prompts: int, per_iteration: int, iterations: int, seed: int) -> list[list[int]]:
+    """Indices of the prompts of every iteration: epochs, each in an order of its own, one after the other."""
+    epochs = -(-per_iteration * iterations // prompts)
+    order = [i for e in range(epochs) for i in torch.randperm(prompts, generator=generator(seed, e)).tolist()]
+    return [order[n * per_iteration : (n + 1) * per_iteration] for n in range(iterations)]
+
+
+class TextCache:
+    """Conditioning of prompts on disk, each encoded once, the oldest dropped when the budget is full.
+
+    Encoders are large and loading them onto the device is slow: a miss encodes the coming prompts along with its own,
+    as many as half the budget holds.
+    """
+
+    def __init__(self, model: FlowModel, directory: Path, budget_gb: float) -> None:
+        self.model, self.budget = model, budget_gb * 2**30
+        self.directory = directory / model.fingerprint
+        self.directory.mkdir(parents=True, exist_ok=True)
+        self.size = sum(file.stat().st_size for file in self.directory.glob("*.safetensors"))
+
+    def __call__(self, prompts: Sequence[str], coming: Sequence[str] = (), chunk: int = 32) -> Cond:
+        """Conditioning of `prompts`, in their order, on the CPU."""
+        here = {prompt: self._load(prompt) for prompt in dict.fromkeys(prompts)}
+        missing = [prompt for prompt, cond in here.items() if cond is None]
+        if missing:
+            encoded = self._encode(missing, chunk)
+            here.update(encoded)
+            size = sum(tensor.nbytes for tensor in encoded[missing[0]])
+            room = max(0, int(self.budget / 2 / size) - len(here))
+            ahead = [prompt for prompt in dict.fromkeys(coming) if not self._path(prompt).is_file()][:room]
+            self._encode([prompt for prompt in ahead if prompt not in here], chunk)
+        kind = type(here[prompts[0]])
+        return kind(*(torch.stack(tensors) for tensors in zip(*(here[prompt] for prompt in prompts), strict=True)))
+
+    def _path(self, prompt: str) -> Path:
+        return self.directory / f"{hashlib.sha256(prompt.encode()).hexdigest()[:32]}.safetensors"
+
+    def _load(self, prompt: str) -> Cond | None:
+        path = self._path(prompt)
+        if not path.is_file():
+            return None
+        os.utime(path)
+        return self.model.Cond(**load_file(path))
+
+    def _encode(self, prompts: Sequence[str], chunk: int) -> dict[str, Cond]:
+        encoded = {}
+        for start in range(0, len(prompts), chunk):
+            part = prompts[start : start + chunk]
+            conds = self.model.encode(part)
+            for n, prompt in enumerate(part):
+                encoded[prompt] = type(conds)(*(tensor[n].contiguous() for tensor in conds))
+                self._store(self._path(prompt), encoded[prompt])
+        return encoded
+
+    def _store(self, path: Path, cond: Cond) -> None:
+        """Whole or not at all: written aside, then moved into place."""
+        aside = path.with_suffix(f".{os.getpid()}")
+        save_file(cond._asdict(), aside)
+        self.size += aside.stat().st_size
+        aside.replace(path)
+        if self.size > self.budget:
+            for old in sorted(self.directory.glob("*.safetensors"), key=lambda file: file.stat().st_mtime):
+                if self.size <= 0.9 * self.budget or old == path:
+                    break
+                self.size -= old.stat().st_size
+                old.unlink(missing_ok=True)

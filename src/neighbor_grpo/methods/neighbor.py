@@ -1,0 +1,129 @@
+"""Neighbor GRPO: contrastive ODE policy optimisation (arXiv 2511.16955).
+
+1. Neighbourhood (Eq. 7).  x_1^(i) = sqrt(1 - sigma^2)·eps* + sigma·delta^(i), one eps* per prompt, i = 1 ... G.
+2. Rollout.  Deterministic, theta_old, any solver; every state x_t^(i) and velocity is kept.
+3. Advantage.  z-score in the group (Eq. 3), then the quasi-norm (Eq. 11).
+4. Surrogate leaping policy (Eq. 8) of an anchor j at the transition t -> s, x^theta the Euler step of v_theta from x_t^(j):
+       log pi_theta(i) = log_softmax_i( -||x_s^(i) - x^theta||^2 / tau )
+5. Objective (Eq. 9-10).  J = sum_i min(A_i·rho_i, A_i·clip(rho_i, 1 - c, 1 + c)), mean over transitions, anchors, prompts.
+
+The cost of a group is G·N forwards and B·K forward-backwards.
+"""
+
+from collections.abc import Sequence
+from typing import Annotated, Literal
+
+import torch
+from pydantic import ConfigDict, Field, model_validator
+from pydantic.dataclasses import dataclass
+from torch import Tensor
+
+from neighbor_grpo.advantage import quasi_norm, z_score
+from neighbor_grpo.policy import clipped_fraction, clipped_surrogate, leap_log_prob
+from neighbor_grpo.solvers import Velocity, euler
+from neighbor_grpo.tree import Decisions, Noise, Tree, grow, subsets
+
+
+@dataclass(frozen=True, config=ConfigDict(extra="forbid"))
+class Neighbor:
+    """Defaults: the paper's 8-step recipe, with the two decisions that its text leaves open (temperature, reference)."""
+
+    name: Literal["neighbor"] = "neighbor"
+    group_size: Annotated[int, Field(ge=2, description="G, samples per prompt")] = 12
+    num_steps: Annotated[int, Field(ge=1, description="N, transitions of the rollout")] = 8
+    num_train_steps: Annotated[int, Field(ge=1, description="K, transitions trained per rollout")] = 4
+    num_anchors: Annotated[int, Field(ge=1, description="B, anchors per group")] = 4
+    updates_per_rollout: Annotated[
+        int | None, Field(ge=1, description="optimizer steps per rollout, a divisor of B; null = B, one per anchor")
+    ] = None
+    sigma: Annotated[float, Field(gt=0, le=1, description="size of the neighbourhood, 1 = independent noise")] = 0.3
+    solver: Annotated[
+        Literal["euler", "heun", "dpmpp_2m", "dpmpp_3m"], Field(description="solver of the rollout")
+    ] = "dpmpp_2m"
+    p: Annotated[float, Field(gt=0, le=2, description="quasi-norm of the advantages; 2 = GRPO's")] = 0.8
+    clip: Annotated[float, Field(gt=0, lt=1, description="c, clip range of the ratio")] = 1e-4
+    temperature: Annotated[
+        Annotated[float, Field(gt=0)] | Literal["dim"], Field(description='tau of the leaping policy; "dim" = D')
+    ] = "dim"
+    reference: Annotated[
+        Literal["stored", "literal"],
+        Field(description="old policy at the Euler step of the stored velocity, or at the rollout's own next state"),
+    ] = "stored"
+    distance: Annotated[
+        Literal["state", "step_x0", "final_x0"],
+        Field(description="compare next states, data predictions at the step, or the prediction with the final x0"),
+    ] = "state"
+    train_from: Annotated[float, Field(ge=0, lt=1, description="first transition drawn, fraction of the grid")] = 0.0
+    train_to: Annotated[float, Field(gt=0, le=1, description="end of the transitions drawn, fraction of the grid")] = 1.0
+    weighting: Annotated[
+        Literal["none", "scale"],
+        Field(description="scale: divide each transition's objective by step length times spread of its choices"),
+    ] = "none"
+
+    @model_validator(mode="after")
+    def _check(self) -> "Neighbor":
+        if self.num_anchors > self.group_size:
+            raise ValueError(
+                f"num_anchors (B = {self.num_anchors}) exceeds group_size (G = {self.group_size}): anchors are members"
+            )
+        if self.num_train_steps > len(self.trainable):
+            raise ValueError(
+                f"num_train_steps (K = {self.num_train_steps}) exceeds the {len(self.trainable)} of num_steps "
+                f"(N = {self.num_steps}) transitions between train_from and train_to"
+            )
+        if self.num_anchors % self.num_updates:
+            raise ValueError(
+                f"updates_per_rollout ({self.num_updates}) must divide num_anchors (B = {self.num_anchors})"
+            )
+        return self
+
+    @property
+    def num_updates(self) -> int:
+        return self.updates_per_rollout or self.num_anchors
+
+    @property
+    def trainable(self) -> range:
+        """Transitions that may be drawn."""
+        return range(round(self.train_from * self.num_steps), round(self.train_to * self.num_steps))
+
+    def rollout(self, velocity: Velocity, noise: Noise, times: Sequence[float], iteration: int) -> Tree:
+        shared, own = noise(1), noise(self.group_size)
+        x = (1 - self.sigma**2) ** 0.5 * shared + self.sigma * own  # [P, G, *latent]
+        return grow(velocity, x, times, self.solver)
+
+    def updates(
+        self, tree: Tree, rewards: Tensor, generator: torch.Generator | Sequence[torch.Generator]
+    ) -> list[Decisions]:
+        adv = quasi_norm(z_score(rewards), self.p)  # [P, G]
+        groups = len(adv)
+        drawn = subsets(generator, groups, len(self.trainable), self.num_train_steps) + self.trainable.start  # [P, K]
+        anchors = subsets(generator, groups, self.group_size, self.num_anchors)  # [P, B]
+        updates = []
+        for members in anchors.chunk(self.num_updates, dim=1):
+            rows = [
+                self._decision(tree, p, int(k), int(j), adv[p])
+                for p in range(groups) for k in drawn[p] for j in members[p]
+            ]
+            updates.append(Decisions(*(torch.stack(column) for column in zip(*rows, strict=True))))
+        return updates
+
+    def _decision(self, tree: Tree, p: int, k: int, j: int, adv: Tensor) -> tuple[Tensor, ...]:
+        """The anchor j of group p at transition k, all G members the choices; fields in the order of Decisions."""
+        step = tree.steps[k]
+        x, v, s, choices = step.x[p, j], step.v[p, j], step.s, step.y[p]
+        if self.distance != "state":  # an Euler step to s = 0 is the data prediction
+            s = 0.0
+            choices = tree.leaves[p] if self.distance == "final_x0" else euler(step.x[p], step.v[p], step.t, 0.0)
+        if self.reference == "literal":  # the velocity whose Euler step is where the rollout itself went
+            v = (x - choices[j]) / (step.t - s)
+        if self.weighting == "scale":
+            adv = adv / ((step.t - s) * choices.std(0, correction=0).square().mean().sqrt().clamp_min(1e-6))
+        scalars = (x.new_tensor(value) for value in (step.t, s, step.std))
+        return *scalars, x, v, choices, adv.to(x.device), torch.tensor(p, device=x.device)
+
+    def loss(self, v: Tensor, decisions: Decisions) -> tuple[Tensor, dict[str, Tensor]]:
+        d = decisions
+        new, old = (leap_log_prob(d.y, euler(d.x, u, d.t, d.s), self.temperature) for u in (v, d.v_old))
+        ratio = (new - old).detach()
+        stats = {"log_ratio": ratio.abs().max(), "clipped": clipped_fraction(new.detach(), old, d.adv, self.clip)}
+        return -clipped_surrogate(new, old, d.adv, self.clip), stats

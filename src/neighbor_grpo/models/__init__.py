@@ -1,0 +1,97 @@
+"""Flow models behind one small protocol, an adapter for each diffusers pipeline family."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from diffusers import DiffusionPipeline
+from torch import Tensor, nn
+
+from neighbor_grpo.errors import UserError
+from neighbor_grpo.models.flux import Flux
+from neighbor_grpo.path import Time
+
+BUNDLED = Path(__file__).parent.parent / "scenes" / "model"
+MODELS = {"FluxPipeline": Flux}  # name of the diffusers pipeline class -> adapter
+
+Cond = tuple[Tensor, ...]  # conditioning of n prompts, each tensor [n, ...]: a named tuple of the adapter's, its `Cond`
+
+
+class FlowModel(Protocol):
+    """n prompts, R rows.  Everything comes from the pipeline's own configuration; there are no loops and no solver."""
+
+    transformer: nn.Module  # what is trained
+    fingerprint: str  # changes when the text encoders do
+    Cond: type[Cond]
+
+    def encode(self, prompts: Sequence[str]) -> Cond:
+        """Conditioning of each prompt: tensors [n, ...], on the CPU."""
+
+    def noise(self, n: int, generator: torch.Generator) -> Tensor:
+        """Standard normal [n, *latent], drawn on the CPU so that a seed means the same picture on every device."""
+
+    def times(self, num_steps: int) -> list[float]:
+        """The grid 1 = t_0 > ... > t_N = 0 of the model's own scheduler."""
+
+    def velocity(self, x: Tensor, t: Time, cond: Cond) -> Tensor:
+        """v(x, t) for rows x [R, *latent], t a float or [R], conditioning [R, ...]; fp32."""
+
+    def decode(self, x: Tensor) -> Tensor:
+        """Pictures [R, 3, H, W] in [0, 1], fp32."""
+
+
+def load_model(
+    path_or_id: str | Path,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype = torch.float32,
+    height: int | None = None,
+    width: int | None = None,
+    guidance_scale: float = 3.5,
+    max_sequence_length: int | None = None,
+) -> FlowModel:
+    """A diffusers pipeline directory, a hub id, or "scenes", the bundled model.
+
+    height and width in pixels, by default the VAE's own sample size.  Raises ValueError, with the remedy, when there
+    is no pipeline or none that an adapter knows.
+    """
+    path = BUNDLED if str(path_or_id) == "scenes" else path_or_id
+    try:
+        family = DiffusionPipeline.load_config(path)["_class_name"]
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(
+            f"no diffusers pipeline at {str(path_or_id)!r}: give a directory with a model_index.json, a hub id, or 'scenes'"
+        ) from error
+    if family not in MODELS:
+        raise UserError(
+            f"{str(path_or_id)!r} is a {family}, which has no adapter; there are {', '.join(MODELS)} "
+            "(a new one is a file like neighbor_grpo/models/flux.py)"
+        )
+    try:
+        pipe = DiffusionPipeline.from_pretrained(path, torch_dtype=dtype, use_safetensors=True)
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise UserError(f"the pipeline at {str(path_or_id)!r} does not load: {reason}") from error
+    return MODELS[family](pipe, torch.device(device), dtype, height, width, guidance_scale, max_sequence_length)
+
+
+def pick_device(name: str) -> torch.device:
+    """A device by name; auto is cuda, else mps, else cpu."""
+    here = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if name == "auto":
+        return torch.device(next(kind for kind, available in here.items() if available))
+    if not here.get(name):
+        known = "is not available here" if name in here else f"is none of auto, {', '.join(here)}"
+        raise UserError(f"device {name!r} {known}: set device=auto or device=cpu")
+    return torch.device(name)
+
+
+def pick_dtype(name: str, device: torch.device) -> torch.dtype:
+    """A dtype by name; auto is bfloat16 on a CUDA device, else float32."""
+    name = {"auto": "bfloat16" if device.type == "cuda" else "float32"}.get(name, name)
+    return {"float32": torch.float32, "bfloat16": torch.bfloat16}[name]
+
+
+def take(cond: Cond, rows: Tensor) -> Cond:
+    """Conditioning of the rows given by index."""
+    return type(cond)(*(tensor[rows.to(tensor.device)] for tensor in cond))

@@ -1,0 +1,373 @@
+"""The loop: prompts -> rollout -> pictures -> rewards -> decisions -> optimizer steps.  Every method, every model.
+
+Nothing random is kept between iterations: noise and draws of a group come from (seed, iteration, slot), so a resumed
+run is the uninterrupted one, and a group is the same on whichever rank it lies.
+"""
+
+import json
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+import yaml
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+from diffusers.training_utils import EMAModel
+from torch import Tensor
+
+from neighbor_grpo import checkpoint, report
+from neighbor_grpo.advantage import combine
+from neighbor_grpo.config import Config, load_config
+from neighbor_grpo.data import TextCache, generator, read_prompts, schedule
+from neighbor_grpo.errors import UserError
+from neighbor_grpo.evaluate import batched_velocity, check_measures, decode, fixed_noise, measure, sample
+from neighbor_grpo.models import load_model, pick_device, pick_dtype
+from neighbor_grpo.models.lora import add_lora, save_lora, train_all
+from neighbor_grpo.plan import plan
+from neighbor_grpo.rewards import RewardError, load_reward, score
+from neighbor_grpo.update import accumulate
+
+NOISE, DRAW = 1, 2  # streams of random numbers
+
+
+class TrainingError(UserError):
+    """The run cannot go on; its state is saved and the message says why and where."""
+
+
+class Interrupted(Exception):
+    """Stopped by a signal after a whole iteration, with a checkpoint."""
+
+    def __init__(self, signum: int, run_dir: Path) -> None:
+        super().__init__(f"stopped by {signal.Signals(signum).name}; go on with: neighbor-grpo train --resume {run_dir}")
+        self.signum = signum
+
+
+class Trainer:
+    """Trainer(config).run() is a whole training run; Trainer.resume(run_dir).run() the rest of one."""
+
+    def __init__(self, config: Config, resume: bool = False) -> None:
+        self.config, self.run_dir = config, Path(config.run_dir)
+        if not resume and (self.run_dir / "config.yaml").exists():
+            raise UserError(
+                f"{self.run_dir} holds another run: choose another run_dir, or go on with "
+                f"neighbor-grpo train --resume {self.run_dir}"
+            )
+        self.prompts = read_prompts(config.prompts.path)
+        self.held_out = read_prompts(config.prompts.eval_path, held_out=True)[: config.evaluate.prompts]
+        self.rewards = {name: load_reward(name) for name in config.rewards}
+        self.measured = [*config.rewards, *(name for name in config.watch if name not in config.rewards)]
+        check_measures(config.watch)
+        self.plan = plan(config)
+
+        pick_device(config.device)
+        self.accelerator = Accelerator(cpu=config.device == "cpu", mixed_precision="no")
+        processes, rank = self.accelerator.num_processes, self.accelerator.process_index
+        groups, uneven = divmod(config.prompts.per_iteration, processes)
+        if uneven:
+            raise UserError(
+                f"prompts.per_iteration ({config.prompts.per_iteration}) must be a multiple of the {processes} processes: "
+                "a group never straddles two"
+            )
+        self.slots = range(rank * groups, (rank + 1) * groups)  # this rank's groups among the iteration's
+        device = self.accelerator.device
+        m = config.model
+        self.model = load_model(
+            m.path, device, pick_dtype(m.dtype, device), m.height, m.width, m.guidance_scale, m.max_sequence_length
+        )
+        torch.manual_seed(config.seed)  # the LoRA's initial weights
+        bare = self.model.transformer
+        if m.lora:
+            add_lora(bare, m.lora.rank, m.lora.alpha, m.lora.targets)
+        else:
+            train_all(bare)
+        if m.gradient_checkpointing:
+            bare.enable_gradient_checkpointing()
+        self.bare, self.weights = bare, checkpoint.trainable(bare)
+        o = config.optimizer
+        optimizer = torch.optim.AdamW(self.weights.values(), lr=o.lr, weight_decay=o.weight_decay)
+        self.model.transformer, self.optimizer = self.accelerator.prepare(bare, optimizer)
+        self.ema = EMAModel(list(self.weights.values()), decay=config.ema.decay) if config.ema else None
+        self.texts = TextCache(self.model, Path(config.prompts.cache_dir).expanduser(), config.prompts.cache_gb)
+        self.schedule = schedule(len(self.prompts), config.prompts.per_iteration, config.iterations, config.seed)
+        self.times = self.model.times(config.method.num_steps)
+        self.updates_done, self.start, self.phase_times, self.signum = 0, 0, {}, None
+        self.fresh = not (resume and checkpoint.finished(self.run_dir / "checkpoints"))
+        if not self.fresh:
+            self._restore()
+
+    @classmethod
+    def resume(cls, run_dir: str | Path) -> "Trainer":
+        """The run in `run_dir`, at its newest checkpoint."""
+        if not (Path(run_dir) / "config.yaml").is_file():
+            raise UserError(f"no run in {run_dir}: there is no config.yaml")
+        return cls(load_config(Path(run_dir) / "config.yaml", [f"run_dir={run_dir}"]), resume=True)
+
+    # ---------------------------------------------------------------- the run
+
+    def run(self) -> Path:
+        """Train; the run directory."""
+        if self.fresh and self.main:
+            self.run_dir.mkdir(parents=True, exist_ok=True)
+            (self.run_dir / "metrics.jsonl").unlink(missing_ok=True)  # of a run killed before its first checkpoint
+            (self.run_dir / "config.yaml").write_text(yaml.safe_dump(_plain(self.config), sort_keys=False))
+            (self.run_dir / "plan.txt").write_text("\n".join(self._plan_lines()) + "\n")
+        self._say("\n".join(self._plan_lines()))
+        if self.fresh:
+            self._record({"iteration": 0, **self._evaluate(0)})
+            self._save(0)
+        began = time.perf_counter()
+        with self._signals():
+            for n in range(self.start, self.config.iterations):
+                try:
+                    figures = self._iteration(n)
+                except RewardError as error:
+                    self._save(n)
+                    raise TrainingError(f"{error}; mend it and go on with: neighbor-grpo train --resume {self.run_dir}") from error
+                done = n + 1
+                every = self.config.evaluate.every
+                if done == self.config.iterations or (every and done % every == 0):
+                    figures |= self._evaluate(done)
+                self._record({"iteration": done, **figures})
+                self._progress(done, figures, (time.perf_counter() - began) / (done - self.start))
+                signum = self._any_rank(self.signum)
+                if signum or done % self.config.save_every == 0 or done == self.config.iterations:
+                    self._save(done)
+                if signum and done < self.config.iterations:
+                    raise Interrupted(signum, self.run_dir)
+        self._finish()
+        return self.run_dir
+
+    def _iteration(self, n: int) -> dict[str, float]:
+        """P prompts on all ranks, p of them here; G samples each."""
+        method, batch = self.config.method, self.config.batch
+        self.phase_times = {}
+        with self._phase("encode"):
+            indices = self.schedule[n]
+            prompts = [self.prompts[indices[slot]] for slot in self.slots]
+            coming = [self.prompts[i[slot]].text for i in self.schedule[n + 1 :] for slot in self.slots]
+            cond = self.texts([prompt.text for prompt in prompts], coming)
+        with self._phase("rollout"), torch.no_grad():
+            noises = [generator(self.config.seed, NOISE, n, slot) for slot in self.slots]
+            tree = method.rollout(
+                batched_velocity(self.model, cond, method.group_size, batch.rollout),
+                lambda k: torch.stack([self.model.noise(k, g) for g in noises]), self.times, n,
+            )
+        with self._phase("decode"):
+            images = decode(self.model, tree.leaves, batch.decode)  # [p, G, 3, H, W]
+        with self._phase("reward"):
+            rewards = self._score(images, prompts)  # [M, p, G]
+        with self._phase("update"):
+            draws = [generator(self.config.seed, DRAW, n, slot) for slot in self.slots]
+            weights = torch.tensor(list(self.config.rewards.values()))
+            updates = method.updates(tree, combine(rewards, weights), draws)
+            health = [self._update(decisions, cond) for decisions in updates]
+        return self._figures(rewards, tree.evaluations / images.shape[1], health)
+
+    def _score(self, images: Tensor, prompts: list) -> Tensor:
+        group = images.shape[1]
+        texts = [prompt.text for prompt in prompts for _ in range(group)]
+        metadata = [prompt.metadata for prompt in prompts for _ in range(group)]
+        error, rows = None, []
+        try:
+            rows = [score(name, reward, images.flatten(0, 1), texts, metadata) for name, reward in self.rewards.items()]
+        except RewardError as raised:
+            error = str(raised)
+        error = self._any_rank(error)  # every rank stops, or none
+        if error:
+            raise RewardError(error)
+        return torch.stack(rows).view(len(rows), -1, group)
+
+    def _update(self, decisions, cond) -> dict[str, float]:
+        """One optimizer step."""
+        o = self.config.optimizer
+        for group in self.optimizer.param_groups:
+            group["lr"] = o.lr * min(1.0, (self.updates_done + 1) / (o.warmup + 1))
+        total = len(decisions) * self.accelerator.num_processes
+        stats = accumulate(
+            self.config.method, self.model, cond, decisions, total, self.config.batch.update, self.accelerator
+        )
+        norm = self.accelerator.clip_grad_norm_(self.weights.values(), o.grad_clip)
+        stats = {name: float(value) for name, value in (stats | {"grad_norm": norm}).items()}
+        if not all(torch.isfinite(torch.tensor(stats[name])) for name in ("grad_norm", "loss")):
+            odd = "loss" if stats["loss"] != stats["loss"] else "gradient norm"
+            where = checkpoint.save(self.run_dir / "failed", self.updates_done, self.weights, self._state()) if self.main else ""
+            raise TrainingError(
+                f"{odd} is not finite (loss {stats['loss']}, gradient norm {stats['grad_norm']}) at optimizer step "
+                f"{self.updates_done}; weights before it are in {where}. A smaller optimizer.lr or method.temperature=dim "
+                f"often helps; the run goes on from its last checkpoint with: neighbor-grpo train --resume {self.run_dir}"
+            )
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self.updates_done += 1
+        if self.ema:
+            self.ema.step(self.weights.values())
+        return stats
+
+    # ---------------------------------------------------------------- what is seen of it
+
+    def _figures(self, rewards: Tensor, nfe_old: float, health: list[dict[str, float]]) -> dict[str, float]:
+        """One line of metrics.jsonl; rewards over all ranks."""
+        gathered = self.accelerator.gather(rewards.transpose(0, 1).contiguous().to(self.accelerator.device, torch.float32)).cpu()
+        figures: dict[str, float] = {}
+        for m, name in enumerate(self.rewards):
+            spread = gathered[:, m].std(-1, correction=0)  # [P]
+            figures |= {
+                f"reward/{name}": gathered[:, m].mean().item(),
+                f"spread/{name}": spread.mean().item(),
+                f"flat_groups/{name}": int((spread <= 1e-5 * gathered[:, m].mean(-1).abs().clamp_min(1e-3)).sum()),
+            }
+        mean = {name: sum(h[name] for h in health) / len(health) for name in health[0]}
+        return figures | {
+            "ratio/noise_floor": health[0]["log_ratio"], "ratio/log_max": max(h["log_ratio"] for h in health),
+            "ratio/clipped": mean["clipped"], "loss": mean["loss"], "grad_norm": mean["grad_norm"],
+            "lr": self.optimizer.param_groups[0]["lr"], "nfe_old": nfe_old, "nfe_theta": self.plan.nfe_theta,
+            **{f"time/{phase}": seconds for phase, seconds in self.phase_times.items()},
+        }
+
+    def _evaluate(self, iteration: int) -> dict[str, float]:
+        """Rewards, watched rewards and metrics of the averaged weights on held-out prompts and fixed seeds (main rank)."""
+        figures = {}
+        if self.main:
+            e, began = self.config.evaluate, time.perf_counter()
+            with self.averaged():
+                cond = self.texts([prompt.text for prompt in self.held_out])
+                noise = fixed_noise(self.model, range(len(self.held_out)), e.seeds)
+                images = sample(
+                    self.model, cond, noise, e.num_steps or self.config.method.num_steps, e.solver,
+                    self.config.batch.rollout, self.config.batch.decode,
+                )
+            figures = {f"eval/{name}": value for name, value in measure(self.measured, images, self.held_out).items()}
+            figures["time/evaluate"] = time.perf_counter() - began
+            report.save_samples(self.run_dir / "samples", iteration, images[: e.gallery, :4], [q.text for q in self.held_out])
+            self._say(f"iteration {iteration}: " + ", ".join(f"{k} {v:.4g}" for k, v in figures.items()))
+        self.accelerator.wait_for_everyone()
+        return figures
+
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        """The averaged weights in place of the trained ones, if there is an average."""
+        if not self.ema:
+            yield
+            return
+        self.ema.store(self.weights.values())
+        self.ema.copy_to(self.weights.values())
+        try:
+            yield
+        finally:
+            self.ema.restore(self.weights.values())
+
+    @contextmanager
+    def _phase(self, name: str) -> Iterator[None]:
+        began = time.perf_counter()
+        yield
+        if self.accelerator.device.type == "cuda":  # once a phase, or its time would be booked on the next
+            torch.cuda.synchronize()
+        self.phase_times[name] = time.perf_counter() - began
+
+    def _progress(self, done: int, figures: dict[str, float], seconds: float) -> None:
+        rewards = " ".join(f"{name} {figures[f'reward/{name}']:.4f} ±{figures[f'spread/{name}']:.3f}" for name in self.rewards)
+        phases = " ".join(f"{phase} {s:.2f}" for phase, s in self.phase_times.items())
+        left = seconds * (self.config.iterations - done)
+        self._say(
+            f"{done}/{self.config.iterations}  {rewards}  clipped {figures['ratio/clipped']:.2f}  "
+            f"|g| {figures['grad_norm']:.2g}  {seconds:.2f} s/it ({phases})  ETA {int(left // 60)}:{int(left % 60):02d}"
+        )
+
+    def _plan_lines(self) -> list[str]:
+        def megabytes(tensors) -> float:
+            return sum(t.nbytes for t in tensors) / 2**20
+
+        frozen = [p for p in self.bare.parameters() if not p.requires_grad]
+        latent = self.model.noise(1, generator(0))[0]
+        states = 2 * len(self.slots) * self.config.method.group_size * self.config.method.num_steps
+        memory = {
+            "weights": megabytes(self.bare.parameters()) + megabytes(self.model.vae.parameters()),
+            "gradients, optimizer and average": (3 + bool(self.ema)) * megabytes(self.weights.values()),
+            "rollout": states * latent.nbytes / 2**20,
+        }
+        return self.plan.lines(
+            self.config, self.accelerator.num_processes, sum(p.numel() for p in self.weights.values()),
+            sum(p.numel() for p in frozen), latent.numel(), memory,
+        )
+
+    # ---------------------------------------------------------------- what stays of it
+
+    def _state(self) -> dict:
+        return {
+            "optimizer": self.optimizer.state_dict(), "ema": self.ema.state_dict() if self.ema else None,
+            "updates_done": self.updates_done,
+        }
+
+    def _save(self, iteration: int) -> None:
+        if self.main:
+            checkpoint.save(self.run_dir / "checkpoints", iteration, self.weights, self._state())
+        self.accelerator.wait_for_everyone()
+
+    def _restore(self) -> None:
+        self.start, state = checkpoint.load(self.run_dir / "checkpoints", self.bare)
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.updates_done = state["updates_done"]
+        if self.ema:
+            self.ema.load_state_dict(state["ema"])
+            self.ema.to(self.accelerator.device)
+        if self.main:  # lines of iterations that will be run again go
+            file = self.run_dir / "metrics.jsonl"
+            lines = [line for line in file.read_text().splitlines() if 0 <= report.iteration_of(line) <= self.start]
+            file.write_text("".join(line + "\n" for line in lines))
+
+    def _record(self, figures: dict) -> None:
+        if self.main:
+            with (self.run_dir / "metrics.jsonl").open("a") as file:
+                file.write(json.dumps(figures) + "\n")
+
+    def _finish(self) -> None:
+        """Export the averaged weights and write the page."""
+        if self.main:
+            with self.averaged():
+                if self.config.model.lora:
+                    save_lora(self.model.pipe, self.bare, self.run_dir / "lora")
+                else:
+                    self.bare.save_pretrained(self.run_dir / "transformer")
+            report.write(self.run_dir)
+            self._say(f"done: {self.run_dir / 'report.html'}")
+        self.accelerator.wait_for_everyone()
+
+    # ---------------------------------------------------------------- ranks and signals
+
+    @property
+    def main(self) -> bool:
+        return self.accelerator.is_main_process
+
+    def _say(self, text: str) -> None:
+        if self.main:
+            print(text, flush=True)
+
+    def _any_rank(self, value):
+        """The first value that is not None on any rank, on every rank."""
+        if self.accelerator.num_processes == 1:
+            return value
+        return next((v for v in gather_object([value]) if v is not None), None)
+
+    @contextmanager
+    def _signals(self) -> Iterator[None]:
+        """SIGINT and SIGTERM ask for a stop after the iteration; a second one stops at once."""
+
+        def ask(signum: int, frame) -> None:
+            if self.signum is not None:
+                raise KeyboardInterrupt
+            self.signum = signum
+            self._say("stopping after this iteration (again: at once, from the last checkpoint)")
+
+        before = {s: signal.signal(s, ask) for s in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for s, handler in before.items():
+                signal.signal(s, handler)
+
+
+def _plain(config: Config) -> dict:
+    return config.model_dump(mode="json")
