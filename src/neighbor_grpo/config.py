@@ -1,9 +1,11 @@
 """Everything a run can be told, typed and checked: pydantic models over YAML, with dotted overrides."""
 
 import difflib
+import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from types import UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -46,7 +48,7 @@ class Prompts(Section):
 
 class Optimizer(Section):
     lr: float = Field(3e-4, gt=0, description="AdamW's rate")
-    weight_decay: float = Field(1e-4, ge=0)
+    weight_decay: float = Field(1e-4, ge=0, description="AdamW's")
     grad_clip: float = Field(1.0, gt=0, description="largest gradient norm")
     warmup: int = Field(0, ge=0, description="optimizer steps of linear warm-up")
 
@@ -60,7 +62,7 @@ class Evaluation(Section):
     prompts: Positive = Field(64, description="how many of eval_path's prompts, from the first on")
     seeds: Positive = Field(2, description="pictures of each prompt")
     num_steps: Positive | None = Field(None, description="null = the method's")
-    solver: Literal["euler", "heun", "dpmpp_2m", "dpmpp_3m"] = Field("dpmpp_2m")
+    solver: Literal["euler", "heun", "dpmpp_2m", "dpmpp_3m"] = Field("dpmpp_2m", description="of the sampling")
     gallery: Positive = Field(8, description="prompts shown before and after")
 
 
@@ -73,9 +75,11 @@ class Batch(Section):
 
 
 class Config(Section):
-    run_dir: str = Field("runs/neighbor", description="where everything is written; must not hold another run")
-    seed: int = Field(0, ge=0)
-    iterations: Positive = 100
+    """A whole run; the defaults are the bundled demonstration."""
+
+    run_dir: str | None = Field(None, description="where everything is written; null = the first free runs/NNN")
+    seed: int = Field(0, ge=0, description="everything random follows from it")
+    iterations: Positive = Field(100, description="rollouts")
     device: str = Field("auto", description="auto, cuda, mps or cpu")
     model: Model = Model()
     prompts: Prompts = Prompts()
@@ -132,7 +136,8 @@ def _one_line(error: ValidationError) -> str:
     location = ".".join(str(part) for part in first["loc"])
     more = f" (and {len(others)} more)" if others else ""
     if first["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
-        near = difflib.get_close_matches(location, keys, n=1, cutoff=0.5)
+        sections = {key.rsplit(".", depth)[0] for key in keys for depth in (1, 2) if "." in key}
+        near = difflib.get_close_matches(location, [*keys, *sections], n=1, cutoff=0.5)
         hint = f"did you mean {near[0]}?" if near else "see neighbor-grpo train --help for the keys"
         return f"unknown key {location}: {hint}{more}"
     known = max((key for key in keys if location == key or location.startswith(key + ".")), key=len, default=location)
@@ -148,5 +153,15 @@ def describe(section: type = Config, prefix: str = "") -> Iterator[tuple[str, st
         if inner:
             yield from describe(inner[0], f"{prefix}{name}.")
         else:
-            kind = getattr(info.annotation, "__name__", None) if not get_args(info.annotation) else None
-            yield prefix + name, kind or str(info.annotation).replace("typing.", ""), info.default, info.description or ""
+            yield prefix + name, _type(info.annotation), info.default, info.description or ""
+
+
+def _type(kind: Any) -> str:
+    """A type as a reader would write it: int | null, one of a, b."""
+    if get_origin(kind) is Literal:
+        return " | ".join(json.dumps(choice) for choice in get_args(kind))
+    if get_origin(kind) is Annotated:
+        return _type(get_args(kind)[0])
+    if get_origin(kind) in (Union, UnionType):
+        return " | ".join(_type(part) for part in get_args(kind))
+    return "null" if kind is type(None) else kind.__name__ if not get_args(kind) else str(kind)

@@ -46,7 +46,7 @@ def kernel_distance(a: Tensor, b: Tensor) -> float:
 
 @cache
 def _scenes_vae() -> AutoencoderKL:
-    return AutoencoderKL.from_pretrained(BUNDLED, subfolder="vae", torch_dtype=torch.float32).eval()
+    return AutoencoderKL.from_pretrained(BUNDLED, subfolder="vae", dtype=torch.float32).eval()
 
 
 @torch.no_grad()

@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 import yaml
 from accelerate import Accelerator
-from accelerate.utils import gather_object
+from accelerate.utils import broadcast_object_list, gather_object
 from diffusers.training_utils import EMAModel
 from torch import Tensor
 
@@ -49,7 +49,10 @@ class Trainer:
     """Trainer(config).run() is a whole training run; Trainer.resume(run_dir).run() the rest of one."""
 
     def __init__(self, config: Config, resume: bool = False) -> None:
-        self.config, self.run_dir = config, Path(config.run_dir)
+        pick_device(config.device)
+        self.accelerator = Accelerator(cpu=config.device == "cpu", mixed_precision="no")
+        self.run_dir = Path(config.run_dir or _free_run_dir())
+        self.config = config.model_copy(update={"run_dir": str(self.run_dir)})
         if not resume and (self.run_dir / "config.yaml").exists():
             raise UserError(
                 f"{self.run_dir} holds another run: choose another run_dir, or go on with "
@@ -61,9 +64,6 @@ class Trainer:
         self.measured = [*config.rewards, *(name for name in config.watch if name not in config.rewards)]
         check_measures(config.watch)
         self.plan = plan(config)
-
-        pick_device(config.device)
-        self.accelerator = Accelerator(cpu=config.device == "cpu", mixed_precision="no")
         processes, rank = self.accelerator.num_processes, self.accelerator.process_index
         groups, uneven = divmod(config.prompts.per_iteration, processes)
         if uneven:
@@ -112,7 +112,7 @@ class Trainer:
         if self.fresh and self.main:
             self.run_dir.mkdir(parents=True, exist_ok=True)
             (self.run_dir / "metrics.jsonl").unlink(missing_ok=True)  # of a run killed before its first checkpoint
-            (self.run_dir / "config.yaml").write_text(yaml.safe_dump(_plain(self.config), sort_keys=False))
+            (self.run_dir / "config.yaml").write_text(yaml.safe_dump(self.config.model_dump(mode="json"), sort_keys=False))
             (self.run_dir / "plan.txt").write_text("\n".join(self._plan_lines()) + "\n")
         self._say("\n".join(self._plan_lines()))
         if self.fresh:
@@ -369,5 +369,7 @@ class Trainer:
                 signal.signal(s, handler)
 
 
-def _plain(config: Config) -> dict:
-    return config.model_dump(mode="json")
+def _free_run_dir() -> str:
+    """The first of runs/001, runs/002, ... that is not there; the main rank's choice on every rank."""
+    free = next(f"runs/{n:03d}" for n in range(1, 10_000) if not Path(f"runs/{n:03d}").exists())
+    return broadcast_object_list([free])[0]

@@ -68,7 +68,7 @@ def load_model(
             "(a new one is a file like neighbor_grpo/models/flux.py)"
         )
     try:
-        pipe = DiffusionPipeline.from_pretrained(path, torch_dtype=dtype, use_safetensors=True)
+        pipe = DiffusionPipeline.from_pretrained(path, dtype=dtype, use_safetensors=True)
     except (OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
         raise UserError(f"the pipeline at {str(path_or_id)!r} does not load: {reason}") from error

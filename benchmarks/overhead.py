@@ -1,0 +1,90 @@
+"""Time of an iteration over the time of its bare model calls, in one process, the two in turn.
+
+    python benchmarks/overhead.py [--iterations 10] [key=value ...]
+
+Bare calls: the rollout's forwards, the decodes and the update's forward-backwards of the same shapes, on random tensors,
+at the best of several batch sizes each; nothing else.  The reward's time is left out of the iteration and reported apart.
+"""
+
+import argparse
+import statistics
+import tempfile
+import time
+
+import torch
+
+from neighbor_grpo.config import load_config
+from neighbor_grpo.models import take
+from neighbor_grpo.trainer import Trainer
+
+
+def chunks(total: int, size: int) -> list[int]:
+    return [min(size, total - start) for start in range(0, total, size)]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--iterations", type=int, default=10)
+    parser.add_argument("overrides", nargs="*")
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as directory:
+        trainer = Trainer(load_config(None, [f"run_dir={directory}/run", f"iterations={arguments.iterations + 1}", *arguments.overrides]))
+        method, model, p = trainer.config.method, trainer.model, trainer.config.prompts.per_iteration
+        samples = p * method.group_size
+        cond = model.encode([trainer.prompts[0].text])
+        device, generator = trainer.accelerator.device, torch.Generator().manual_seed(0)
+        x = model.noise(samples, generator)
+
+        def clock(function) -> float:
+            if device.type == "cuda":
+                torch.cuda.synchronize()
+            began = time.perf_counter()
+            function()
+            if device.type == "cuda":
+                torch.cuda.synchronize()
+            return time.perf_counter() - began
+
+        def rows(n: int):
+            return x[:1].expand(n, *x.shape[1:]).contiguous(), take(cond, torch.zeros(n, dtype=torch.long))
+
+        def forward(size: int) -> None:
+            with torch.no_grad():
+                for n in chunks(samples, size):
+                    rows_x, rows_cond = rows(n)
+                    model.velocity(rows_x, 0.5, rows_cond)
+
+        def backward(total: int, size: int) -> None:
+            for n in chunks(total, size):
+                rows_x, rows_cond = rows(n)
+                model.velocity(rows_x, 0.5, rows_cond).sum().backward()
+            trainer.optimizer.zero_grad()
+
+        def decode(size: int) -> None:
+            for n in chunks(samples, size):
+                model.decode(x[:n])
+
+        per_update = p * method.num_anchors * method.num_train_steps // method.num_updates
+        sizes = [size for size in (4, 8, 16, 32, 64, 128, 256) if size < 2 * samples]
+
+        def best(function, *args) -> int:
+            return min(sizes, key=lambda size: min(clock(lambda: function(*args, size)) for _ in range(3)))
+
+        at = {"forward": best(forward), "decode": best(decode), "backward": best(backward, per_update)}
+        print("best rows:", at, "configured:", trainer.config.batch)
+        whole, bare, rewards = [], [], []
+        for n in range(arguments.iterations + 1):
+            seconds = clock(lambda n=n: trainer._iteration(n))
+            floor = sum(clock(lambda: forward(at["forward"])) for _ in range(method.num_steps))
+            floor += clock(lambda: decode(at["decode"]))
+            floor += sum(clock(lambda: backward(per_update, at["backward"])) for _ in range(method.num_updates))
+            if n:  # the first warms up
+                whole.append(seconds - trainer.phase_times["reward"])
+                bare.append(floor)
+                rewards.append(trainer.phase_times["reward"])
+        ratios = sorted(a / b for a, b in zip(whole, bare, strict=True))
+        print(f"iteration {statistics.median(whole):.3f} s, bare model calls {statistics.median(bare):.3f} s, reward {statistics.median(rewards):.3f} s")
+        print(f"overhead: median {statistics.median(ratios):.3f}, min {ratios[0]:.3f}, max {ratios[-1]:.3f} of {len(ratios)}")
+
+
+if __name__ == "__main__":
+    main()

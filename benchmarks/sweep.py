@@ -1,0 +1,118 @@
+"""Sets of training runs on the bundled model, three seeds each, and their table.
+
+    python benchmarks/sweep.py demo          the default configuration
+    python benchmarks/sweep.py reference     temperature x reference x rollout solver
+    python benchmarks/sweep.py sigma         the paper's Table 4; anchors: Table 5; p: Table 6
+    python benchmarks/sweep.py --list
+
+Runs go to runs/sweep/<set>/<variant>-<seed>; finished ones are not run again and interrupted ones go on, so a sweep may
+be stopped at any time.  `--jobs 2` trains two at once, each on its share of the cores.  The table is printed and kept,
+with the raw numbers, in benchmarks/results/<set>.md and .json.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+EVALUATION = ["watch=[scenes_strict, scenes_distance, diversity, jpeg_size]", "evaluate.prompts=256", "evaluate.seeds=2"]
+SHORT = ["iterations=40"]
+# The paper's own baseline for its Tables 4-6 is (sigma, B, p) = (0.5, 4, 2); here each stands on the default.
+SETS: dict[str, dict[str, list[str]]] = {
+    "demo": {"default": []},
+    "reference": {
+        f"tau={tau} {reference} {solver}": [*SHORT, f"method.temperature={tau}", f"method.reference={reference}", f"method.solver={solver}"]
+        for tau in ("1", "dim") for reference, solver in (("stored", "dpmpp_2m"), ("literal", "dpmpp_2m"), ("stored", "euler"))
+    },
+    "sigma": {f"sigma={sigma}": [*SHORT, f"method.sigma={sigma}"] for sigma in (0.1, 0.3, 0.5, 1.0)},
+    "anchors": {f"B={b}": [*SHORT, f"method.num_anchors={b}"] for b in (2, 4, 8, 12)},
+    "p": {f"p={p}": [*SHORT, f"method.p={p}"] for p in (0.5, 0.8, 1.0, 2.0)},
+}
+
+
+def train(run: Path, overrides: list[str], threads: int) -> None:
+    """Run, go on, or do nothing, as the directory says."""
+    if (run / "report.html").exists():
+        return
+    begun = (run / "config.yaml").exists()
+    arguments = ["--resume", str(run)] if begun else [f"run_dir={run}", *overrides]
+    run.parent.mkdir(parents=True, exist_ok=True)
+    with (run.parent / f"{run.name}.log").open("a") as log:
+        done = subprocess.run(
+            [sys.executable, "-m", "neighbor_grpo.cli", "train", *arguments], stdout=log, stderr=log,
+            env=os.environ | {"OMP_NUM_THREADS": str(threads)},
+        )
+    print(f"{run}: {'done' if done.returncode == 0 else f'stopped with {done.returncode}, see {run}.log'}", flush=True)
+
+
+def figures(run: Path) -> dict[str, float] | None:
+    """Held-out measures before and after, and the health and cost of a finished run."""
+    if not (run / "report.html").exists():
+        return None
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    steps = lines[1:]
+    seconds = [sum(line.get(f"time/{phase}", 0) for phase in ("encode", "rollout", "decode", "reward", "update")) for line in steps]
+    values = {key: lines[-1][key] for key in lines[-1] if key.startswith("eval/")}
+    return {f"base/{key[5:]}": value for key, value in lines[0].items() if key.startswith("eval/")} | values | {
+        "clipped": statistics.mean(line["ratio/clipped"] for line in steps),
+        "noise_floor": max(line["ratio/noise_floor"] for line in steps),
+        "s/iter": statistics.median(seconds), "training seconds": sum(seconds),
+    }
+
+
+def table(results: dict[str, list[dict]]) -> str:
+    """Markdown: the base model, then mean ± standard deviation over seeds of every variant."""
+    first = next(rows for rows in results.values() if rows)[0]
+    measures = [key[5:] for key in first if key.startswith("base/")]
+    extra = ["clipped", "noise_floor", "s/iter"]
+    lines = ["| | seeds | " + " | ".join(measures + extra) + " |", "|---" * (len(measures) + len(extra) + 2) + "|"]
+    lines.append("| base | – | " + " | ".join(f"{first[f'base/{m}']:.4g}" for m in measures) + " | – | – | – |")
+    for label, rows in results.items():
+        cells = []
+        for key in [f"eval/{m}" for m in measures] + extra:
+            values = [row[key] for row in rows]
+            spread = f" ± {statistics.stdev(values):.2g}" if len(values) > 1 and key.startswith("eval/") else ""
+            cells.append(f"{statistics.mean(values):.3g}{spread}" if values else "–")
+        lines.append(f"| {label} | {len(rows)} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("set", nargs="?", choices=list(SETS))
+    parser.add_argument("--list", action="store_true", help="what the sets are")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--jobs", type=int, default=1, help="runs at once")
+    parser.add_argument("--only-table", action="store_true", help="of what is finished")
+    arguments = parser.parse_args()
+    if arguments.list or not arguments.set:
+        for name, variants in SETS.items():
+            print(name, *(f"    {label}: {' '.join(overrides) or '(no change)'}" for label, overrides in variants.items()), sep="\n")
+        return
+    base = Path("runs/sweep") / arguments.set
+    runs = {
+        (label, seed): (base / f"{label.replace(' ', '_')}-{seed}", [*EVALUATION, *overrides, f"seed={seed}"])
+        for seed in range(arguments.seeds) for label, overrides in SETS[arguments.set].items()
+    }
+    if not arguments.only_table:
+        threads = max(1, (os.cpu_count() or 1) // arguments.jobs)
+        with ThreadPoolExecutor(arguments.jobs) as pool:
+            list(pool.map(lambda item: train(*item, threads), runs.values()))
+    results: dict[str, list[dict]] = {label: [] for label in SETS[arguments.set]}
+    for (label, _), (run, _) in runs.items():
+        if row := figures(run):
+            results[label].append(row)
+    out = Path(__file__).parent / "results"
+    out.mkdir(exist_ok=True)
+    text = table(results)
+    (out / f"{arguments.set}.md").write_text(text + "\n")
+    (out / f"{arguments.set}.json").write_text(json.dumps(results, indent=1) + "\n")
+    print(text)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,19 @@
+import os
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+import pytest
+import torch
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def tiny_flux(tmp_path_factory):
+    """Directory of a random-weight FluxPipeline unlike the bundled one in every size."""
+    from pipelines import build_flux
+
+    directory = tmp_path_factory.mktemp("flux")
+    build_flux().save_pretrained(directory)
+    return directory

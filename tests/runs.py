@@ -1,0 +1,42 @@
+"""Small training runs on the random-weight pipeline."""
+
+import json
+from pathlib import Path
+
+REWARD = """
+import torch
+
+def brightness(images, prompts, metadata):
+    return images.mean((1, 2, 3))
+
+def broken(images, prompts, metadata):
+    raise RuntimeError("no luck")
+
+def nan(images, prompts, metadata):
+    values = images.mean((1, 2, 3))
+    values[5] = float("nan")
+    return values
+
+def short(images, prompts, metadata):
+    return [0.0]
+
+def flat(images, prompts, metadata):
+    return [1.0] * len(prompts)
+"""
+
+
+def settings(model: Path, tmp: Path, *more: str, function: str = "brightness") -> list[str]:
+    """Overrides of a run of 3 iterations of 2 prompts of 4 samples, in tmp/run."""
+    (tmp / "reward.py").write_text(REWARD)
+    (tmp / "prompts.txt").write_text("a red circle\ntwo blue stars\na green square\n")
+    return [
+        f"run_dir={tmp / 'run'}", f"model.path={model}", "device=cpu", f"reward={tmp / 'reward.py'}:{function}",
+        f"prompts.path={tmp / 'prompts.txt'}", f"prompts.eval_path={tmp / 'prompts.txt'}", "prompts.per_iteration=2",
+        f"prompts.cache_dir={tmp / 'cache'}", "method.group_size=4", "method.num_steps=3", "method.num_train_steps=2",
+        "method.num_anchors=2", "iterations=3", "optimizer.lr=1e-3", "model.lora.rank=2", "model.lora.alpha=4",
+        "save_every=1", *more,
+    ]
+
+
+def metrics(run: Path) -> list[dict]:
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]

@@ -1,0 +1,51 @@
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from neighbor_grpo.advantage import combine, quasi_norm, z_score
+
+groups = st.lists(st.floats(-100, 100).map(lambda r: round(r, 3)), min_size=3, max_size=12)
+
+
+@given(groups)
+def test_z_score_has_mean_zero_and_population_std_one(rewards):
+    adv = z_score(torch.tensor([rewards], dtype=torch.float64))
+    if max(rewards) - min(rewards) < 0.05:
+        return
+    assert float(adv.mean()) == pytest.approx(0, abs=1e-5)
+    assert float(adv.std(correction=0)) == pytest.approx(1, abs=1e-5)
+
+
+def test_equal_rewards_have_no_advantage_whatever_their_float_noise():
+    noisy = 0.3 + torch.tensor([[0.0, 1e-8, -1e-8, 3e-8]], dtype=torch.float64)
+    assert torch.equal(z_score(noisy), torch.zeros(1, 4))
+    assert torch.equal(quasi_norm(z_score(torch.full((2, 4), 5.0)), 0.8), torch.zeros(2, 4))
+    assert z_score(torch.tensor([[1e-4, 2e-4, 3e-4]])).abs().max() > 1  # small rewards that do differ
+
+
+@given(groups, st.sampled_from([0.3, 0.8, 1.0, 2.0]))
+def test_quasi_norm_against_numpy(adv, p):
+    a = np.array(adv)
+    if not a.any():
+        return
+    expected = a / (np.abs(a) ** p).sum() ** (1 / p)
+    np.testing.assert_allclose(quasi_norm(torch.tensor([adv], dtype=torch.float64), p)[0], expected, rtol=1e-6, atol=1e-9)
+
+
+def test_quasi_norm_two_is_grpo_up_to_the_root_of_the_group():
+    adv = z_score(torch.tensor([[1.0, 2.0, 4.0, 9.0]]))
+    torch.testing.assert_close(quasi_norm(adv, 2.0) * 2, adv)
+
+
+def test_small_p_weighs_one_winner_above_a_flat_group():
+    rewards = torch.tensor([[0.0, 0, 0, 0, 0, 1], [0, 1, 0, 1, 0, 1]])
+    winner, flat = quasi_norm(z_score(rewards), 0.5).square().sum(-1)
+    assert winner > 2 * flat
+
+
+def test_combine_is_the_weighted_sum_of_z_scores():
+    rewards = torch.tensor([[[1.0, 2.0, 3.0]], [[10.0, 10.0, 40.0]]])
+    expected = 0.5 * z_score(rewards[0]) + 2.0 * z_score(rewards[1])
+    torch.testing.assert_close(combine(rewards, torch.tensor([0.5, 2.0])), expected)

@@ -1,0 +1,104 @@
+import json
+import re
+import subprocess
+import sys
+
+import pytest
+from PIL import Image
+from runs import settings
+
+from neighbor_grpo.cli import main
+
+
+def run(capsys, *args):
+    code = main([str(a) for a in args])
+    out = capsys.readouterr()
+    return code, out.out, out.err
+
+
+def mistake(capsys, *args):
+    """The one line of a mistake."""
+    code, _, err = run(capsys, *args)
+    assert code == 2
+    assert len(err.strip().splitlines()) == 1, err
+    assert "Traceback" not in err
+    return err
+
+
+@pytest.mark.parametrize(("override", "message"), [
+    ("method.sigmaa=1", "did you mean method.sigma?"), ("model.path=nowhere", "no diffusers pipeline"),
+    ("method.group_size=1", "greater than or equal to 2"), ("method.num_anchors=5", "exceeds group_size"),
+    ("method.num_train_steps=4", "exceeds the 3"), ("method.sigma=1.5", "method.sigma"), ("method.p=0", "method.p"),
+    ("reward=beauty", "no reward 'beauty'"), ("reward=nofile.py:f", "no file nofile.py"), ("watch=[beauty]", "no metric or reward"),
+    ("prompts.path=none.txt", "no prompt file"), ("device=tpu", "tpu"), ("model.lora.targets=[nothing]", "fit no layer"),
+    ("model.height=33", "multiples of 8"),
+])
+def test_mistakes_in_the_configuration_write_nothing(capsys, tiny_flux, tmp_path, override, message):
+    assert message in mistake(capsys, "train", *settings(tiny_flux, tmp_path), override)
+    assert not (tmp_path / "run").exists()
+
+
+def test_mistakes_in_files(capsys, tiny_flux, tmp_path):
+    arguments = settings(tiny_flux, tmp_path)
+    (tmp_path / "empty.txt").write_text("")
+    assert "is empty" in mistake(capsys, "train", *arguments, f"prompts.path={tmp_path}/empty.txt")
+    (tmp_path / "bad.jsonl").write_text('{"prompt": "a"}\n{"prompt"\n')
+    assert "line 2" in mistake(capsys, "train", *arguments, f"prompts.path={tmp_path}/bad.jsonl")
+    (tmp_path / "bad.py").write_text("def f(:\n")
+    assert "does not load" in mistake(capsys, "train", *arguments, f"reward={tmp_path}/bad.py:f")
+    (tmp_path / "good.py").write_text("def f(): pass\n")
+    assert "no function g" in mistake(capsys, "train", *arguments, f"reward={tmp_path}/good.py:g")
+    (tmp_path / "bad.yaml").write_text("method: [\n")
+    assert "not valid YAML" in mistake(capsys, "train", tmp_path / "bad.yaml")
+    assert "no configuration file" in mistake(capsys, "train", tmp_path / "none.yaml")
+    assert "no run in" in mistake(capsys, "train", "--resume", tmp_path)
+
+
+def test_a_reward_that_fails_is_one_line_and_the_run_can_go_on(capsys, tiny_flux, tmp_path):
+    err = mistake(capsys, "train", *settings(tiny_flux, tmp_path, function="nan"))
+    assert "nan for the prompt" in err and "--resume" in err
+
+
+def test_train_then_sample_then_evaluate(capsys, tiny_flux, tmp_path):
+    code, out, _ = run(capsys, "train", *settings(tiny_flux, tmp_path, "iterations=1"))
+    assert code == 0
+    assert "NFE_old 3 a sample" in out and "NFE_theta 1 a sample" in out and "8 forward-backwards" in out
+    code, out, _ = run(capsys, "sample", "--run", tmp_path / "run", "--prompt", "a red star", "--seed", 3, "--seed", 4, "--out", tmp_path / "s")
+    assert code == 0
+    assert Image.open(tmp_path / "s" / "0000-seed3.png").size == (32, 32)
+    assert len(list((tmp_path / "s").iterdir())) == 2
+    code, out, _ = run(
+        capsys, "evaluate", "--run", tmp_path / "run", "--prompts", tmp_path / "prompts.txt", "--measure", "diversity",
+        "--measure", "jpeg_compressibility", "--seeds", 2, "--out", tmp_path / "e.json",
+    )
+    stored = json.loads((tmp_path / "e.json").read_text())
+    assert json.loads(out) == stored
+    assert stored["values"].keys() == {"diversity", "jpeg_compressibility"}
+    assert {"steps", "solver", "seeds", "prompts", "height", "run", "model"} <= stored["settings"].keys()
+
+
+def test_evaluate_needs_a_finished_run_and_known_measures(capsys, tiny_flux, tmp_path):
+    assert "no run in" in mistake(capsys, "evaluate", "--run", tmp_path)
+    assert "no metric or reward" in mistake(capsys, "evaluate", "--model", tiny_flux, "--measure", "beauty")
+    assert "nothing to draw" in mistake(capsys, "sample", "--model", tiny_flux)
+
+
+def test_scenes_render_draws_by_rule(capsys, tmp_path):
+    code, _, _ = run(capsys, "scenes", "render", "two red stars", "a blue circle above a red square", "--out", tmp_path)
+    assert code == 0
+    assert Image.open(tmp_path / "0001.png").size == (64, 64)
+    assert "not a scenes prompt" in mistake(capsys, "scenes", "render", "a dog", "--out", tmp_path / "x")
+    assert not (tmp_path / "x").exists()
+
+
+def test_help_lists_every_key(capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["train", "--help"])
+    assert stop.value.code == 0
+    text = capsys.readouterr().out
+    for key in ("method.sigma=0.3", "model.lora.rank=", "optimizer.lr=", "prompts.per_iteration=", "reward=", "save_every="):
+        assert re.search(rf"^  {re.escape(key)}", text, re.M)
+
+
+def test_the_command_is_installed():
+    assert subprocess.run([sys.executable, "-m", "neighbor_grpo.cli", "scenes", "--help"], capture_output=True).returncode == 0

@@ -1,0 +1,50 @@
+import pytest
+import yaml
+
+from neighbor_grpo.config import Config, describe, load_config
+from neighbor_grpo.errors import UserError
+
+
+def test_file_and_overrides(tmp_path):
+    file = tmp_path / "a.yaml"
+    file.write_text("method: {sigma: 0.5, p: 2}\nmodel: {lora: null}\n")
+    config = load_config(file, ["method.sigma=0.2", "optimizer.lr=1e-5", "reward={scenes: 1, jpeg_compressibility: 0.5}"])
+    assert (config.method.sigma, config.method.p, config.model.lora) == (0.2, 2.0, None)
+    assert config.optimizer.lr == 1e-5
+    assert config.rewards == {"scenes": 1.0, "jpeg_compressibility": 0.5}
+    assert load_config(file, ["model.lora.rank=4"]).model.lora.rank == 4
+
+
+def test_a_resolved_configuration_reads_back_as_itself(tmp_path):
+    config = load_config(None, ["method.temperature=2.5", "watch=[scenes_strict]", "ema=null"])
+    file = tmp_path / "config.yaml"
+    file.write_text(yaml.safe_dump(config.model_dump(mode="json")))
+    assert load_config(file) == config
+
+
+@pytest.mark.parametrize(("override", "message"), [
+    ("method.sigmaa=1", "unknown key method.sigmaa: did you mean method.sigma?"),
+    ("methd.sigma=1", "unknown key methd: did you mean method?"),
+    ("optimiser.lr=1", "unknown key optimiser: did you mean optimizer?"),
+    ("model.lora.rnk=4", "unknown key model.lora.rnk: did you mean model.lora.rank?"),
+    ("method.group_size=1", "method.group_size: input should be greater than or equal to 2"),
+    ("method.sigma=0", "method.sigma: input should be greater than 0"),
+    ("method.p=2.5", "method.p: input should be less than or equal to 2"),
+    ("method.num_anchors=13", "num_anchors (B = 13) exceeds group_size (G = 12)"),
+    ("method.num_train_steps=9", "num_train_steps (K = 9) exceeds the 8"),
+    ("iterations=many", "iterations: input should be a valid integer"),
+    ("seed", "write key=value"),
+    ("watch=[a", "not valid YAML"),
+])
+def test_mistakes_are_one_line_that_names_the_key(override, message):
+    with pytest.raises(UserError) as caught:
+        load_config(None, [override])
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_every_key_is_described():
+    keys = {key for key, *_ in describe()}
+    assert {"method.sigma", "model.lora.rank", "prompts.per_iteration", "optimizer.lr", "run_dir", "reward"} <= keys
+    assert all(text for key, _, _, text in describe() if key != "method.name")
+    assert Config() == load_config()

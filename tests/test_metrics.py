@@ -1,0 +1,54 @@
+import numpy as np
+import pytest
+import torch
+
+from neighbor_grpo.metrics import diversity, jpeg_size, kernel_distance, scenes_distance
+from neighbor_grpo.rewards import REWARDS, RewardError, score
+from neighbor_grpo.scenes.render import render
+from neighbor_grpo.scenes.world import sample_scene, sample_specs
+
+
+def test_kernel_distance_against_loops():
+    a, b = torch.randn(5, 3), torch.randn(4, 3) + 1
+
+    def k(x, y):
+        return float(x @ y / 3 + 1) ** 3
+
+    aa = np.mean([k(x, y) for i, x in enumerate(a) for j, y in enumerate(a) if i != j])
+    bb = np.mean([k(x, y) for i, x in enumerate(b) for j, y in enumerate(b) if i != j])
+    ab = np.mean([k(x, y) for x in a for y in b])
+    assert kernel_distance(a, b) == pytest.approx(aa + bb - 2 * ab, rel=1e-4)
+
+
+def test_scenes_distance_is_small_for_the_renderer_and_grows_with_damage():
+    rng = np.random.default_rng(5)
+    specs = sample_specs(48, rng, held_out=True)
+    prompts = [spec.prompt for spec in specs]
+    true = torch.from_numpy(np.stack([[render(sample_scene(spec, rng), rng) for _ in range(2)] for spec in specs]))
+    own = scenes_distance(true, prompts)
+    faint, noisy = 0.8 * true + 0.19, (true + 0.2 * torch.randn(true.shape, generator=torch.Generator().manual_seed(0))).clamp(0, 1)
+    assert abs(own) < 0.2 * min(scenes_distance(faint, prompts), scenes_distance(noisy, prompts))
+
+
+def test_diversity_by_hand():
+    images = torch.zeros(1, 2, 3, 32, 32)
+    images[0, 1] = 0.5
+    assert diversity(images, ["a"]) == pytest.approx(0.5)
+    assert diversity(images[:, [0, 0]], ["a"]) == 0.0
+
+
+def test_jpeg_size_and_rewards_agree_and_noise_is_larger():
+    plain, noise = torch.zeros(1, 3, 64, 64), torch.rand(1, 3, 64, 64)
+    size = jpeg_size(noise[None], ["a"])
+    assert size > 3 * jpeg_size(plain[None], ["a"])
+    assert REWARDS["jpeg_compressibility"](noise, ["a"], [{}]) == [pytest.approx(-size / 500_000)]
+    assert REWARDS["jpeg_incompressibility"](noise, ["a"], [{}]) == [pytest.approx(size / 500_000)]
+
+
+@pytest.mark.parametrize(("reward", "message"), [
+    (lambda *_: [1.0, float("inf")], "two"), (lambda *_: [[1.0, 2.0]], "shape"), (lambda *_: 1 / 0, "ZeroDivisionError"),
+    (lambda *_: None, "raised"),
+])
+def test_a_reward_that_fails_is_never_a_number(reward, message):
+    with pytest.raises(RewardError, match=message):
+        score("mine", reward, torch.zeros(2, 3, 8, 8), ["one", "two"], [{}, {}])

@@ -1,0 +1,40 @@
+import pytest
+import torch
+from test_solvers import MEAN, SCALE, gaussian_velocity
+
+from neighbor_grpo.sde import dance_sde, flow_sde
+from neighbor_grpo.solvers import euler
+
+
+@pytest.mark.parametrize("kernel", [flow_sde, dance_sde])
+def test_without_noise_it_is_the_euler_step(kernel):
+    x, v = torch.randn(3, 5), torch.randn(3, 5)
+    mean, std = kernel(x, v, 0.6, 0.4, 0.0)
+    assert torch.equal(mean, euler(x, v, 0.6, 0.4))
+    assert float(std) == 0.0
+
+
+def test_rates_by_hand():
+    """t = 0.8, s = 0.6, x = 1, v = 2: eps = 1.4, Euler 0.6."""
+    x, v = torch.ones(1, 1), 2 * torch.ones(1, 1)
+    mean, std = dance_sde(x, v, 0.8, 0.6, 0.3)
+    assert float(std) == pytest.approx(0.3 * 0.2**0.5)
+    assert float(mean) == pytest.approx(0.6 - 0.09 * 0.2 / 1.6 * 1.4)
+    mean, std = flow_sde(x, v, 0.8, 0.6, 0.7)
+    assert float(std) == pytest.approx(0.7 * 2.0 * 0.2**0.5)
+    assert float(mean) == pytest.approx(0.6 - 0.49 * 4 * 0.2 / 1.6 * 1.4)
+    _, std = flow_sde(x, v, 1.0, 0.75, 0.7)  # at t = 1 the rate is taken with 1 - s
+    assert float(std) == pytest.approx(0.7 * 2.0 * 0.25**0.5)
+
+
+@pytest.mark.parametrize(("kernel", "strength"), [(flow_sde, 0.7), (dance_sde, 0.3)])
+def test_the_marginal_is_kept(kernel, strength):
+    """50,000 paths of 200 stochastic steps end where the ODE's do: at N(MEAN, SCALE^2)."""
+    g = torch.Generator().manual_seed(0)
+    x = torch.randn(50_000, 1, generator=g)
+    times = torch.linspace(1, 0, 201).tolist()
+    for t, s in zip(times[:-1], times[1:], strict=True):
+        mean, std = kernel(x, gaussian_velocity(x, t), t, s, strength)
+        x = mean + std * torch.randn(x.shape, generator=g)
+    assert float(x.mean()) == pytest.approx(MEAN, abs=0.012)
+    assert float(x.std()) == pytest.approx(SCALE, rel=0.03)

@@ -1,0 +1,208 @@
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from diffusers import FluxPipeline
+from runs import metrics, settings
+from safetensors.torch import load_file
+
+from neighbor_grpo.config import load_config
+from neighbor_grpo.errors import UserError
+from neighbor_grpo.trainer import Trainer, TrainingError
+
+
+def train(*args, **kwargs):
+    return Trainer(load_config(None, settings(*args, **kwargs))).run()
+
+
+def weights(run, iteration):
+    return load_file(run / "checkpoints" / f"{iteration:06d}" / "weights.safetensors")
+
+
+def same(a, b):
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def without_times(lines):
+    return [{key: value for key, value in line.items() if not key.startswith("time/")} for line in lines]
+
+
+@pytest.fixture(scope="module")
+def finished(tiny_flux, tmp_path_factory):
+    return train(tiny_flux, tmp_path_factory.mktemp("finished"), "watch=[diversity, jpeg_size]", "evaluate.every=2")
+
+
+def test_a_run_directory_has_everything(finished):
+    names = {path.name for path in finished.iterdir()}
+    assert {"config.yaml", "metrics.jsonl", "samples", "curves.png", "checkpoints", "lora", "report.html"} <= names
+    assert (finished / "samples" / "before_after.png").is_file()
+    page = (finished / "report.html").read_text()
+    assert page.count("data:image/png;base64,") == 2
+    assert "http" not in page.replace("http-equiv", "")
+
+
+def test_metrics_have_the_public_keys(finished):
+    lines = metrics(finished)
+    assert [line["iteration"] for line in lines] == [0, 1, 2, 3]
+    reward = next(key for key in lines[1] if key.startswith("reward/"))
+    for line in lines[1:]:
+        phases = {f"time/{phase}" for phase in ("encode", "rollout", "decode", "reward", "update")}
+        assert phases | {reward, "nfe_old", "nfe_theta", "ratio/noise_floor", "ratio/clipped", "grad_norm"} <= line.keys()
+        assert (line["nfe_old"], line["nfe_theta"]) == (3.0, 2 * 2 / 4)
+        assert line["ratio/noise_floor"] < 1e-5
+    assert {"eval/diversity", "eval/jpeg_size"} <= lines[0].keys() & lines[2].keys() & lines[3].keys()
+    assert "eval/diversity" not in lines[1]
+
+
+def test_the_same_seed_is_the_same_run_and_another_is_not(tiny_flux, tmp_path_factory, finished):
+    again = train(tiny_flux, tmp_path_factory.mktemp("again"), "watch=[diversity, jpeg_size]", "evaluate.every=2")
+    other = train(tiny_flux, tmp_path_factory.mktemp("other"), "seed=1", "iterations=1")
+    assert same(weights(finished, 3), weights(again, 3))
+    keys = [[value for key, value in line.items() if "/" in key and "reward.py" not in key] for line in without_times(metrics(finished))]
+    assert keys == [[v for k, v in line.items() if "/" in k and "reward.py" not in k] for line in without_times(metrics(again))]
+    assert not same(weights(other, 1), weights(again, 3))
+
+
+def test_micro_batches_do_not_change_the_run(tiny_flux, tmp_path, finished):
+    run = train(tiny_flux, tmp_path, "batch.rollout=3", "batch.update=1", "batch.decode=2")
+    for name, weight in weights(finished, 3).items():
+        torch.testing.assert_close(weights(run, 3)[name], weight, atol=2e-4, rtol=0)
+
+
+def test_the_exported_lora_loads_in_diffusers_and_draws_what_the_run_saw(tiny_flux, finished):
+    from neighbor_grpo.evaluate import load_trained, sample
+
+    model, _ = load_trained(None, finished, "cpu")
+    pipe = FluxPipeline.from_pretrained(tiny_flux)
+    noise = model.noise(1, torch.Generator().manual_seed(0))
+    ours = sample(model, model.encode(["a red circle"]), noise[None], 3, "euler")[0]
+
+    def theirs():
+        return pipe("a red circle", height=32, width=32, num_inference_steps=3, latents=noise, max_sequence_length=24, output_type="pt").images
+
+    untrained = theirs()
+    pipe.load_lora_weights(finished / "lora")
+    torch.testing.assert_close(ours, theirs(), atol=1e-4, rtol=0)
+    assert not torch.allclose(ours, untrained, atol=1e-4)
+
+
+@pytest.mark.parametrize("extra", [(), ("ema=null", "model.lora=null", "optimizer.lr=1e-4"), ("optimizer.warmup=5",)])
+def test_a_resumed_run_ends_where_the_whole_one_does_bit_for_bit(tiny_flux, tmp_path, extra):
+    (tmp_path / "a").mkdir(), (tmp_path / "b").mkdir()
+    whole = train(tiny_flux, tmp_path / "a", *extra)
+    trainer = Trainer(load_config(None, settings(tiny_flux, tmp_path / "b", *extra)))
+    trainer.signum = signal.SIGTERM  # as if it had come during the first iteration
+    with pytest.raises(Exception, match="--resume"):
+        trainer.run()
+    run = tmp_path / "b" / "run"
+    assert metrics(run)[-1]["iteration"] == 1
+    Trainer.resume(run).run()
+    assert same(weights(whole, 3), weights(run, 3))
+    rename = {str(tmp_path / "b"): str(tmp_path / "a")}
+    theirs = [{k.replace(*next(iter(rename.items()))): v for k, v in line.items()} for line in without_times(metrics(run))]
+    assert theirs == without_times(metrics(whole))
+
+
+def command(*args):
+    return [sys.executable, "-m", "neighbor_grpo.cli", *map(str, args)]
+
+
+def wait_for_line(run, iteration):
+    for _ in range(1200):
+        if (run / "metrics.jsonl").exists() and metrics(run)[-1]["iteration"] >= iteration:
+            return
+        time.sleep(0.05)
+    raise AssertionError("the run never got there")
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
+def test_a_killed_process_goes_on_bit_for_bit(tiny_flux, tmp_path, how):
+    (tmp_path / "a").mkdir(), (tmp_path / "b").mkdir()
+    more = ("iterations=12", "save_every=3")
+    whole = train(tiny_flux, tmp_path / "a", *more)
+    process = subprocess.Popen(command("train", *settings(tiny_flux, tmp_path / "b", *more)), stderr=subprocess.PIPE, text=True)
+    run = tmp_path / "b" / "run"
+    wait_for_line(run, 4)
+    process.send_signal(how)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == (-how if how == signal.SIGKILL else 128 + how)
+    if how == signal.SIGTERM:
+        assert f"neighbor-grpo train --resume {run}" in err
+    with (run / "metrics.jsonl").open("a") as file:
+        file.write('{"iteration": 1')  # a line cut off
+    assert subprocess.run(command("train", "--resume", run), capture_output=True).returncode == 0
+    assert same(weights(whole, 12), weights(run, 12))
+    assert [line["iteration"] for line in metrics(run)] == list(range(13))
+
+
+@pytest.mark.parametrize(("function", "message"), [
+    ("broken", "raised RuntimeError: no luck"), ("nan", "is nan for the prompt"), ("short", r"shape \(1,\) for 8 pictures"),
+])
+def test_a_failing_reward_stops_with_a_checkpoint_and_mended_it_goes_on(tiny_flux, tmp_path, function, message):
+    sound = settings(tiny_flux, tmp_path)
+    bad = (tmp_path / "reward.py").read_text()
+    trainer = Trainer(load_config(None, sound))
+    trainer.rewards = {name: __import__("neighbor_grpo.rewards", fromlist=["x"]).load_reward(f"{tmp_path / 'reward.py'}:{function}") for name in trainer.rewards}
+    with pytest.raises(TrainingError, match=message):
+        trainer.run()
+    assert (tmp_path / "run" / "checkpoints" / "000000").is_dir()
+    assert bad
+    Trainer.resume(tmp_path / "run").run()
+    assert metrics(tmp_path / "run")[-1]["iteration"] == 3
+
+
+def test_not_finite_stops_with_the_weights_and_the_cause(tiny_flux, tmp_path):
+    trainer = Trainer(load_config(None, settings(tiny_flux, tmp_path)))
+    velocity, calls = trainer.model.velocity, []
+
+    def poisoned(x, t, cond):
+        calls.append(torch.is_grad_enabled())
+        v = velocity(x, t, cond)
+        return v * float("nan") if sum(calls) == 2 else v  # the second training forward
+
+    trainer.model.velocity = poisoned
+    with pytest.raises(TrainingError, match="not finite.*optimizer step 1.*--resume"):
+        trainer.run()
+    assert all(w.isfinite().all() for w in load_file(tmp_path / "run" / "failed" / "000001" / "weights.safetensors").values())
+    Trainer.resume(tmp_path / "run").run()
+
+
+def test_groups_without_spread_are_counted_and_move_nothing(tiny_flux, tmp_path):
+    run = train(tiny_flux, tmp_path, "optimizer.weight_decay=0", function="flat")
+    assert same(weights(run, 2), weights(run, 3))
+    assert [line[next(k for k in line if k.startswith("flat_groups"))] for line in metrics(run)[1:]] == [2, 2, 2]
+
+
+def test_several_rewards_are_logged_apart(tiny_flux, tmp_path):
+    rewards = f"reward={{jpeg_compressibility: 1.0, {tmp_path / 'reward.py'}:brightness: 0.5}}"
+    rewards = f'reward={{"jpeg_compressibility": 1.0, "{tmp_path / "reward.py"}:brightness": 0.5}}'
+    line = metrics(train(tiny_flux, tmp_path, rewards, "iterations=1"))[-1]
+    assert line["reward/jpeg_compressibility"] < 0 < line[f"reward/{tmp_path / 'reward.py'}:brightness"]
+
+
+def test_another_run_is_not_written_over(tiny_flux, tmp_path, finished):
+    before = (finished / "metrics.jsonl").read_bytes()
+    with pytest.raises(UserError, match="holds another run"):
+        train(tiny_flux, tmp_path, f"run_dir={finished}")
+    assert (finished / "metrics.jsonl").read_bytes() == before
+
+
+def test_two_processes_make_the_run_of_one(tiny_flux, tmp_path):
+    """torchrun with gloo: the same global batch, the same gradients, the same weights to rounding."""
+    (tmp_path / "a").mkdir(), (tmp_path / "b").mkdir()
+    more = ("iterations=2", "optimizer.lr=1e-2")
+    one = train(tiny_flux, tmp_path / "a", *more)
+    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--master-port=29613"]
+    done = subprocess.run(
+        [*launch, "-m", "neighbor_grpo.cli", "train", *settings(tiny_flux, tmp_path / "b", *more)],
+        capture_output=True, text=True, timeout=300, env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    two = tmp_path / "b" / "run"
+    for name, weight in weights(one, 2).items():
+        torch.testing.assert_close(weights(two, 2)[name], weight, atol=1e-4, rtol=0)
+    assert metrics(two)[1]["grad_norm"] == pytest.approx(metrics(one)[1]["grad_norm"], rel=1e-4)
