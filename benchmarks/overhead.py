@@ -28,7 +28,8 @@ def main() -> None:
     parser.add_argument("overrides", nargs="*")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as directory:
-        trainer = Trainer(load_config(None, [f"run_dir={directory}/run", f"iterations={arguments.iterations + 1}", *arguments.overrides]))
+        own = [f"run_dir={directory}/run", f"iterations={arguments.iterations + 1}"]
+        trainer = Trainer(load_config(None, [*own, *arguments.overrides]))
         method, model, p = trainer.config.method, trainer.model, trainer.config.prompts.per_iteration
         samples = p * method.group_size
         cond = model.encode([trainer.prompts[0].text])
@@ -78,11 +79,12 @@ def main() -> None:
             floor += clock(lambda: decode(at["decode"]))
             floor += sum(clock(lambda: backward(per_update, at["backward"])) for _ in range(method.num_updates))
             if n:  # the first warms up
-                whole.append(seconds - trainer.phase_times["reward"])
+                whole.append(seconds - trainer.phases["reward"])
                 bare.append(floor)
-                rewards.append(trainer.phase_times["reward"])
+                rewards.append(trainer.phases["reward"])
         ratios = sorted(a / b for a, b in zip(whole, bare, strict=True))
-        print(f"iteration {statistics.median(whole):.3f} s, bare model calls {statistics.median(bare):.3f} s, reward {statistics.median(rewards):.3f} s")
+        medians = [statistics.median(seconds) for seconds in (whole, bare, rewards)]
+        print("iteration {:.3f} s, bare model calls {:.3f} s, reward {:.3f} s".format(*medians))
         print(f"overhead: median {statistics.median(ratios):.3f}, min {ratios[0]:.3f}, max {ratios[-1]:.3f} of {len(ratios)}")
 
 

@@ -25,7 +25,9 @@ SHORT = ["iterations=40"]
 SETS: dict[str, dict[str, list[str]]] = {
     "demo": {"default": []},
     "reference": {
-        f"tau={tau} {reference} {solver}": [*SHORT, f"method.temperature={tau}", f"method.reference={reference}", f"method.solver={solver}"]
+        f"tau={tau} {reference} {solver}": [
+            *SHORT, f"method.temperature={tau}", f"method.reference={reference}", f"method.solver={solver}"
+        ]
         for tau in ("1", "dim") for reference, solver in (("stored", "dpmpp_2m"), ("literal", "dpmpp_2m"), ("stored", "euler"))
     },
     "sigma": {f"sigma={sigma}": [*SHORT, f"method.sigma={sigma}"] for sigma in (0.1, 0.3, 0.5, 1.0)},
@@ -55,7 +57,8 @@ def figures(run: Path) -> dict[str, float] | None:
         return None
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     steps = lines[1:]
-    seconds = [sum(line.get(f"time/{phase}", 0) for phase in ("encode", "rollout", "decode", "reward", "update")) for line in steps]
+    phases = ("encode", "rollout", "decode", "reward", "update")
+    seconds = [sum(line.get(f"time/{phase}", 0) for phase in phases) for line in steps]
     values = {key: lines[-1][key] for key in lines[-1] if key.startswith("eval/")}
     return {f"base/{key[5:]}": value for key, value in lines[0].items() if key.startswith("eval/")} | values | {
         "clipped": statistics.mean(line["ratio/clipped"] for line in steps),
@@ -91,7 +94,7 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.list or not arguments.set:
         for name, variants in SETS.items():
-            print(name, *(f"    {label}: {' '.join(overrides) or '(no change)'}" for label, overrides in variants.items()), sep="\n")
+            print(name, *(f"    {label}: {' '.join(change) or '(no change)'}" for label, change in variants.items()), sep="\n")
         return
     base = Path("runs/sweep") / arguments.set
     runs = {

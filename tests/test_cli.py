@@ -29,7 +29,8 @@ def mistake(capsys, *args):
     ("method.sigmaa=1", "did you mean method.sigma?"), ("model.path=nowhere", "no diffusers pipeline"),
     ("method.group_size=1", "greater than or equal to 2"), ("method.num_anchors=5", "exceeds group_size"),
     ("method.num_train_steps=4", "exceeds the 3"), ("method.sigma=1.5", "method.sigma"), ("method.p=0", "method.p"),
-    ("reward=beauty", "no reward 'beauty'"), ("reward=nofile.py:f", "no file nofile.py"), ("watch=[beauty]", "no metric or reward"),
+    ("reward=beauty", "no reward 'beauty'"), ("reward=nofile.py:f", "no file nofile.py"),
+    ("watch=[beauty]", "no metric or reward"),
     ("prompts.path=none.txt", "no prompt file"), ("device=tpu", "tpu"), ("model.lora.targets=[nothing]", "fit no layer"),
     ("model.height=33", "multiples of 8"),
 ])
@@ -63,7 +64,8 @@ def test_train_then_sample_then_evaluate(capsys, tiny_flux, tmp_path):
     code, out, _ = run(capsys, "train", *settings(tiny_flux, tmp_path, "iterations=1"))
     assert code == 0
     assert "NFE_old 3 a sample" in out and "NFE_theta 1 a sample" in out and "8 forward-backwards" in out
-    code, out, _ = run(capsys, "sample", "--run", tmp_path / "run", "--prompt", "a red star", "--seed", 3, "--seed", 4, "--out", tmp_path / "s")
+    drawn = ("--prompt", "a red star", "--seed", 3, "--seed", 4, "--out", tmp_path / "s")
+    code, out, _ = run(capsys, "sample", "--run", tmp_path / "run", *drawn)
     assert code == 0
     assert Image.open(tmp_path / "s" / "0000-seed3.png").size == (32, 32)
     assert len(list((tmp_path / "s").iterdir())) == 2

@@ -26,7 +26,8 @@ def test_scenes_distance_is_small_for_the_renderer_and_grows_with_damage():
     prompts = [spec.prompt for spec in specs]
     true = torch.from_numpy(np.stack([[render(sample_scene(spec, rng), rng) for _ in range(2)] for spec in specs]))
     own = scenes_distance(true, prompts)
-    faint, noisy = 0.8 * true + 0.19, (true + 0.2 * torch.randn(true.shape, generator=torch.Generator().manual_seed(0))).clamp(0, 1)
+    noise = torch.randn(true.shape, generator=torch.Generator().manual_seed(0))
+    faint, noisy = 0.8 * true + 0.19, (true + 0.2 * noise).clamp(0, 1)
     assert abs(own) < 0.2 * min(scenes_distance(faint, prompts), scenes_distance(noisy, prompts))
 
 

@@ -1,3 +1,5 @@
+from itertools import pairwise
+
 import pytest
 import torch
 from test_solvers import MEAN, SCALE, gaussian_velocity
@@ -33,7 +35,7 @@ def test_the_marginal_is_kept(kernel, strength):
     g = torch.Generator().manual_seed(0)
     x = torch.randn(50_000, 1, generator=g)
     times = torch.linspace(1, 0, 201).tolist()
-    for t, s in zip(times[:-1], times[1:], strict=True):
+    for t, s in pairwise(times):
         mean, std = kernel(x, gaussian_velocity(x, t), t, s, strength)
         x = mean + std * torch.randn(x.shape, generator=g)
     assert float(x.mean()) == pytest.approx(MEAN, abs=0.012)

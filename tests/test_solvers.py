@@ -1,4 +1,5 @@
 import math
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -47,7 +48,7 @@ def test_order_of_the_global_error(name, order):
                 state = exact(x, 0.9, before)
                 past.append((before, x0_prediction(state, gaussian_velocity(state, before), before)))
         y = x
-        for t, s in zip(times[:-1], times[1:], strict=True):
+        for t, s in pairwise(times):
             v = gaussian_velocity(y, t)
             following = heun(y, v, t, s, gaussian_velocity) if name == "heun" else SOLVERS[name](y, v, t, s, past)
             past = [*past[-1:], (t, x0_prediction(y, v, t))]

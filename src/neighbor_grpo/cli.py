@@ -6,17 +6,17 @@ import os
 import sys
 from pathlib import Path
 
-os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
+from neighbor_grpo.config import describe, load_config
+from neighbor_grpo.errors import UserError
+from neighbor_grpo.solvers import SOLVERS
 
-from neighbor_grpo.config import describe, load_config  # noqa: E402
-from neighbor_grpo.errors import UserError  # noqa: E402
-from neighbor_grpo.solvers import SOLVERS  # noqa: E402
+os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # read when it is imported, by the commands
 
 
 def main(argv: list[str] | None = None) -> int:
     arguments = _parser().parse_args(argv)
     try:
+        _quiet()
         return arguments.command(arguments) or 0
     except UserError as error:
         print(f"neighbor-grpo: {' '.join(str(error).split())}", file=sys.stderr)
@@ -24,6 +24,16 @@ def main(argv: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("neighbor-grpo: stopped", file=sys.stderr)
         return 130
+
+
+def _quiet() -> None:
+    """The libraries' own progress bars and hints go; what a run says is the run's to say."""
+    import diffusers
+    import transformers
+
+    for library in (diffusers, transformers):
+        library.utils.logging.disable_progress_bar()
+        library.utils.logging.set_verbosity_error()
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -12,9 +12,10 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from neighbor_grpo.errors import UserError
 from neighbor_grpo.methods.neighbor import Neighbor
-from neighbor_grpo.models.lora import ATTENTION
 
 Positive = Annotated[int, Field(ge=1)]
+# the attention projections of diffusers' multimodal transformers
+ATTENTION = ("to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")
 
 
 class Section(BaseModel):

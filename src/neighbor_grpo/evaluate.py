@@ -7,12 +7,12 @@ import torch
 from PIL import Image, ImageDraw
 from torch import Tensor
 
-from neighbor_grpo.config import load_config
 from neighbor_grpo.data import Prompt, generator
 from neighbor_grpo.errors import UserError
 from neighbor_grpo.metrics import METRICS
 from neighbor_grpo.models import Cond, FlowModel, load_model, pick_device, pick_dtype, take
 from neighbor_grpo.rewards import REWARDS, load_reward, score
+from neighbor_grpo.rundir import config_of
 from neighbor_grpo.solvers import Velocity, solve
 
 
@@ -75,9 +75,7 @@ def load_trained(
     where = pick_device(device)
     config = None
     if run:
-        if not (run / "config.yaml").is_file():
-            raise UserError(f"no run in {run}: there is no config.yaml")
-        config = load_config(run / "config.yaml")
+        config = config_of(run)
         path, height, width = path or config.model.path, height or config.model.height, width or config.model.width
         guidance_scale = config.model.guidance_scale
     model = load_model(path or "scenes", where, pick_dtype("auto", where), height, width, guidance_scale)

@@ -1,7 +1,6 @@
 """What a run directory shows: sample pictures, curves.png and one self-contained page, all from the files in it."""
 
 import base64
-import json
 from pathlib import Path
 
 import numpy as np
@@ -11,21 +10,10 @@ from matplotlib.figure import Figure
 from PIL import Image
 from torch import Tensor
 
+from neighbor_grpo import rundir
 from neighbor_grpo.evaluate import gallery, to_pil
 
-
-def iteration_of(line: str) -> int:
-    """Iteration of a line of metrics.jsonl; -1 for one cut off by a kill."""
-    try:
-        return int(json.loads(line)["iteration"])
-    except (json.JSONDecodeError, KeyError, TypeError):
-        return -1
-
-
-def read_metrics(run_dir: Path) -> list[dict]:
-    """The lines of metrics.jsonl, in order."""
-    lines = (run_dir / "metrics.jsonl").read_text().splitlines()
-    return [json.loads(line) for line in lines if iteration_of(line) >= 0]
+_PAGE = Path(__file__).parent / "page.html"
 
 
 def save_samples(directory: Path, iteration: int, images: Tensor, prompts: list[str]) -> None:
@@ -50,12 +38,15 @@ def _read(folder: Path, shape: tuple[int, int]) -> Tensor:
 
 def curves(metrics: list[dict], file: Path) -> None:
     """A panel for each reward (training mean, with the spread in a group, and held-out) and for each watched measure."""
-    names = list(dict.fromkeys(key.split("/", 1)[1] for line in metrics for key in line if key.startswith(("reward/", "eval/"))))
+    keys = dict.fromkeys(key for line in metrics for key in line)
+    names = list(dict.fromkeys(key.split("/", 1)[1] for key in keys if key.startswith(("reward/", "eval/"))))
     health = ["ratio/noise_floor", "ratio/clipped", "grad_norm"]
-    figure = Figure(figsize=(4.2 * 3, 3.0 * -(-(len(names) + len(health)) // 3)), layout="constrained")
-    axes = figure.subplots(-(-(len(names) + len(health)) // 3), 3, squeeze=False).flatten()
+    rows = -(-(len(names) + len(health)) // 3)
+    figure = Figure(figsize=(12.6, 3.0 * rows), layout="constrained")
+    axes = figure.subplots(rows, 3, squeeze=False).flatten()
+    styles = {"reward/": {"lw": 1, "label": "training"}, "eval/": {"marker": "o", "label": "held out"}, "": {"lw": 1}}
     for axis, name in zip(axes, names + health, strict=False):
-        for prefix, style in (("reward/", {"lw": 1, "label": "training"}), ("eval/", {"marker": "o", "label": "held out"}), ("", {"lw": 1})):
+        for prefix, style in styles.items():
             points = [(line["iteration"], line[prefix + name]) for line in metrics if prefix + name in line]
             if points:
                 x, y = map(np.array, zip(*points, strict=True))
@@ -73,33 +64,21 @@ def curves(metrics: list[dict], file: Path) -> None:
     figure.savefig(file, dpi=110)
 
 
-_PAGE = """<!doctype html><html lang="en"><meta charset="utf-8"><title>{{ title }}</title>
-<style>body{font:15px/1.5 system-ui,sans-serif;max-width:1100px;margin:2em auto;padding:0 1em;color:#222}
-img{max-width:100%}pre{background:#f5f5f2;padding:1em;overflow:auto;font-size:13px}
-table{border-collapse:collapse}td,th{padding:.25em .9em;border-bottom:1px solid #ddd;text-align:right}th:first-child,td:first-child{text-align:left}</style>
-<h1>{{ title }}</h1>
-<table><tr><th>held out<th>before<th>after<th>change</tr>
-{% for name, before, after in table %}<tr><td>{{ name }}<td>{{ "%.4g"|format(before) }}<td>{{ "%.4g"|format(after) }}<td>{{ "%+.1f %%"|format(100 * (after - before) / before) if before else "" }}</tr>
-{% endfor %}</table>
-<h2>Before and after</h2><p>The same held-out prompts, the same noise.</p><img src="{{ gallery }}" alt="samples before and after training">
-<h2>Curves</h2><img src="{{ curves }}" alt="curves of rewards, measures and health">
-<h2>Time</h2><p>{{ time }}</p>
-<h2>Plan</h2><pre>{{ plan }}</pre><h2>Settings</h2><pre>{{ settings }}</pre></html>
-"""
 
 
 def write(run_dir: Path) -> None:
     """curves.png and report.html from metrics.jsonl, samples/, plan.txt and config.yaml."""
-    metrics = read_metrics(run_dir)
+    metrics = rundir.metrics(run_dir)
     curves(metrics, run_dir / "curves.png")
     evaluated = [line for line in metrics if any(key.startswith("eval/") for key in line)]
     first, last = evaluated[0], evaluated[-1]
-    phases = {key: sum(line.get(key, 0) for line in metrics) for line in metrics for key in line if key.startswith("time/")}
+    phases = dict.fromkeys(key for line in metrics for key in line if key.startswith("time/"))
+    phases = {key: sum(line.get(key, 0) for line in metrics) for key in phases}
 
     def embed(file: Path) -> str:
         return "data:image/png;base64," + base64.b64encode(file.read_bytes()).decode()
 
-    page = Environment(autoescape=select_autoescape(default=True)).from_string(_PAGE).render(
+    page = Environment(autoescape=select_autoescape(default=True)).from_string(_PAGE.read_text()).render(
         title=f"{run_dir.name}: {metrics[-1]['iteration']} iterations",
         table=[(key[5:], first[key], last[key]) for key in first if key.startswith("eval/") and key in last],
         gallery=embed(run_dir / "samples" / "before_after.png"), curves=embed(run_dir / "curves.png"),

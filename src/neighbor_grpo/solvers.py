@@ -6,6 +6,7 @@ velocity.  `solve` walks a whole grid.
 """
 
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from math import expm1, inf, log
 
 from torch import Tensor
@@ -76,7 +77,7 @@ EVALUATIONS = {"euler": 1, "heun": 2, "dpmpp_2m": 1, "dpmpp_3m": 1}  # velocitie
 def solve(name: str, velocity: Velocity, x: Tensor, times: Sequence[float], record: Callable | None = None) -> Tensor:
     """Integrate x from times[0] to times[-1]; `record(t, s, x, v, y)` sees every step."""
     past: list[tuple[float, Tensor]] = []
-    for t, s in zip(times[:-1], times[1:], strict=True):
+    for t, s in pairwise(times):
         v = velocity(x, t)
         y = heun(x, v, t, s, velocity) if name == "heun" else SOLVERS[name](x, v, t, s, past)
         if record:

@@ -4,23 +4,22 @@ Nothing random is kept between iterations: noise and draws of a group come from 
 run is the uninterrupted one, and a group is the same on whichever rank it lies.
 """
 
-import json
 import signal
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from math import isfinite
 from pathlib import Path
 
 import torch
-import yaml
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list, gather_object
 from diffusers.training_utils import EMAModel
 from torch import Tensor
 
-from neighbor_grpo import checkpoint, report
+from neighbor_grpo import checkpoint, report, rundir
 from neighbor_grpo.advantage import combine
-from neighbor_grpo.config import Config, load_config
+from neighbor_grpo.config import Config
 from neighbor_grpo.data import TextCache, generator, read_prompts, schedule
 from neighbor_grpo.errors import UserError
 from neighbor_grpo.evaluate import batched_velocity, check_measures, decode, fixed_noise, measure, sample
@@ -29,6 +28,7 @@ from neighbor_grpo.models.lora import add_lora, save_lora, train_all
 from neighbor_grpo.plan import plan
 from neighbor_grpo.rewards import RewardError, load_reward, score
 from neighbor_grpo.update import accumulate
+from neighbor_grpo.watch import Phases, Stop
 
 NOISE, DRAW = 1, 2  # streams of random numbers
 
@@ -51,13 +51,10 @@ class Trainer:
     def __init__(self, config: Config, resume: bool = False) -> None:
         pick_device(config.device)
         self.accelerator = Accelerator(cpu=config.device == "cpu", mixed_precision="no")
-        self.run_dir = Path(config.run_dir or _free_run_dir())
+        self.run_dir = Path(config.run_dir or broadcast_object_list([rundir.free()])[0])
         self.config = config.model_copy(update={"run_dir": str(self.run_dir)})
-        if not resume and (self.run_dir / "config.yaml").exists():
-            raise UserError(
-                f"{self.run_dir} holds another run: choose another run_dir, or go on with "
-                f"neighbor-grpo train --resume {self.run_dir}"
-            )
+        if not resume:
+            rundir.refuse_another(self.run_dir)
         self.prompts = read_prompts(config.prompts.path)
         self.held_out = read_prompts(config.prompts.eval_path, held_out=True)[: config.evaluate.prompts]
         self.rewards = {name: load_reward(name) for name in config.rewards}
@@ -93,7 +90,7 @@ class Trainer:
         self.texts = TextCache(self.model, Path(config.prompts.cache_dir).expanduser(), config.prompts.cache_gb)
         self.schedule = schedule(len(self.prompts), config.prompts.per_iteration, config.iterations, config.seed)
         self.times = self.model.times(config.method.num_steps)
-        self.updates_done, self.start, self.phase_times, self.signum = 0, 0, {}, None
+        self.updates_done, self.start, self.phases, self.stop = 0, 0, Phases(device), Stop()
         self.fresh = not (resume and checkpoint.finished(self.run_dir / "checkpoints"))
         if not self.fresh:
             self._restore()
@@ -101,38 +98,31 @@ class Trainer:
     @classmethod
     def resume(cls, run_dir: str | Path) -> "Trainer":
         """The run in `run_dir`, at its newest checkpoint."""
-        if not (Path(run_dir) / "config.yaml").is_file():
-            raise UserError(f"no run in {run_dir}: there is no config.yaml")
-        return cls(load_config(Path(run_dir) / "config.yaml", [f"run_dir={run_dir}"]), resume=True)
+        return cls(rundir.config_of(Path(run_dir)), resume=True)
 
     # ---------------------------------------------------------------- the run
 
     def run(self) -> Path:
         """Train; the run directory."""
+        lines = self._plan_lines()
         if self.fresh and self.main:
-            self.run_dir.mkdir(parents=True, exist_ok=True)
-            (self.run_dir / "metrics.jsonl").unlink(missing_ok=True)  # of a run killed before its first checkpoint
-            (self.run_dir / "config.yaml").write_text(yaml.safe_dump(self.config.model_dump(mode="json"), sort_keys=False))
-            (self.run_dir / "plan.txt").write_text("\n".join(self._plan_lines()) + "\n")
-        self._say("\n".join(self._plan_lines()))
-        if self.fresh:
-            self._record({"iteration": 0, **self._evaluate(0)})
-            self._save(0)
+            rundir.begin(self.run_dir, self.config, lines)
+        self._say("\n".join(lines))
+        evaluated = broadcast_object_list([bool(rundir.metrics(self.run_dir))])[0]
         began = time.perf_counter()
-        with self._signals():
+        with self.stop.listening(), self._resumable():
+            if self.fresh:
+                self._save(0)
+            if not evaluated:
+                self._record({"iteration": 0, **self._evaluate(0)})
             for n in range(self.start, self.config.iterations):
-                try:
-                    figures = self._iteration(n)
-                except RewardError as error:
-                    self._save(n)
-                    raise TrainingError(f"{error}; mend it and go on with: neighbor-grpo train --resume {self.run_dir}") from error
-                done = n + 1
+                figures, done = self._iteration(n), n + 1
                 every = self.config.evaluate.every
                 if done == self.config.iterations or (every and done % every == 0):
                     figures |= self._evaluate(done)
                 self._record({"iteration": done, **figures})
                 self._progress(done, figures, (time.perf_counter() - began) / (done - self.start))
-                signum = self._any_rank(self.signum)
+                signum = self._any_rank(self.stop.signum)
                 if signum or done % self.config.save_every == 0 or done == self.config.iterations:
                     self._save(done)
                 if signum and done < self.config.iterations:
@@ -143,23 +133,27 @@ class Trainer:
     def _iteration(self, n: int) -> dict[str, float]:
         """P prompts on all ranks, p of them here; G samples each."""
         method, batch = self.config.method, self.config.batch
-        self.phase_times = {}
-        with self._phase("encode"):
+        self.phases.clear()
+        with self.phases("encode"):
             indices = self.schedule[n]
             prompts = [self.prompts[indices[slot]] for slot in self.slots]
             coming = [self.prompts[i[slot]].text for i in self.schedule[n + 1 :] for slot in self.slots]
             cond = self.texts([prompt.text for prompt in prompts], coming)
-        with self._phase("rollout"), torch.no_grad():
+        with self.phases("rollout"), torch.no_grad():
             noises = [generator(self.config.seed, NOISE, n, slot) for slot in self.slots]
             tree = method.rollout(
                 batched_velocity(self.model, cond, method.group_size, batch.rollout),
                 lambda k: torch.stack([self.model.noise(k, g) for g in noises]), self.times, n,
             )
-        with self._phase("decode"):
+        with self.phases("decode"):
             images = decode(self.model, tree.leaves, batch.decode)  # [p, G, 3, H, W]
-        with self._phase("reward"):
-            rewards = self._score(images, prompts)  # [M, p, G]
-        with self._phase("update"):
+        with self.phases("reward"):
+            try:
+                rewards = self._score(images, prompts)  # [M, p, G]
+            except RewardError:
+                self._save(n)  # nothing of this iteration has been learned yet
+                raise
+        with self.phases("update"):
             draws = [generator(self.config.seed, DRAW, n, slot) for slot in self.slots]
             weights = torch.tensor(list(self.config.rewards.values()))
             updates = method.updates(tree, combine(rewards, weights), draws)
@@ -191,9 +185,11 @@ class Trainer:
         )
         norm = self.accelerator.clip_grad_norm_(self.weights.values(), o.grad_clip)
         stats = {name: float(value) for name, value in (stats | {"grad_norm": norm}).items()}
-        if not all(torch.isfinite(torch.tensor(stats[name])) for name in ("grad_norm", "loss")):
-            odd = "loss" if stats["loss"] != stats["loss"] else "gradient norm"
-            where = checkpoint.save(self.run_dir / "failed", self.updates_done, self.weights, self._state()) if self.main else ""
+        if not (isfinite(stats["grad_norm"]) and isfinite(stats["loss"])):
+            odd = "gradient norm" if isfinite(stats["loss"]) else "loss"
+            where = self.run_dir / "failed"
+            if self.main:
+                where = checkpoint.save(where, self.updates_done, self.weights, self._state())
             raise TrainingError(
                 f"{odd} is not finite (loss {stats['loss']}, gradient norm {stats['grad_norm']}) at optimizer step "
                 f"{self.updates_done}; weights before it are in {where}. A smaller optimizer.lr or method.temperature=dim "
@@ -210,7 +206,8 @@ class Trainer:
 
     def _figures(self, rewards: Tensor, nfe_old: float, health: list[dict[str, float]]) -> dict[str, float]:
         """One line of metrics.jsonl; rewards over all ranks."""
-        gathered = self.accelerator.gather(rewards.transpose(0, 1).contiguous().to(self.accelerator.device, torch.float32)).cpu()
+        here = rewards.transpose(0, 1).contiguous().to(self.accelerator.device, torch.float32)
+        gathered = self.accelerator.gather(here).cpu()  # [P, M, G]
         figures: dict[str, float] = {}
         for m, name in enumerate(self.rewards):
             spread = gathered[:, m].std(-1, correction=0)  # [P]
@@ -224,7 +221,7 @@ class Trainer:
             "ratio/noise_floor": health[0]["log_ratio"], "ratio/log_max": max(h["log_ratio"] for h in health),
             "ratio/clipped": mean["clipped"], "loss": mean["loss"], "grad_norm": mean["grad_norm"],
             "lr": self.optimizer.param_groups[0]["lr"], "nfe_old": nfe_old, "nfe_theta": self.plan.nfe_theta,
-            **{f"time/{phase}": seconds for phase, seconds in self.phase_times.items()},
+            **{f"time/{phase}": seconds for phase, seconds in self.phases.items()},
         }
 
     def _evaluate(self, iteration: int) -> dict[str, float]:
@@ -260,16 +257,16 @@ class Trainer:
             self.ema.restore(self.weights.values())
 
     @contextmanager
-    def _phase(self, name: str) -> Iterator[None]:
-        began = time.perf_counter()
-        yield
-        if self.accelerator.device.type == "cuda":  # once a phase, or its time would be booked on the next
-            torch.cuda.synchronize()
-        self.phase_times[name] = time.perf_counter() - began
+    def _resumable(self) -> Iterator[None]:
+        """A reward that fails ends the run with a word on how to go on."""
+        try:
+            yield
+        except RewardError as error:
+            raise TrainingError(f"{error}; mend it and go on with: neighbor-grpo train --resume {self.run_dir}") from error
 
     def _progress(self, done: int, figures: dict[str, float], seconds: float) -> None:
         rewards = " ".join(f"{name} {figures[f'reward/{name}']:.4f} ±{figures[f'spread/{name}']:.3f}" for name in self.rewards)
-        phases = " ".join(f"{phase} {s:.2f}" for phase, s in self.phase_times.items())
+        phases = " ".join(f"{phase} {s:.2f}" for phase, s in self.phases.items())
         left = seconds * (self.config.iterations - done)
         self._say(
             f"{done}/{self.config.iterations}  {rewards}  clipped {figures['ratio/clipped']:.2f}  "
@@ -313,15 +310,12 @@ class Trainer:
         if self.ema:
             self.ema.load_state_dict(state["ema"])
             self.ema.to(self.accelerator.device)
-        if self.main:  # lines of iterations that will be run again go
-            file = self.run_dir / "metrics.jsonl"
-            lines = [line for line in file.read_text().splitlines() if 0 <= report.iteration_of(line) <= self.start]
-            file.write_text("".join(line + "\n" for line in lines))
+        if self.main:
+            rundir.rewind(self.run_dir, self.start)
 
     def _record(self, figures: dict) -> None:
         if self.main:
-            with (self.run_dir / "metrics.jsonl").open("a") as file:
-                file.write(json.dumps(figures) + "\n")
+            rundir.record(self.run_dir, figures)
 
     def _finish(self) -> None:
         """Export the averaged weights and write the page."""
@@ -350,26 +344,3 @@ class Trainer:
         if self.accelerator.num_processes == 1:
             return value
         return next((v for v in gather_object([value]) if v is not None), None)
-
-    @contextmanager
-    def _signals(self) -> Iterator[None]:
-        """SIGINT and SIGTERM ask for a stop after the iteration; a second one stops at once."""
-
-        def ask(signum: int, frame) -> None:
-            if self.signum is not None:
-                raise KeyboardInterrupt
-            self.signum = signum
-            self._say("stopping after this iteration (again: at once, from the last checkpoint)")
-
-        before = {s: signal.signal(s, ask) for s in (signal.SIGINT, signal.SIGTERM)}
-        try:
-            yield
-        finally:
-            for s, handler in before.items():
-                signal.signal(s, handler)
-
-
-def _free_run_dir() -> str:
-    """The first of runs/001, runs/002, ... that is not there; the main rank's choice on every rank."""
-    free = next(f"runs/{n:03d}" for n in range(1, 10_000) if not Path(f"runs/{n:03d}").exists())
-    return broadcast_object_list([free])[0]

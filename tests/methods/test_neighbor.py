@@ -125,7 +125,9 @@ def test_advantages_are_the_quasi_normed_z_scores():
         torch.testing.assert_close(decisions.adv, quasi_norm(z_score(rewards), 0.5)[decisions.prompt])
 
 
-@pytest.mark.parametrize(("start", "end", "allowed"), [(0.0, 0.5, range(4)), (0.5, 1.0, range(4, 8)), (0.25, 0.75, range(2, 6))])
+@pytest.mark.parametrize(
+    ("start", "end", "allowed"), [(0.0, 0.5, range(4)), (0.5, 1.0, range(4, 8)), (0.25, 0.75, range(2, 6))]
+)
 def test_train_from_and_to_bound_the_transitions(start, end, allowed):
     method = Neighbor(train_from=start, train_to=end, num_train_steps=4)
     tree = rollout(method, MU)

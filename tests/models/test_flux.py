@@ -3,10 +3,11 @@ import torch
 from diffusers import FluxPipeline
 from pipelines import build_flux
 
+from neighbor_grpo.config import ATTENTION
 from neighbor_grpo.errors import UserError
 from neighbor_grpo.evaluate import sample
 from neighbor_grpo.models import BUNDLED, load_model, take
-from neighbor_grpo.models.lora import ATTENTION, add_lora, save_lora, train_all
+from neighbor_grpo.models.lora import add_lora, save_lora, train_all
 
 PROMPTS = ["a red circle left of a blue square", "three green triangles"]
 
@@ -105,15 +106,15 @@ def test_saved_lora_gives_the_same_picture_in_a_fresh_pipeline(tiny_flux, tmp_pa
 
 
 def test_no_pipeline_and_foreign_families_are_named(tmp_path):
-    with pytest.raises(UserError, match="model_index.json"):
+    with pytest.raises(UserError, match=r"model_index.json"):
         load_model(tmp_path)
     (tmp_path / "model_index.json").write_text('{"_class_name": "StableDiffusionPipeline"}')
-    with pytest.raises(UserError, match="StableDiffusionPipeline.*FluxPipeline"):
+    with pytest.raises(UserError, match=r"StableDiffusionPipeline.*FluxPipeline"):
         load_model(tmp_path)
 
 
 def test_sizes_that_the_vae_cannot_hold_and_targets_that_fit_nothing(tiny_flux):
     with pytest.raises(UserError, match="multiples of 8"):
         load_model(tiny_flux, height=36)
-    with pytest.raises(UserError, match="to_nothing.*to_q"):
+    with pytest.raises(UserError, match=r"to_nothing.*to_q"):
         add_lora(load_model(tiny_flux).transformer, 4, 4, ["to_nothing"])

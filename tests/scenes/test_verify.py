@@ -63,12 +63,14 @@ def test_says_no_to_merged_shapes():
     one, two = Thing("red", "circle", 26, 32, 8), Thing("red", "circle", 36, 32, 8)
     assert verdict("two red circles", one, two) == 0
     assert verdict("a red circle", one, two) == 0
-    assert verdict("a red circle left of a blue square", Thing("red", "circle", 27, 32, 8), Thing("blue", "square", 39, 32, 8)) == 0
+    touching = Thing("red", "circle", 27, 32, 8), Thing("blue", "square", 39, 32, 8)
+    assert verdict("a red circle left of a blue square", *touching) == 0
 
 
 def test_a_colour_halfway_and_a_shape_cut_off_are_nothing():
     half = picture(LEFT)
-    half[:, :, :, 18:] = torch.where(half[:, :, :, 18:] < 0.9, torch.tensor([0.14, 0.37, 0.86])[None, :, None, None], half[:, :, :, 18:])
+    right, blue = half[:, :, :, 18:], torch.tensor([0.14, 0.37, 0.86])[None, :, None, None]
+    half[:, :, :, 18:] = torch.where(right < 0.9, blue, right)
     assert scenes_strict(half, ["a red circle"]) == [0.0]
     cut = picture(LEFT)
     cut[:, :, 33:] = picture()[:, :, 33:]

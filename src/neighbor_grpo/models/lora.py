@@ -11,8 +11,6 @@ from torch import nn
 
 from neighbor_grpo.errors import UserError
 
-ATTENTION = ("to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")
-
 
 def add_lora(transformer: nn.Module, rank: int, alpha: float, targets: list[str]) -> None:
     """Attach a trainable LoRA (fp32) to the linear layers whose names end in `targets`; at first it changes nothing."""

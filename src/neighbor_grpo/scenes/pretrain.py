@@ -165,6 +165,13 @@ def train_flow(vae: AutoencoderKL, out: Path, scenes: int, steps: int, batch: in
 
 
 def pretrain(out: Path, vae_steps: int, steps: int, scenes: int, seed: int, device: str) -> None:
-    """The whole recipe; `out` becomes a FluxPipeline directory and is brought up to date every 1,000 steps."""
+    """The whole recipe; `out` becomes a FluxPipeline directory and is brought up to date every 1,000 steps.
+
+    At the end transformer and VAE are stored in half precision, 7 MB in all; they load as float32 all the same.
+    """
     vae = train_vae(vae_steps, 16, seed, device)
     train_flow(vae, out, scenes, steps, 64, seed, device)
+    pipe = FluxPipeline.from_pretrained(out)
+    pipe.transformer.half()
+    pipe.vae.half()
+    pipe.save_pretrained(out)

@@ -1,8 +1,8 @@
 """Reads a picture and says how well it meets a prompt: the bundled model's metric and its rewards.
 
 Pixels unlike the background are split into connected components; a component's colour is the palette colour most of
-its pixels are nearest to (pure or mixed with the background, as at edges), its shape the ideal template of equal area and centre that overlaps it best.  Only the
-picture and the prompt are read, never a latent or a layout.
+its pixels are nearest to (pure or mixed with the background, as at edges), its shape the ideal template of equal area
+and centre that overlaps it best.  Only the picture and the prompt are read, never a latent or a layout.
 
     scenes_strict   1 when the prompt is met exactly, else 0: the metric
     scenes_sparse   share of the prompt's constraints that are met
@@ -18,7 +18,7 @@ from scipy.optimize import linear_sum_assignment
 
 from neighbor_grpo.errors import UserError
 from neighbor_grpo.scenes.render import coverage
-from neighbor_grpo.scenes.world import BACKGROUND, COLOURS, NUMBERS, RELATIONS, SHAPES, SIZE, Spec, parse
+from neighbor_grpo.scenes.world import BACKGROUND, COLOURS, RELATIONS, SHAPES, SIZE, Spec, parse
 
 _BACKGROUND = np.array(BACKGROUND, np.float32)
 _PAINTS = np.array(list(COLOURS.values()), np.float32) - _BACKGROUND  # a pixel at an edge is a mixture of the two
@@ -75,7 +75,7 @@ def find(image: np.ndarray) -> list[Found]:
     if image.shape != (3, SIZE, SIZE):
         raise UserError(f"the scenes verifier reads pictures of 3 x {SIZE} x {SIZE}, not {' x '.join(map(str, image.shape))}")
     pixels = np.moveaxis(image, 0, -1)
-    labels, n = ndimage.label(np.abs(pixels - _BACKGROUND).max(-1) > FOREGROUND)
+    labels, _ = ndimage.label(np.abs(pixels - _BACKGROUND).max(-1) > FOREGROUND)
     found = []
     for label, box in enumerate(ndimage.find_objects(labels), 1):
         mask = labels[box] == label

@@ -1,0 +1,58 @@
+"""The files of a run: config.yaml, plan.txt, metrics.jsonl; what else lies in it is written by checkpoint and report."""
+
+import json
+from pathlib import Path
+
+import yaml
+
+from neighbor_grpo.config import Config, load_config
+from neighbor_grpo.errors import UserError
+
+
+def free() -> str:
+    """The first of runs/001, runs/002, ... that is not there."""
+    return next(f"runs/{n:03d}" for n in range(1, 10_000) if not Path(f"runs/{n:03d}").exists())
+
+
+def config_of(run: Path) -> Config:
+    """The configuration of the run in a directory (which may have been moved)."""
+    if not (run / "config.yaml").is_file():
+        raise UserError(f"no run in {run}: there is no config.yaml")
+    return load_config(run / "config.yaml").model_copy(update={"run_dir": str(run)})
+
+
+def refuse_another(run: Path) -> None:
+    """Raise UserError where a run lies already."""
+    if (run / "config.yaml").exists():
+        raise UserError(
+            f"{run} holds another run: choose another run_dir, or go on with neighbor-grpo train --resume {run}"
+        )
+
+
+def begin(run: Path, config: Config, plan: list[str]) -> None:
+    run.mkdir(parents=True, exist_ok=True)
+    (run / "plan.txt").write_text("\n".join(plan) + "\n")
+    (run / "config.yaml").write_text(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
+
+
+def record(run: Path, figures: dict) -> None:
+    """One line of metrics.jsonl."""
+    with (run / "metrics.jsonl").open("a") as file:
+        file.write(json.dumps(figures) + "\n")
+
+
+def metrics(run: Path) -> list[dict]:
+    """The lines of metrics.jsonl, but for one cut off by a kill."""
+    file, lines = run / "metrics.jsonl", []
+    for line in file.read_text().splitlines() if file.is_file() else []:
+        try:
+            lines.append(json.loads(line))
+        except json.JSONDecodeError:
+            break
+    return lines
+
+
+def rewind(run: Path, iteration: int) -> None:
+    """Drop the lines after `iteration`: they will be written again."""
+    kept = [json.dumps(line) + "\n" for line in metrics(run) if line["iteration"] <= iteration]
+    (run / "metrics.jsonl").write_text("".join(kept))
