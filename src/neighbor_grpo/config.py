@@ -41,7 +41,7 @@ class Model(Section):
 
 class Prompts(Section):
     path: str = Field("scenes", description=".txt (a prompt a line) or .jsonl (with metadata), or 'scenes'")
-    eval_path: str = Field("scenes", description="held-out prompts, the same formats")
+    eval_path: str | None = Field(None, description="held-out prompts, the same formats; null = the first of path's own")
     per_iteration: Positive = Field(8, description="P, prompts per iteration over all ranks")
     cache_dir: str = Field("~/.cache/neighbor-grpo/text", description="where text embeddings are kept")
     cache_gb: float = Field(10.0, gt=0, description="disk budget of the text embeddings")
@@ -86,7 +86,9 @@ class Config(Section):
     prompts: Prompts = Prompts()
     method: Neighbor = Field(Neighbor(), description="hyper-parameters of the method")
     reward: str | dict[str, float] = Field("scenes", description="name, file.py:function, or {name: weight}")
-    watch: list[str] = Field([], description="rewards and metrics evaluated but never trained on")
+    watch: list[str] | None = Field(
+        None, description="rewards and metrics evaluated but never trained on; null = diversity, jpeg_size and the scenes' own"
+    )
     optimizer: Optimizer = Optimizer()
     ema: Ema | None = Field(Ema(), description="null = none")
     evaluate: Evaluation = Evaluation()
@@ -96,6 +98,13 @@ class Config(Section):
     @property
     def rewards(self) -> dict[str, float]:
         return {self.reward: 1.0} if isinstance(self.reward, str) else self.reward
+
+    @property
+    def watched(self) -> list[str]:
+        if self.watch is not None:
+            return self.watch
+        scenes = ["scenes_strict", "scenes_distance"] if self.model.path == self.prompts.path == "scenes" else []
+        return [*scenes, "diversity", "jpeg_size"] if self.evaluate.seeds > 1 else [*scenes, "jpeg_size"]
 
 
 def load_config(path: str | Path | None = None, overrides: list[str] | tuple[str, ...] = ()) -> Config:

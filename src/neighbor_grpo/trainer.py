@@ -56,10 +56,10 @@ class Trainer:
         if not resume:
             rundir.refuse_another(self.run_dir)
         self.prompts = read_prompts(config.prompts.path)
-        self.held_out = read_prompts(config.prompts.eval_path, held_out=True)[: config.evaluate.prompts]
+        self.held_out = read_prompts(config.prompts.eval_path or config.prompts.path, held_out=True)[: config.evaluate.prompts]
         self.rewards = {name: load_reward(name) for name in config.rewards}
-        self.measured = [*config.rewards, *(name for name in config.watch if name not in config.rewards)]
-        check_measures(config.watch)
+        self.measured = [*config.rewards, *(name for name in config.watched if name not in config.rewards)]
+        check_measures(config.watched)
         self.plan = plan(config)
         processes, rank = self.accelerator.num_processes, self.accelerator.process_index
         groups, uneven = divmod(config.prompts.per_iteration, processes)

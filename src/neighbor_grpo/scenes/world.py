@@ -108,20 +108,22 @@ def all_specs() -> list[Spec]:
     return singles + counts + pairs + relations
 
 
-FAMILIES = {"single": 0.15, "count": 0.25, "pair": 0.25, "relation": 0.35}  # shares, in training and in evaluation
+FAMILIES = ("single", "count", "pair", "relation")
 
 
-def sample_specs(n: int, rng: np.random.Generator, held_out: bool) -> list[Spec]:
-    """n prompts, the families in their shares, all from the held-out combinations or none."""
+def sample_specs(
+    n: int, rng: np.random.Generator, held_out: bool, shares: tuple[float, ...] = (0.25, 0.25, 0.25, 0.25)
+) -> list[Spec]:
+    """n prompts, the families in these shares, all from the held-out combinations or none."""
     by_family: dict[str, list[Spec]] = {family: [] for family in FAMILIES}
     for spec in all_specs():
         if spec.held_out == held_out:
             by_family[spec.family].append(spec)
-    families = rng.choice(list(FAMILIES), size=n, p=list(FAMILIES.values()))
+    families = rng.choice(FAMILIES, size=n, p=shares)
     return [by_family[family][rng.integers(len(by_family[family]))] for family in families]
 
 
-PROMPTS = Path(__file__).parent / "prompts"  # train.txt and heldout.txt, written by `python -m neighbor_grpo.scenes.world`
+PROMPTS = Path(__file__).parent / "prompts"  # train.txt and heldout.txt, written by make_prompts.py
 
 
 @dataclass(frozen=True)
