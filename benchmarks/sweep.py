@@ -19,8 +19,7 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-EVALUATION = ["evaluate.prompts=256", "evaluate.seeds=2"]
-SHORT = ["iterations=40"]
+SHORT = ["iterations=30", "evaluate.every=0", "evaluate.prompts=128"]
 # The paper's own baseline for its Tables 4-6 is (sigma, B, p) = (0.5, 4, 2); here each stands on the default.
 SETS: dict[str, dict[str, list[str]]] = {
     "demo": {"default": []},
@@ -98,7 +97,7 @@ def main() -> None:
         return
     base = Path("runs/sweep") / arguments.set
     runs = {
-        (label, seed): (base / f"{label.replace(' ', '_')}-{seed}", [*EVALUATION, *overrides, f"seed={seed}"])
+        (label, seed): (base / f"{label.replace(' ', '_')}-{seed}", [*overrides, f"seed={seed}"])
         for seed in range(arguments.seeds) for label, overrides in SETS[arguments.set].items()
     }
     if not arguments.only_table:

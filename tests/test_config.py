@@ -1,7 +1,7 @@
 import pytest
 import yaml
 
-from neighbor_grpo.config import Config, describe, load_config
+from neighbor_grpo.config import DEMO, Config, describe, load_config
 from neighbor_grpo.errors import UserError
 
 
@@ -47,4 +47,12 @@ def test_every_key_is_described():
     keys = {key for key, *_ in describe()}
     assert {"method.sigma", "model.lora.rank", "prompts.per_iteration", "optimizer.lr", "run_dir", "reward"} <= keys
     assert all(text for key, _, _, text in describe() if key != "method.name")
-    assert Config() == load_config()
+
+
+def test_without_a_file_it_is_the_demonstration_and_the_defaults_are_the_papers(tmp_path):
+    assert load_config() == load_config(DEMO)
+    (tmp_path / "empty.yaml").write_text("")
+    paper = load_config(tmp_path / "empty.yaml")
+    assert paper == Config()
+    m = paper.method
+    assert (m.sigma, m.group_size, m.num_anchors, m.num_train_steps, m.num_steps, m.p, m.clip) == (0.3, 12, 4, 4, 8, 0.8, 1e-4)

@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from neighbor_grpo.errors import UserError
 from neighbor_grpo.methods.neighbor import Neighbor
 
+DEMO = Path(__file__).parent / "demo.yaml"
 Positive = Annotated[int, Field(ge=1)]
 # the attention projections of diffusers' multimodal transformers
 ATTENTION = ("to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")
@@ -48,7 +49,7 @@ class Prompts(Section):
 
 
 class Optimizer(Section):
-    lr: float = Field(3e-4, gt=0, description="AdamW's rate")
+    lr: float = Field(1e-4, gt=0, description="AdamW's rate")
     weight_decay: float = Field(1e-4, ge=0, description="AdamW's")
     grad_clip: float = Field(1.0, gt=0, description="largest gradient norm")
     warmup: int = Field(0, ge=0, description="optimizer steps of linear warm-up")
@@ -76,7 +77,7 @@ class Batch(Section):
 
 
 class Config(Section):
-    """A whole run; the defaults are the bundled demonstration."""
+    """A whole run; the defaults are the published recipe, with a LoRA, on the bundled model and task."""
 
     run_dir: str | None = Field(None, description="where everything is written; null = the first free runs/NNN")
     seed: int = Field(0, ge=0, description="everything random follows from it")
@@ -108,14 +109,13 @@ class Config(Section):
 
 
 def load_config(path: str | Path | None = None, overrides: list[str] | tuple[str, ...] = ()) -> Config:
-    """The defaults, changed by a YAML file, changed by overrides such as "method.sigma=0.2"."""
-    values: dict[str, Any] = {}
-    if path is not None:
-        if not Path(path).is_file():
-            raise UserError(f"no configuration file {str(path)!r}: give a .yaml file, or none for the bundled default")
-        values = _yaml(Path(path).read_text(encoding="utf-8"), str(path)) or {}
-        if not isinstance(values, dict):
-            raise UserError(f"{path} must hold keys and values, not a {type(values).__name__}")
+    """The defaults, changed by a YAML file (without one: demo.yaml), changed by overrides such as "method.sigma=0.2"."""
+    path = Path(path or DEMO)
+    if not path.is_file():
+        raise UserError(f"no configuration file {str(path)!r}: give a .yaml file, or none for the bundled default")
+    values: dict[str, Any] = _yaml(path.read_text(encoding="utf-8"), str(path)) or {}
+    if not isinstance(values, dict):
+        raise UserError(f"{path} must hold keys and values, not a {type(values).__name__}")
     for override in overrides:
         key, equals, text = override.partition("=")
         if not equals:

@@ -78,11 +78,12 @@ def test_a_colour_halfway_and_a_shape_cut_off_are_nothing():
 
 
 def test_graded_score_by_hand():
-    """One ideal square: fit 1, purity 1, so the score is the share of the bold area."""
-    for radius in (6.5, 9.0, 13.0):
-        side = radius * np.pi**0.5
-        square = Thing("green", "square", 32, 32, 2 * round(side / 2) / np.pi**0.5)  # edges on pixel borders
-        assert scenes(picture(square), ["a green square"])[0] == pytest.approx(min(1, (square.radius / BOLD) ** 2), rel=0.02)
+    """Ideal squares with edges on pixel borders: fit 1, purity 1, so the score is the fourth power of their boldness."""
+    for half in (6, 8, 11):
+        square = Thing("green", "square", 32, 32, 2 * half / np.pi**0.5)
+        assert scenes(picture(square), ["a green square"])[0] == pytest.approx(min(1, square.radius / BOLD[1]) ** 4, rel=0.02)
+    pair = [Thing("green", "square", x, 32, 12 / np.pi**0.5) for x in (16, 48)]
+    assert scenes(picture(*pair), ["two green squares"])[0] == pytest.approx((pair[0].radius / BOLD[2]) ** 4, rel=0.02)
 
 
 def test_graded_score_rewards_what_it_says():

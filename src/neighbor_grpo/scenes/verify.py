@@ -27,7 +27,7 @@ MIN_AREA = 12  # pixels; smaller specks are decoding noise
 MIN_FIT = 0.72  # overlap (intersection over union) with the template from which a shape counts as drawn
 MIN_PURITY = 0.75  # share of a component's pixels that have its colour
 MIN_COSINE = 0.5  # a relation holds within 60 degrees of its axis
-BOLD = 13.0  # radius at which an object is as bold as the graded score can ask for
+BOLD = {1: 16.0, 2: 12.0, 3: 10.0, 4: 9.0}  # radius that is as bold as can be, by the number of objects that must fit
 
 
 @dataclass(frozen=True)
@@ -114,14 +114,18 @@ def constraints(spec: Spec, found: list[Found]) -> list[bool]:
 def graded(spec: Spec, found: list[Found]) -> float:
     """Mean quality of the required objects, matched to components at best, in [0, 1].
 
-    quality = fit' · purity · min(1, (radius / BOLD)²)   with fit' = 0 at overlap 0.5, 1 at 0.9
+    quality = fit' · purity · min(1, radius / BOLD)⁴   with fit' = 0 at overlap 0.7, 1 at 0.95
     score   = mean quality · (0.25 + 0.75·clip(cosine, 0, 1)) if related · required / (required + surplus)
+
+    The fourth power makes a change of size within the renderer's own range worth a good deal, so that the score can be
+    raised without leaving that range.
     """
     if not found:
         return 0.0
+    bold = BOLD[min(len(spec.objects), max(BOLD))]
     quality = np.array([
         [
-            np.clip((thing.fit[shape] - 0.5) / 0.4, 0, 1) * thing.purity[colour] * min(1, (thing.radius / BOLD) ** 2)
+            np.clip((thing.fit[shape] - 0.7) / 0.25, 0, 1) * thing.purity[colour] * min(1, thing.radius / bold) ** 4
             for thing in found
         ]
         for colour, shape in spec.objects
