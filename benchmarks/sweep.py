@@ -19,7 +19,7 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-SHORT = ["iterations=30", "evaluate.every=0", "evaluate.prompts=128"]
+SHORT = ["iterations=30", "evaluate.every=0", "evaluate.prompts=128", "optimizer.lr=1e-4"]
 # The paper's own baseline for its Tables 4-6 is (sigma, B, p) = (0.5, 4, 2); here each stands on the default.
 SETS: dict[str, dict[str, list[str]]] = {
     "demo": {"default": []},

@@ -69,8 +69,8 @@ def test_the_same_seed_is_the_same_run_and_another_is_not(tiny_flux, tmp_path_fa
     assert not same(weights(other, 1), weights(again, 3))
 
 
-def test_micro_batches_do_not_change_the_run(tiny_flux, tmp_path, finished):
-    run = train(tiny_flux, tmp_path, "batch.rollout=3", "batch.update=1", "batch.decode=2")
+def test_micro_batches_and_checkpointing_do_not_change_the_run(tiny_flux, tmp_path, finished):
+    run = train(tiny_flux, tmp_path, "batch.rollout=3", "batch.update=1", "batch.decode=2", "model.gradient_checkpointing=true")
     for name, weight in weights(finished, 3).items():
         torch.testing.assert_close(weights(run, 3)[name], weight, atol=2e-4, rtol=0)
 

@@ -3,7 +3,7 @@
 import hashlib
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -77,7 +77,7 @@ class TextCache:
         self.directory.mkdir(parents=True, exist_ok=True)
         self.size = sum(file.stat().st_size for file in self.directory.glob("*.safetensors"))
 
-    def __call__(self, prompts: Sequence[str], coming: Sequence[str] = (), chunk: int = 32) -> Cond:
+    def __call__(self, prompts: Sequence[str], coming: Iterable[str] = (), chunk: int = 32) -> Cond:
         """Conditioning of `prompts`, in their order, on the CPU."""
         here = {prompt: self._load(prompt) for prompt in dict.fromkeys(prompts)}
         missing = [prompt for prompt, cond in here.items() if cond is None]

@@ -109,12 +109,12 @@ class Trainer:
             rundir.begin(self.run_dir, self.config, lines)
         self._say("\n".join(lines))
         evaluated = broadcast_object_list([bool(rundir.metrics(self.run_dir))])[0]
-        began = time.perf_counter()
         with self.stop.listening(), self._resumable():
             if self.fresh:
                 self._save(0)
             if not evaluated:
                 self._record({"iteration": 0, **self._evaluate(0)})
+            began = time.perf_counter()
             for n in range(self.start, self.config.iterations):
                 figures, done = self._iteration(n), n + 1
                 every = self.config.evaluate.every
@@ -137,7 +137,7 @@ class Trainer:
         with self.phases("encode"):
             indices = self.schedule[n]
             prompts = [self.prompts[indices[slot]] for slot in self.slots]
-            coming = [self.prompts[i[slot]].text for i in self.schedule[n + 1 :] for slot in self.slots]
+            coming = (self.prompts[i[slot]].text for i in self.schedule[n + 1 :] for slot in self.slots)
             cond = self.texts([prompt.text for prompt in prompts], coming)
         with self.phases("rollout"), torch.no_grad():
             noises = [generator(self.config.seed, NOISE, n, slot) for slot in self.slots]
