@@ -1,16 +1,13 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test slow lint
+.PHONY: demo test lint
 
 demo: .venv/installed
 	$(BIN)/neighbor-grpo train
 
 test: .venv/installed
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest
-
-slow: .venv/installed
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow
 
 lint: .venv/installed
 	$(BIN)/pip install -q ruff && $(BIN)/ruff check src tests benchmarks

@@ -37,7 +37,7 @@ SETS: dict[str, dict[str, list[str]]] = {
 
 def train(run: Path, overrides: list[str], threads: int) -> None:
     """Run, go on, or do nothing, as the directory says."""
-    if (run / "report.html").exists():
+    if (run / "report.html").exists() or diverged(run):
         return
     begun = (run / "config.yaml").exists()
     arguments = ["--resume", str(run)] if begun else [f"run_dir={run}", *overrides]
@@ -48,6 +48,13 @@ def train(run: Path, overrides: list[str], threads: int) -> None:
             env=os.environ | {"OMP_NUM_THREADS": str(threads)},
         )
     print(f"{run}: {'done' if done.returncode == 0 else f'stopped with {done.returncode}, see {run}.log'}", flush=True)
+
+
+def diverged(run: Path) -> int | None:
+    """Iterations done when loss or gradient stopped being finite, if they did."""
+    if not (run / "failed").exists():
+        return None
+    return len((run / "metrics.jsonl").read_text().splitlines()) - 1
 
 
 def figures(run: Path) -> dict[str, float] | None:
@@ -67,14 +74,16 @@ def figures(run: Path) -> dict[str, float] | None:
 
 
 def table(results: dict[str, list[dict]]) -> str:
-    """Markdown: the base model, then mean ± standard deviation over seeds of every variant."""
-    first = next(rows for rows in results.values() if rows)[0]
+    """Markdown: the base model, then mean ± standard deviation over the finished seeds of every variant."""
+    first = next(row for rows in results.values() for row in rows if "diverged" not in row)
     measures = [key[5:] for key in first if key.startswith("base/")]
     extra = ["clipped", "noise_floor", "s/iter"]
     lines = ["| | seeds | " + " | ".join(measures + extra) + " |", "|---" * (len(measures) + len(extra) + 2) + "|"]
     lines.append("| base | – | " + " | ".join(f"{first[f'base/{m}']:.4g}" for m in measures) + " | – | – | – |")
-    for label, rows in results.items():
-        cells = []
+    for label, all_rows in results.items():
+        cells, rows = [], [row for row in all_rows if "diverged" not in row]
+        if lost := [str(row["diverged"]) for row in all_rows if "diverged" in row]:
+            label = f"{label}: not finite any more after {', '.join(lost)} iterations"
         for key in [f"eval/{m}" for m in measures] + extra:
             values = [row[key] for row in rows]
             spread = f" ± {statistics.stdev(values):.2g}" if len(values) > 1 and key.startswith("eval/") else ""
@@ -106,7 +115,9 @@ def main() -> None:
             list(pool.map(lambda item: train(*item, threads), runs.values()))
     results: dict[str, list[dict]] = {label: [] for label in SETS[arguments.set]}
     for (label, _), (run, _) in runs.items():
-        if row := figures(run):
+        if (after := diverged(run)) is not None:
+            results[label].append({"diverged": after})
+        elif row := figures(run):
             results[label].append(row)
     out = Path(__file__).parent / "results"
     out.mkdir(exist_ok=True)

@@ -4,10 +4,12 @@ import subprocess
 import sys
 
 import pytest
+from diffusers import DiffusionPipeline
 from PIL import Image
 from runs import settings
 
 from neighbor_grpo.cli import main
+from neighbor_grpo.models import BUNDLED
 
 
 def run(capsys, *args):
@@ -104,3 +106,17 @@ def test_help_lists_every_key(capsys):
 
 def test_the_command_is_installed():
     assert subprocess.run([sys.executable, "-m", "neighbor_grpo.cli", "scenes", "--help"], capture_output=True).returncode == 0
+
+
+def test_scenes_pretrain_makes_a_pipeline_that_loads(capsys, tmp_path):
+    arguments = ("scenes", "pretrain", "--out", tmp_path / "model", "--vae-steps", 2, "--steps", 2, "--pictures", 8)
+    assert run(capsys, *arguments)[0] == 0
+    pipe = DiffusionPipeline.from_pretrained(tmp_path / "model")
+    pipe.set_progress_bar_config(disable=True)
+    assert pipe("a red circle", height=64, width=64, num_inference_steps=1, max_sequence_length=12).images[0].size == (64, 64)
+    assert sum(file.stat().st_size for file in (tmp_path / "model").rglob("*")) < 12e6
+    assert "not empty" in mistake(capsys, *arguments)
+
+
+def test_the_bundled_weights_are_small():
+    assert 5e6 < sum(file.stat().st_size for file in BUNDLED.rglob("*") if file.is_file()) < 12e6
