@@ -151,7 +151,7 @@ def _sample(arguments: argparse.Namespace) -> None:
 
 
 def _evaluate(arguments: argparse.Namespace) -> None:
-    from neighbor_grpo.data import read_prompts
+    from neighbor_grpo.data import prompt_hash, read_prompts
     from neighbor_grpo.evaluate import check_measures, evaluate
 
     names = arguments.measure or ["scenes", "scenes_strict", "scenes_sparse", "scenes_distance", "diversity", "jpeg_size"]
@@ -160,8 +160,8 @@ def _evaluate(arguments: argparse.Namespace) -> None:
     model, what = _loaded(arguments)
     values = evaluate(model, prompts, names, arguments.seeds, arguments.steps, arguments.solver)
     settings = what | {
-        "prompts": arguments.prompts or "scenes", "number_of_prompts": len(prompts), "seeds": arguments.seeds,
-        "steps": arguments.steps, "solver": arguments.solver, "height": model.height, "width": model.width,
+        "prompts": arguments.prompts or "scenes", "number_of_prompts": len(prompts), "prompts_sha256": prompt_hash(prompts),
+        "seeds": arguments.seeds, "steps": arguments.steps, "solver": arguments.solver,
     }
     text = json.dumps({"values": values, "settings": settings}, indent=2)
     print(text)

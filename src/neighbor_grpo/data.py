@@ -57,6 +57,12 @@ def read_prompts(path: str, held_out: bool = False) -> list[Prompt]:
     return prompts
 
 
+def prompt_hash(prompts: Sequence[Prompt]) -> str:
+    """Of texts and metadata in their order: two evaluations with the same hash saw the same prompts."""
+    rows = json.dumps([(prompt.text, prompt.metadata) for prompt in prompts], sort_keys=True)
+    return hashlib.sha256(rows.encode()).hexdigest()
+
+
 def schedule(prompts: int, per_iteration: int, iterations: int, seed: int) -> list[list[int]]:
     """Indices of the prompts of every iteration: epochs, each in an order of its own, one after the other."""
     epochs = -(-per_iteration * iterations // prompts)
@@ -96,10 +102,11 @@ class TextCache:
 
     def _load(self, prompt: str) -> Cond | None:
         path = self._path(prompt)
-        if not path.is_file():
+        try:
+            os.utime(path)
+            return self.model.Cond(**load_file(path))
+        except FileNotFoundError:  # never there, or dropped by another run just now
             return None
-        os.utime(path)
-        return self.model.Cond(**load_file(path))
 
     def _encode(self, prompts: Sequence[str], chunk: int) -> dict[str, Cond]:
         encoded = {}

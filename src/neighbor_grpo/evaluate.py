@@ -1,6 +1,7 @@
 """Pictures from fixed seeds, what they score, and how they look side by side.  P prompts, S pictures of each."""
 
 from collections.abc import Sequence
+from importlib.metadata import version
 from pathlib import Path
 
 import torch
@@ -87,7 +88,11 @@ def load_trained(
             model.pipe.load_lora_weights(export)
         else:
             model.transformer.load_state_dict(type(model.transformer).from_pretrained(export).state_dict())
-    return model, {"model": path or "scenes", "run": str(run) if run else None, "guidance_scale": guidance_scale}
+    return model, {
+        "model": path or "scenes", "run": str(run) if run else None, "guidance_scale": guidance_scale,
+        "height": model.height, "width": model.width, "dtype": str(model.dtype), "device": str(where),
+        "version": version("neighbor-grpo"),
+    }
 
 
 def check_measures(names: Sequence[str]) -> None:

@@ -28,7 +28,7 @@ from neighbor_grpo.models.lora import add_lora, save_lora, train_all
 from neighbor_grpo.plan import plan
 from neighbor_grpo.rewards import RewardError, load_reward, score
 from neighbor_grpo.update import accumulate
-from neighbor_grpo.watch import Phases, Stop
+from neighbor_grpo.watch import Phases, Stop, health_figures, progress, reward_figures
 
 NOISE, DRAW = 1, 2  # streams of random numbers
 
@@ -121,7 +121,8 @@ class Trainer:
                 if done == self.config.iterations or (every and done % every == 0):
                     figures |= self._evaluate(done)
                 self._record({"iteration": done, **figures})
-                self._progress(done, figures, (time.perf_counter() - began) / (done - self.start))
+                seconds = (time.perf_counter() - began) / (done - self.start)
+                self._say(progress(done, self.config.iterations, figures, seconds))
                 signum = self._any_rank(self.stop.signum)
                 if signum or done % self.config.save_every == 0 or done == self.config.iterations:
                     self._save(done)
@@ -205,24 +206,12 @@ class Trainer:
     # ---------------------------------------------------------------- what is seen of it
 
     def _figures(self, rewards: Tensor, nfe_old: float, health: list[dict[str, float]]) -> dict[str, float]:
-        """One line of metrics.jsonl; rewards over all ranks."""
+        """One line of metrics.jsonl, from rewards [M, p, G] of all ranks and the updates' health."""
         here = rewards.transpose(0, 1).contiguous().to(self.accelerator.device, torch.float32)
         gathered = self.accelerator.gather(here).cpu()  # [P, M, G]
-        figures: dict[str, float] = {}
-        for m, name in enumerate(self.rewards):
-            spread = gathered[:, m].std(-1, correction=0)  # [P]
-            figures |= {
-                f"reward/{name}": gathered[:, m].mean().item(),
-                f"spread/{name}": spread.mean().item(),
-                f"flat_groups/{name}": int((spread <= 1e-5 * gathered[:, m].mean(-1).abs().clamp_min(1e-3)).sum()),
-            }
-        mean = {name: sum(h[name] for h in health) / len(health) for name in health[0]}
-        return figures | {
-            "ratio/noise_floor": health[0]["log_ratio"], "ratio/log_max": max(h["log_ratio"] for h in health),
-            "ratio/clipped": mean["clipped"], "loss": mean["loss"], "grad_norm": mean["grad_norm"],
-            "lr": self.optimizer.param_groups[0]["lr"], "nfe_old": nfe_old, "nfe_theta": self.plan.nfe_theta,
-            **{f"time/{phase}": seconds for phase, seconds in self.phases.items()},
-        }
+        costs = {"nfe_old": nfe_old, "nfe_theta": self.plan.nfe_theta, "lr": self.optimizer.param_groups[0]["lr"]}
+        times = {f"time/{phase}": seconds for phase, seconds in self.phases.items()}
+        return reward_figures(self.rewards, gathered) | health_figures(health) | costs | times
 
     def _evaluate(self, iteration: int) -> dict[str, float]:
         """Rewards, watched rewards and metrics of the averaged weights on held-out prompts and fixed seeds (main rank)."""
@@ -263,15 +252,6 @@ class Trainer:
             yield
         except RewardError as error:
             raise TrainingError(f"{error}; mend it and go on with: neighbor-grpo train --resume {self.run_dir}") from error
-
-    def _progress(self, done: int, figures: dict[str, float], seconds: float) -> None:
-        rewards = " ".join(f"{name} {figures[f'reward/{name}']:.4f} ±{figures[f'spread/{name}']:.3f}" for name in self.rewards)
-        phases = " ".join(f"{phase} {s:.2f}" for phase, s in self.phases.items())
-        left = seconds * (self.config.iterations - done)
-        self._say(
-            f"{done}/{self.config.iterations}  {rewards}  clipped {figures['ratio/clipped']:.2f}  "
-            f"|g| {figures['grad_norm']:.2g}  {seconds:.2f} s/it ({phases})  ETA {int(left // 60)}:{int(left % 60):02d}"
-        )
 
     def _plan_lines(self) -> list[str]:
         def megabytes(tensors) -> float:

@@ -1,11 +1,12 @@
-"""Watching a run: how long each phase takes, and whether somebody asked it to stop."""
+"""Watching a run: what its figures are, how long each phase takes, and whether somebody asked it to stop."""
 
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 import torch
+from torch import Tensor
 
 
 class Phases(dict[str, float]):
@@ -42,3 +43,37 @@ class Stop:
             raise KeyboardInterrupt
         self.signum = signum
         print("stopping after this iteration (again: at once, from the last checkpoint)", flush=True)
+
+
+def reward_figures(names: Iterable[str], rewards: Tensor) -> dict[str, float]:
+    """Of each reward: its mean, the mean of its spread in a group, and the groups that have none.  [P, M, G]"""
+    figures: dict[str, float] = {}
+    for m, name in enumerate(names):
+        mean, spread = rewards[:, m].mean(-1), rewards[:, m].std(-1, correction=0)  # [P]
+        figures |= {
+            f"reward/{name}": mean.mean().item(),
+            f"spread/{name}": spread.mean().item(),
+            f"flat_groups/{name}": int((spread <= 1e-5 * mean.abs().clamp_min(1e-3)).sum()),
+        }
+    return figures
+
+
+def health_figures(updates: list[dict[str, float]]) -> dict[str, float]:
+    """Of an iteration's optimizer steps: |log rho| before the first (the noise floor) and at most, means of the rest."""
+    mean = {name: sum(update[name] for update in updates) / len(updates) for name in ("clipped", "loss", "grad_norm")}
+    return {
+        "ratio/noise_floor": updates[0]["log_ratio"], "ratio/log_max": max(update["log_ratio"] for update in updates),
+        "ratio/clipped": mean["clipped"], "loss": mean["loss"], "grad_norm": mean["grad_norm"],
+    }
+
+
+def progress(done: int, total: int, figures: dict[str, float], seconds: float) -> str:
+    """A line for the terminal; seconds of an iteration so far."""
+    names = [key.removeprefix("reward/") for key in figures if key.startswith("reward/")]
+    rewards = " ".join(f"{name} {figures[f'reward/{name}']:.4f} ±{figures[f'spread/{name}']:.3f}" for name in names)
+    phases = " ".join(f"{key[5:]} {value:.2f}" for key, value in figures.items() if key.startswith("time/"))
+    left = int(seconds * (total - done))
+    return (
+        f"{done}/{total}  {rewards}  clipped {figures['ratio/clipped']:.2f}  |g| {figures['grad_norm']:.2g}  "
+        f"{seconds:.2f} s/it ({phases})  ETA {left // 60}:{left % 60:02d}"
+    )
