@@ -78,7 +78,8 @@ def test_train_then_sample_then_evaluate(capsys, tiny_flux, tmp_path):
     stored = json.loads((tmp_path / "e.json").read_text())
     assert json.loads(out) == stored
     assert stored["values"].keys() == {"diversity", "jpeg_compressibility"}
-    assert {"steps", "solver", "seeds", "prompts", "height", "run", "model", "dtype", "prompts_sha256", "version"} <= stored["settings"].keys()
+    kept = {"steps", "solver", "seeds", "prompts", "prompts_sha256", "height", "run", "model", "dtype", "version"}
+    assert kept <= stored["settings"].keys()
 
 
 def test_evaluate_needs_a_finished_run_and_known_measures(capsys, tiny_flux, tmp_path):
