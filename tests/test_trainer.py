@@ -1,4 +1,5 @@
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -43,7 +44,7 @@ def test_a_run_directory_has_everything(finished):
     assert (finished / "samples" / "before_after.png").is_file()
     page = (finished / "report.html").read_text()
     assert page.count("data:image/png;base64,") == 2
-    assert "http" not in page.replace("http-equiv", "")
+    assert "http" not in re.sub(r"base64,[A-Za-z0-9+/=]+", "", page)  # four letters that a picture's bytes may spell
 
 
 def test_metrics_have_the_public_keys(finished):
