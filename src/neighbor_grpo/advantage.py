@@ -3,16 +3,24 @@
 from torch import Tensor
 
 
+def has_spread(rewards: Tensor) -> Tensor:
+    """Whether a group's rewards differ by more than float noise.  [P, G] -> [P] bool
+
+    std above 1e-5 of the mean's size, or of 1e-3 for tiny rewards.
+    """
+    rewards = rewards.double()
+    return rewards.std(-1, correction=0) > 1e-5 * rewards.mean(-1).abs().clamp_min(1e-3)
+
+
 def z_score(rewards: Tensor) -> Tensor:
     """A = (r - mean) / std within each group (Neighbor GRPO Eq. 3), population std.  [P, G] -> [P, G]
 
-    A group without spread (std below 1e-5 of its mean's size, or of 1e-3 for tiny rewards) has A = 0, so that float
-    noise is never blown up to unit size.
+    A group without spread (`has_spread`) has A = 0, so that float noise is never blown up to unit size.
     """
     rewards = rewards.double()
     mean = rewards.mean(-1, keepdim=True)
     std = rewards.std(-1, keepdim=True, correction=0)
-    spread = std > 1e-5 * mean.abs().clamp_min(1e-3)
+    spread = has_spread(rewards).unsqueeze(-1)
     return ((rewards - mean) / std.where(spread, 1.0) * spread).float()
 
 

@@ -3,7 +3,6 @@
 A checkpoint appears whole or not at all (written aside, then renamed), so a run killed at any moment can be resumed.
 """
 
-import json
 import os
 import shutil
 from pathlib import Path
@@ -26,7 +25,6 @@ def save(directory: Path, iteration: int, weights: dict[str, Tensor], state: dic
     aside.mkdir(parents=True)
     save_file({name: weight.detach().contiguous() for name, weight in weights.items()}, aside / "weights.safetensors")
     torch.save(state, aside / "state.pt")
-    (aside / "iteration.json").write_text(json.dumps({"iteration": iteration}))
     shutil.rmtree(target, ignore_errors=True)
     aside.rename(target)
     for old in finished(directory)[:-keep]:
@@ -52,4 +50,4 @@ def load(directory: Path, transformer: nn.Module) -> tuple[int, dict]:
         for name, parameter in parameters.items():
             parameter.copy_(weights[name])
     state = torch.load(found[-1] / "state.pt", weights_only=True, map_location="cpu")
-    return int(json.loads((found[-1] / "iteration.json").read_text())["iteration"]), state
+    return int(found[-1].name), state

@@ -57,6 +57,12 @@ def read_prompts(path: str, held_out: bool = False) -> list[Prompt]:
     return prompts
 
 
+def for_each(prompts: Sequence[Prompt], pictures: int) -> tuple[list[str], list[dict]]:
+    """Texts and metadata of so many pictures of each prompt, in the order of images [P, S, ...] flattened."""
+    rows = [prompt for prompt in prompts for _ in range(pictures)]
+    return [prompt.text for prompt in rows], [prompt.metadata for prompt in rows]
+
+
 def prompt_hash(prompts: Sequence[Prompt]) -> str:
     """Of texts and metadata in their order: two evaluations with the same hash saw the same prompts."""
     rows = json.dumps([(prompt.text, prompt.metadata) for prompt in prompts], sort_keys=True)

@@ -8,12 +8,12 @@ import torch
 from PIL import Image, ImageDraw
 from torch import Tensor
 
-from neighbor_grpo.data import Prompt, generator
+from neighbor_grpo.data import Prompt, for_each, generator
 from neighbor_grpo.errors import UserError
 from neighbor_grpo.metrics import METRICS
 from neighbor_grpo.models import Cond, FlowModel, load_model, pick_device, pick_dtype, take
 from neighbor_grpo.rewards import REWARDS, load_reward, score
-from neighbor_grpo.rundir import config_of
+from neighbor_grpo.rundir import config_of, resume_command
 from neighbor_grpo.solvers import Velocity, solve
 
 
@@ -50,9 +50,7 @@ def fixed_noise(model: FlowModel, prompts: Sequence[int], seeds: int) -> Tensor:
 
 def measure(names: Sequence[str], images: Tensor, prompts: Sequence[Prompt]) -> dict[str, float]:
     """Mean of every reward and value of every metric named, over images [P, S, 3, H, W]."""
-    seeds = images.shape[1]
-    texts = [prompt.text for prompt in prompts for _ in range(seeds)]
-    metadata = [prompt.metadata for prompt in prompts for _ in range(seeds)]
+    texts, metadata = for_each(prompts, images.shape[1])
     return {
         name: METRICS[name](images, [prompt.text for prompt in prompts]) if name in METRICS
         else score(name, load_reward(name), images.flatten(0, 1), texts, metadata).mean().item()
@@ -83,7 +81,7 @@ def load_trained(
     if config:
         export = run / ("lora" if config.model.lora else "transformer")
         if not export.is_dir():
-            raise UserError(f"{run} is not finished: go on with neighbor-grpo train --resume {run}")
+            raise UserError(f"{run} is not finished: go on with {resume_command(run)}")
         if config.model.lora:
             model.pipe.load_lora_weights(export)
         else:

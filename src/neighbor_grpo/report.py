@@ -1,6 +1,7 @@
 """What a run directory shows: sample pictures, curves.png and one self-contained page, all from the files in it."""
 
 import base64
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -65,15 +66,15 @@ def curves(metrics: list[dict], file: Path) -> None:
 
 
 
-
 def write(run_dir: Path) -> None:
     """curves.png and report.html from metrics.jsonl, samples/, plan.txt and config.yaml."""
     metrics = rundir.metrics(run_dir)
     curves(metrics, run_dir / "curves.png")
     evaluated = [line for line in metrics if any(key.startswith("eval/") for key in line)]
     first, last = evaluated[0], evaluated[-1]
-    phases = dict.fromkeys(key for line in metrics for key in line if key.startswith("time/"))
-    phases = {key: sum(line.get(key, 0) for line in metrics) for key in phases}
+    phases: Counter[str] = Counter()
+    for line in metrics:
+        phases.update({key: value for key, value in line.items() if key.startswith("time/")})
 
     def embed(file: Path) -> str:
         return "data:image/png;base64," + base64.b64encode(file.read_bytes()).decode()

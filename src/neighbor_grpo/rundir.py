@@ -14,6 +14,11 @@ def free() -> str:
     return next(f"runs/{n:03d}" for n in range(1, 10_000) if not Path(f"runs/{n:03d}").exists())
 
 
+def resume_command(run: Path) -> str:
+    """What to type to go on with a run."""
+    return f"neighbor-grpo train --resume {run}"
+
+
 def config_of(run: Path) -> Config:
     """The configuration of the run in a directory (which may have been moved)."""
     if not (run / "config.yaml").is_file():
@@ -25,7 +30,7 @@ def refuse_another(run: Path) -> None:
     """Raise UserError where a run lies already."""
     if (run / "config.yaml").exists():
         raise UserError(
-            f"{run} holds another run: choose another run_dir, or go on with neighbor-grpo train --resume {run}"
+            f"{run} holds another run: choose another run_dir, or go on with {resume_command(run)}"
         )
 
 

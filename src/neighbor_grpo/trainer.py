@@ -20,10 +20,10 @@ from torch import Tensor
 from neighbor_grpo import checkpoint, report, rundir
 from neighbor_grpo.advantage import combine
 from neighbor_grpo.config import Config
-from neighbor_grpo.data import TextCache, generator, read_prompts, schedule
+from neighbor_grpo.data import TextCache, for_each, generator, read_prompts, schedule
 from neighbor_grpo.errors import UserError
 from neighbor_grpo.evaluate import batched_velocity, check_measures, decode, fixed_noise, measure, sample
-from neighbor_grpo.models import load_model, pick_device, pick_dtype
+from neighbor_grpo.models import load_model, move, pick_device, pick_dtype
 from neighbor_grpo.models.lora import add_lora, save_lora, train_all
 from neighbor_grpo.plan import plan
 from neighbor_grpo.rewards import RewardError, load_reward, score
@@ -41,7 +41,7 @@ class Interrupted(Exception):
     """Stopped by a signal after a whole iteration, with a checkpoint."""
 
     def __init__(self, signum: int, run_dir: Path) -> None:
-        super().__init__(f"stopped by {signal.Signals(signum).name}; go on with: neighbor-grpo train --resume {run_dir}")
+        super().__init__(f"stopped by {signal.Signals(signum).name}; go on with: {rundir.resume_command(run_dir)}")
         self.signum = signum
 
 
@@ -139,7 +139,7 @@ class Trainer:
             indices = self.schedule[n]
             prompts = [self.prompts[indices[slot]] for slot in self.slots]
             coming = (self.prompts[i[slot]].text for i in self.schedule[n + 1 :] for slot in self.slots)
-            cond = self.texts([prompt.text for prompt in prompts], coming)
+            cond = move(self.texts([prompt.text for prompt in prompts], coming), self.accelerator.device)
         with self.phases("rollout"), torch.no_grad():
             noises = [generator(self.config.seed, NOISE, n, slot) for slot in self.slots]
             tree = method.rollout(
@@ -163,8 +163,7 @@ class Trainer:
 
     def _score(self, images: Tensor, prompts: list) -> Tensor:
         group = images.shape[1]
-        texts = [prompt.text for prompt in prompts for _ in range(group)]
-        metadata = [prompt.metadata for prompt in prompts for _ in range(group)]
+        texts, metadata = for_each(prompts, group)
         error, rows = None, []
         try:
             rows = [score(name, reward, images.flatten(0, 1), texts, metadata) for name, reward in self.rewards.items()]
@@ -194,7 +193,7 @@ class Trainer:
             raise TrainingError(
                 f"{odd} is not finite (loss {stats['loss']}, gradient norm {stats['grad_norm']}) at optimizer step "
                 f"{self.updates_done}; weights before it are in {where}. A smaller optimizer.lr or method.temperature=dim "
-                f"often helps; the run goes on from its last checkpoint with: neighbor-grpo train --resume {self.run_dir}"
+                f"often helps; the run goes on from its last checkpoint with: {rundir.resume_command(self.run_dir)}"
             )
         self.optimizer.step()
         self.optimizer.zero_grad()
@@ -251,7 +250,7 @@ class Trainer:
         try:
             yield
         except RewardError as error:
-            raise TrainingError(f"{error}; mend it and go on with: neighbor-grpo train --resume {self.run_dir}") from error
+            raise TrainingError(f"{error}; mend it and go on with: {rundir.resume_command(self.run_dir)}") from error
 
     def _plan_lines(self) -> list[str]:
         def megabytes(tensors) -> float:

@@ -8,6 +8,8 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
+from neighbor_grpo.advantage import has_spread
+
 
 class Phases(dict[str, float]):
     """Seconds by phase."""
@@ -53,7 +55,7 @@ def reward_figures(names: Iterable[str], rewards: Tensor) -> dict[str, float]:
         figures |= {
             f"reward/{name}": mean.mean().item(),
             f"spread/{name}": spread.mean().item(),
-            f"flat_groups/{name}": int((spread <= 1e-5 * mean.abs().clamp_min(1e-3)).sum()),
+            f"flat_groups/{name}": int((~has_spread(rewards[:, m])).sum()),
         }
     return figures
 

@@ -92,6 +92,11 @@ def pick_dtype(name: str, device: torch.device) -> torch.dtype:
     return {"float32": torch.float32, "bfloat16": torch.bfloat16}[name]
 
 
+def move(cond: Cond, device: torch.device) -> Cond:
+    """Conditioning on a device, so that a rollout's steps do not each carry it there."""
+    return type(cond)(*(tensor.to(device) for tensor in cond))
+
+
 def take(cond: Cond, rows: Tensor) -> Cond:
     """Conditioning of the rows given by index."""
     return type(cond)(*(tensor[rows.to(tensor.device)] for tensor in cond))

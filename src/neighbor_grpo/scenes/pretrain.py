@@ -21,6 +21,7 @@ from tokenizers.pre_tokenizers import Whitespace
 from tokenizers.trainers import BpeTrainer
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer, T5Config, T5EncoderModel, T5Tokenizer
 
+from neighbor_grpo.path import shift_time
 from neighbor_grpo.scenes.render import render
 from neighbor_grpo.scenes.world import SIZE, all_specs, sample_scene, sample_specs
 
@@ -135,7 +136,7 @@ def train_flow(vae: AutoencoderKL, out: Path, scenes: int, steps: int, batch: in
     for step in track(range(steps), "flow"):
         rows = torch.randint(scenes, (batch,))
         u = torch.sigmoid(torch.randn(batch, device=device))
-        t = SHIFT * u / (1 + (SHIFT - 1) * u)
+        t = shift_time(u, SHIFT)
         eps = torch.randn_like(x0[rows])
         x = (1 - t)[:, None, None] * x0[rows] + t[:, None, None] * eps
         with torch.autocast(device, torch.bfloat16):
