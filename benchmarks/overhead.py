@@ -1,9 +1,10 @@
 """Time of an iteration over the time of its bare model calls, in one process, the two in turn.
 
-    python benchmarks/overhead.py [--iterations 10] [key=value ...]
+    python benchmarks/overhead.py [--iterations 10] [method.name=dance_grpo] [key=value ...]
 
-Bare calls: the rollout's forwards, the decodes and the update's forward-backwards of the same shapes, on random tensors,
-at the best of several batch sizes each; nothing else.  The reward's time is left out of the iteration and reported apart.
+Bare calls: the rollout's forwards, the decodes and the update's forward-backwards, as many rows as the method runs, on
+random tensors, at the best of several batch sizes each; nothing else.  The reward's time is left out of the iteration and
+reported apart.
 """
 
 import argparse
@@ -20,6 +21,20 @@ from neighbor_grpo.trainer import Trainer
 
 def chunks(total: int, size: int) -> list[int]:
     return [min(size, total - start) for start in range(0, total, size)]
+
+
+def work(method, prompts: int, iteration: int) -> tuple[list[int], list[int]]:
+    """Rows of each model call of the rollout and of each optimizer step, counted on latents of one number."""
+    forwards, rng = [], torch.Generator().manual_seed(iteration)
+
+    def still(x, t):
+        forwards.append(x.shape[0] * x.shape[1])
+        return torch.zeros_like(x)
+
+    times = torch.linspace(1, 0, method.num_steps + 1).tolist()
+    tree = method.rollout(still, lambda n: torch.randn(prompts, n, 1, generator=rng), times, iteration)
+    rewards = torch.randn(prompts, method.group_size, generator=rng)
+    return forwards, [len(d) for d in method.updates(tree, method.credit(tree, rewards, rewards), rng, iteration)]
 
 
 def main() -> None:
@@ -48,9 +63,9 @@ def main() -> None:
         def rows(n: int):
             return x[:1].expand(n, *x.shape[1:]).contiguous(), take(cond, torch.zeros(n, dtype=torch.long))
 
-        def forward(size: int) -> None:
+        def forward(total: int, size: int) -> None:
             with torch.no_grad():
-                for n in chunks(samples, size):
+                for n in chunks(total, size):
                     rows_x, rows_cond = rows(n)
                     model.velocity(rows_x, 0.5, rows_cond)
 
@@ -64,26 +79,28 @@ def main() -> None:
             for n in chunks(samples, size):
                 model.decode(x[:n])
 
-        per_update = p * method.num_anchors * method.num_train_steps // method.num_updates
+        per_update = max(work(method, p, 0)[1])
         sizes = [size for size in (4, 8, 16, 32, 64, 128, 256) if size < 2 * samples]
 
         def best(function, *args) -> int:
             return min(sizes, key=lambda size: min(clock(lambda: function(*args, size)) for _ in range(3)))
 
-        at = {"forward": best(forward), "decode": best(decode), "backward": best(backward, per_update)}
+        at = {"forward": best(forward, samples), "decode": best(decode), "backward": best(backward, per_update)}
         print("best rows:", at, "configured:", trainer.config.batch)
         whole, bare, rewards = [], [], []
         for n in range(arguments.iterations + 1):
             seconds = clock(lambda n=n: trainer._iteration(n))
-            floor = sum(clock(lambda: forward(at["forward"])) for _ in range(method.num_steps))
+            forwards, updates = work(method, p, n)
+            floor = sum(clock(lambda total=total: forward(total, at["forward"])) for total in forwards)
             floor += clock(lambda: decode(at["decode"]))
-            floor += sum(clock(lambda: backward(per_update, at["backward"])) for _ in range(method.num_updates))
+            floor += sum(clock(lambda total=total: backward(total, at["backward"])) for total in updates)
             if n:  # the first warms up
                 whole.append(seconds - trainer.phases["reward"])
                 bare.append(floor)
                 rewards.append(trainer.phases["reward"])
         ratios = sorted(a / b for a, b in zip(whole, bare, strict=True))
         medians = [statistics.median(seconds) for seconds in (whole, bare, rewards)]
+        print(method.name, end=": ")
         print("iteration {:.3f} s, bare model calls {:.3f} s, reward {:.3f} s".format(*medians))
         print(f"overhead: median {statistics.median(ratios):.3f}, min {ratios[0]:.3f}, max {ratios[-1]:.3f} of {len(ratios)}")
 

@@ -45,7 +45,31 @@ def test_small_p_weighs_one_winner_above_a_flat_group():
     assert winner > 2 * flat
 
 
-def test_combine_is_the_weighted_sum_of_z_scores():
-    rewards = torch.tensor([[[1.0, 2.0, 3.0]], [[10.0, 10.0, 40.0]]])
-    expected = 0.5 * z_score(rewards[0]) + 2.0 * z_score(rewards[1])
-    torch.testing.assert_close(combine(rewards, torch.tensor([0.5, 2.0])), expected)
+REWARDS = torch.tensor([[[1.0, 2.0, 3.0], [0.0, 0.0, 6.0]], [[10.0, 10.0, 40.0], [5.0, 4.0, 3.0]]])  # [2, 2, 3]
+
+
+def test_combine_sums_advantages_with_weights():
+    got = combine(lambda r, pool: z_score(r), REWARDS, REWARDS, torch.tensor([0.5, 2.0]), "advantages")
+    torch.testing.assert_close(got, 0.5 * z_score(REWARDS[0]) + 2.0 * z_score(REWARDS[1]))
+
+
+def test_combine_credits_the_weighted_sum_of_rewards():
+    got = combine(lambda r, pool: z_score(r), REWARDS, REWARDS, torch.tensor([0.5, 2.0]), "rewards")
+    torch.testing.assert_close(got, z_score(0.5 * REWARDS[0] + 2.0 * REWARDS[1]))
+
+
+@pytest.mark.parametrize("over", ["advantages", "rewards"])
+def test_combine_hands_every_rank_the_same_pool(over):
+    """A rank with the second group alone has that group's advantages of the whole."""
+    weights = torch.tensor([0.5, 2.0])
+    whole = combine(z_score, REWARDS, REWARDS, weights, over)
+    torch.testing.assert_close(combine(z_score, REWARDS[:, 1:], REWARDS, weights, over), whole[1:])
+
+
+def test_with_a_pool_the_std_is_that_of_all_its_rewards():
+    """Flow-GRPO: 0 ... 3 and 10 ... 13 by hand, and a flat group stays at zero."""
+    rewards = torch.tensor([[0.0, 1.0, 2.0, 3.0], [10.0, 11.0, 12.0, 13.0]])
+    std = np.std([0, 1, 2, 3, 10, 11, 12, 13])
+    torch.testing.assert_close(z_score(rewards, rewards), (rewards - rewards.mean(1, keepdim=True)) / std)
+    flat = torch.tensor([[1.0, 1.0], [0.0, 4.0]])
+    assert torch.equal(z_score(flat, flat)[0], torch.zeros(2))

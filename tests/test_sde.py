@@ -4,15 +4,15 @@ import pytest
 import torch
 from test_solvers import MEAN, SCALE, gaussian_velocity
 
-from neighbor_grpo.sde import dance_sde, flow_sde
+from neighbor_grpo.sde import cps_sde, dance_sde, flow_sde
 from neighbor_grpo.solvers import euler
 
 
-@pytest.mark.parametrize("kernel", [flow_sde, dance_sde])
+@pytest.mark.parametrize("kernel", [flow_sde, dance_sde, cps_sde])
 def test_without_noise_it_is_the_euler_step(kernel):
     x, v = torch.randn(3, 5), torch.randn(3, 5)
     mean, std = kernel(x, v, 0.6, 0.4, 0.0)
-    assert torch.equal(mean, euler(x, v, 0.6, 0.4))
+    torch.testing.assert_close(mean, euler(x, v, 0.6, 0.4))
     assert float(std) == 0.0
 
 
@@ -29,7 +29,24 @@ def test_rates_by_hand():
     assert float(std) == pytest.approx(0.7 * 2.0 * 0.25**0.5)
 
 
-@pytest.mark.parametrize(("kernel", "strength"), [(flow_sde, 0.7), (dance_sde, 0.3)])
+def test_coefficients_of_cps_by_hand():
+    """t = 0.8, s = 0.6, x = 1, v = 2: x0 = -0.6, eps = 1.4; at strength 1/3 cos = sqrt(3)/2, sin = 1/2."""
+    mean, std = cps_sde(torch.ones(1, 1), 2 * torch.ones(1, 1), 0.8, 0.6, 1 / 3)
+    assert float(std) == pytest.approx(0.3)
+    assert float(mean) == pytest.approx(-0.6 * 0.4 + 1.4 * 0.6 * 3**0.5 / 2)
+
+
+@pytest.mark.parametrize("kernel", [flow_sde, dance_sde, cps_sde])
+def test_one_time_for_all_rows_or_one_for_each(kernel):
+    x, v = torch.randn(2, 5), torch.randn(2, 5)
+    mean, std = kernel(x, v, torch.tensor([0.9, 0.5]), torch.tensor([0.7, 0.2]), 0.4)
+    for row, (t, s) in enumerate([(0.9, 0.7), (0.5, 0.2)]):
+        alone, alone_std = kernel(x[row : row + 1], v[row : row + 1], t, s, 0.4)
+        torch.testing.assert_close(mean[row], alone[0])
+        torch.testing.assert_close(std[row], alone_std)
+
+
+@pytest.mark.parametrize(("kernel", "strength"), [(flow_sde, 0.7), (dance_sde, 0.3), (cps_sde, 0.1)])
 def test_the_marginal_is_kept(kernel, strength):
     """50,000 paths of 200 stochastic steps end where the ODE's do: at N(MEAN, SCALE^2)."""
     g = torch.Generator().manual_seed(0)

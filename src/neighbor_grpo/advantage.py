@@ -1,5 +1,9 @@
 """From rewards to advantages: pure functions over groups.  P prompts, G samples in a group, M rewards."""
 
+from collections.abc import Callable
+from typing import Literal
+
+import torch
 from torch import Tensor
 
 
@@ -12,14 +16,15 @@ def has_spread(rewards: Tensor) -> Tensor:
     return rewards.std(-1, correction=0) > 1e-5 * rewards.mean(-1).abs().clamp_min(1e-3)
 
 
-def z_score(rewards: Tensor) -> Tensor:
-    """A = (r - mean) / std within each group (Neighbor GRPO Eq. 3), population std.  [P, G] -> [P, G]
+def z_score(rewards: Tensor, pool: Tensor | None = None) -> Tensor:
+    """A = (r - mean of the group) / std within each group (Neighbor GRPO Eq. 3), population std.  [P, G] -> [P, G]
 
-    A group without spread (`has_spread`) has A = 0, so that float noise is never blown up to unit size.
+    With a pool, the std is that of all its rewards (Flow-GRPO: the iteration's), not each group's own.  A group without
+    spread (`has_spread`) has A = 0, so that float noise is never blown up to unit size.
     """
     rewards = rewards.double()
     mean = rewards.mean(-1, keepdim=True)
-    std = rewards.std(-1, keepdim=True, correction=0)
+    std = rewards.std(-1, keepdim=True, correction=0) if pool is None else pool.double().std(correction=0)
     spread = has_spread(rewards).unsqueeze(-1)
     return ((rewards - mean) / std.where(spread, 1.0) * spread).float()
 
@@ -35,6 +40,18 @@ def quasi_norm(adv: Tensor, p: float) -> Tensor:
     return unit / norm.where(norm > 0, 1.0)
 
 
-def combine(rewards: Tensor, weights: Tensor) -> Tensor:
-    """Several rewards, each z-scored in its group, then summed with weights.  [M, P, G], [M] -> [P, G]"""
-    return (weights[:, None, None] * z_score(rewards)).sum(0)
+def combine(
+    credit: Callable[[Tensor, Tensor], Tensor], rewards: Tensor, pool: Tensor, weights: Tensor,
+    over: Literal["advantages", "rewards"],
+) -> Tensor:
+    """Advantages from several rewards [M, P, G], given a method's credit of one.  -> [P, ·]
+
+    advantages   sum_m w_m·credit(r_m): every reward counts by its weight, whatever its scale (the paper's setting)
+    rewards      credit(sum_m w_m·r_m): a reward counts by its weight times its spread
+
+    pool [M, P', G] holds the rewards of all ranks, weights [M] are the w_m.
+    """
+    weights, rewards, pool = weights.double(), rewards.double(), pool.double()
+    if over == "rewards":
+        return credit(torch.tensordot(weights, rewards, 1), torch.tensordot(weights, pool, 1))
+    return sum(w * credit(one, all_) for w, one, all_ in zip(weights, rewards, pool, strict=True)).float()

@@ -8,11 +8,13 @@ from types import UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from neighbor_grpo.errors import UserError
+from neighbor_grpo.methods import METHODS
 from neighbor_grpo.methods.neighbor import Neighbor
 
+AnyMethod = Annotated[Union[tuple(METHODS.values())], Field(discriminator="name")]  # noqa: UP007
 DEMO = Path(__file__).parent / "demo.yaml"
 Positive = Annotated[int, Field(ge=1)]
 # the attention projections of diffusers' multimodal transformers
@@ -85,8 +87,11 @@ class Config(Section):
     device: str = Field("auto", description="auto, cuda, mps or cpu")
     model: Model = Model()
     prompts: Prompts = Prompts()
-    method: Neighbor = Field(Neighbor(), description="hyper-parameters of the method")
+    method: AnyMethod = Field(Neighbor(), description="hyper-parameters of the method")
     reward: str | dict[str, float] = Field("scenes", description="name, file.py:function, or {name: weight}")
+    aggregate: Literal["advantages", "rewards"] = Field(
+        "advantages", description="what is summed with the weights of several rewards: z-scores, or raw values"
+    )
     watch: list[str] | None = Field(
         None, description="rewards and metrics evaluated but never trained on; null = diversity, jpeg_size and the scenes' own"
     )
@@ -95,6 +100,12 @@ class Config(Section):
     evaluate: Evaluation = Evaluation()
     batch: Batch = Batch()
     save_every: Positive = Field(20, description="iterations between checkpoints; the last two are kept")
+
+    @model_validator(mode="after")
+    def _check(self) -> "Config":
+        if self.method.kl and not self.model.lora:
+            raise ValueError("method.kl needs model.lora: the reference is the model without its LoRA")
+        return self
 
     @property
     def rewards(self) -> dict[str, float]:
@@ -121,12 +132,21 @@ def load_config(path: str | Path | None = None, overrides: list[str] | tuple[str
         if not equals:
             raise UserError(f"{override!r} is no override: write key=value, for instance method.sigma=0.3")
         *parents, last = key.strip().split(".")
-        section = values
+        value, section = _yaml(text, override), values
+        if key.strip() == "method.name" and values.get("method", {}).get("name", "neighbor") != value:
+            values["method"] = {}  # the file's settings are another method's
         for parent in parents:
             if not isinstance(section.get(parent), dict):
                 section[parent] = {}
             section = section[parent]
-        section[last] = _yaml(text, override)
+        section[last] = value
+    return configured(values)
+
+
+def configured(values: dict[str, Any]) -> Config:
+    """The configuration of nested keys; a method without a name is neighbor."""
+    if isinstance(method := values.get("method"), dict):
+        values = values | {"method": {"name": "neighbor"} | method}
     try:
         return Config(**values)
     except ValidationError as error:
@@ -142,26 +162,33 @@ def _yaml(text: str, where: str) -> Any:
 
 def _one_line(error: ValidationError) -> str:
     first, *others = error.errors()
-    keys = [key for key, *_ in describe()]
-    location = ".".join(str(part) for part in first["loc"])
-    more = f" (and {len(others)} more)" if others else ""
+    place = [str(part) for part in first["loc"]]
+    of_method = place[:1] == ["method"]
+    method = place.pop(1) if of_method and len(place) > 1 else "neighbor"  # pydantic's tag of the union
+    location, more = ".".join(place), f" (and {len(others)} more)" if others else ""
+    if first["type"] == "union_tag_invalid":
+        name = first["ctx"]["tag"]
+        near = difflib.get_close_matches(name, METHODS, n=1, cutoff=0.5)
+        hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(METHODS)}"
+        return f"no method {name!r}: {hint}{more}"
+    keys = [key for key, *_ in describe(method=METHODS[method])]
     if first["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
         sections = {key.rsplit(".", depth)[0] for key in keys for depth in (1, 2) if "." in key}
         near = difflib.get_close_matches(location, [*keys, *sections], n=1, cutoff=0.5)
         hint = f"did you mean {near[0]}?" if near else "see neighbor-grpo train --help for the keys"
-        return f"unknown key {location}: {hint}{more}"
+        return f"unknown key {location}{f' of {method}' if of_method and method != 'neighbor' else ''}: {hint}{more}"
     known = max((key for key in keys if location == key or location.startswith(key + ".")), key=len, default=location)
     message = first["msg"].removeprefix("Value error, ")
     return f"{known}: {message[0].lower() + message[1:]}, not {first['input']!r}{more}" if known in keys else message + more
 
 
-def describe(section: type = Config, prefix: str = "") -> Iterator[tuple[str, str, Any, str]]:
-    """Every key as (dotted key, type, default, description)."""
+def describe(section: type = Config, prefix: str = "", method: type = Neighbor) -> Iterator[tuple[str, str, Any, str]]:
+    """Every key as (dotted key, type, default, description); the method's keys are those of one method."""
     fields = getattr(section, "model_fields", None) or section.__pydantic_fields__
     for name, info in fields.items():
         inner = [kind for kind in (info.annotation, *get_args(info.annotation)) if hasattr(kind, "__pydantic_fields__")]
         if inner:
-            yield from describe(inner[0], f"{prefix}{name}.")
+            yield from describe(method if method in inner else inner[0], f"{prefix}{name}.", method)
         else:
             yield prefix + name, _type(info.annotation), info.default, info.description or ""
 

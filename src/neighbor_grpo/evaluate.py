@@ -1,6 +1,7 @@
 """Pictures from fixed seeds, what they score, and how they look side by side.  P prompts, S pictures of each."""
 
 from collections.abc import Sequence
+from functools import lru_cache
 from importlib.metadata import version
 from pathlib import Path
 
@@ -17,14 +18,16 @@ from neighbor_grpo.rundir import config_of, resume_command
 from neighbor_grpo.solvers import Velocity, solve
 
 
-def batched_velocity(model: FlowModel, cond: Cond, group: int, batch: int) -> Velocity:
-    """velocity(x [P, group, *latent], t) of P prompts with their conditioning, at most `batch` rows at a time."""
-    prompt = torch.arange(len(cond[0])).repeat_interleave(group)
-    conds = [take(cond, rows) for rows in prompt.split(batch)]
+def batched_velocity(model: FlowModel, cond: Cond, batch: int) -> Velocity:
+    """velocity(x [P, N, *latent], t) of P prompts with their conditioning, at most `batch` rows at a time."""
+
+    @lru_cache(maxsize=1)  # the conditioning of every row: the same from step to step while N is
+    def parts(n: int) -> list[Cond]:
+        return [take(cond, rows) for rows in torch.arange(len(cond[0])).repeat_interleave(n).split(batch)]
 
     def velocity(x: Tensor, t: float) -> Tensor:
         rows = x.flatten(0, 1).split(batch)
-        return torch.cat([model.velocity(part, t, c) for part, c in zip(rows, conds, strict=True)]).view_as(x)
+        return torch.cat([model.velocity(part, t, c) for part, c in zip(rows, parts(x.shape[1]), strict=True)]).view_as(x)
 
     return velocity
 
@@ -39,7 +42,7 @@ def sample(
     model: FlowModel, cond: Cond, noise: Tensor, num_steps: int, solver: str, rows: int = 96, decode_rows: int = 16
 ) -> Tensor:
     """Pictures [P, S, 3, H, W] on the CPU from noise [P, S, *latent]."""
-    velocity = batched_velocity(model, cond, noise.shape[1], rows)
+    velocity = batched_velocity(model, cond, rows)
     return decode(model, solve(solver, velocity, noise, model.times(num_steps)), decode_rows)
 
 

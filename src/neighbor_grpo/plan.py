@@ -1,19 +1,39 @@
-"""What a configuration comes to, before anything runs: counts per iteration and what they are made of."""
+"""What a configuration comes to, before a model is loaded: counts per iteration and what they are made of."""
 
 from dataclasses import dataclass
 
+import torch
+
 from neighbor_grpo.config import Config
-from neighbor_grpo.solvers import EVALUATIONS
+from neighbor_grpo.path import shift_time
+
+LOOKED_AT = 100  # iterations of a run that are tried, spread over it
 
 
 @dataclass(frozen=True)
 class Plan:
-    samples: int  # pictures per iteration, all ranks
-    forwards: int  # model evaluations of the rollouts
-    forward_backwards: int
-    updates: int  # optimizer steps per iteration
-    nfe_old: float  # evaluations per sample
-    nfe_theta: float  # forward-backwards per sample
+    """Means over the run's iterations, of all ranks; a forward is one row through the model."""
+
+    samples: int  # pictures per iteration
+    forwards: float  # of the rollouts
+    nominal: float  # the same as papers count them, nothing shared
+    forward_backwards: float
+    updates: float  # optimizer steps
+
+    @property
+    def nfe_old(self) -> float:
+        """Forwards per sample."""
+        return self.forwards / self.samples
+
+    @property
+    def nfe_theta(self) -> float:
+        """Forward-backwards per sample."""
+        return self.forward_backwards / self.samples
+
+    @property
+    def evaluations(self) -> float:
+        """What an iteration costs, a forward-backward counted as three forwards."""
+        return self.forwards + 3 * self.forward_backwards
 
     def lines(self, config: Config, processes: int, trained: int, frozen: int, latent: int, megabytes: dict) -> list[str]:
         """The plan in words.  trained, frozen: parameters; latent: scalars in one x; megabytes by what they hold."""
@@ -24,20 +44,28 @@ class Plan:
             f"({'LoRA rank ' + str(config.model.lora.rank) if config.model.lora else 'full fine-tune'})",
             f"iteration   {p} prompts x {m.group_size} samples = {self.samples} pictures, {p // processes} groups on each "
             f"of {processes} process{'es' if processes > 1 else ''}",
-            f"rollout     {self.forwards} forwards (NFE_old {self.nfe_old:g} a sample), {m.num_steps} steps of {m.solver}",
-            f"update      {self.forward_backwards} forward-backwards (NFE_theta {self.nfe_theta:.3g} a sample) in "
-            f"{self.updates} optimizer steps",
+            f"rollout     {m.name}: {self.forwards:g} forwards, NFE_old {self.nfe_old:.4g} a sample (as papers count: "
+            f"{self.nominal / self.samples:.4g})",
+            f"update      {self.forward_backwards:g} forward-backwards, NFE_theta {self.nfe_theta:.3g} a sample, in "
+            f"{self.updates:g} optimizer steps",
             f"run         {config.iterations} iterations, {config.iterations * self.samples:,} pictures, "
-            f"{config.iterations * self.updates:,} optimizer steps, reward {', '.join(config.rewards)}",
+            f"{round(config.iterations * self.updates):,} optimizer steps, reward {', '.join(config.rewards)}",
             f"memory      {memory} on each process, activations apart",
             f"latent      D = {latent:,}",
         ]
 
 
 def plan(config: Config) -> Plan:
-    """G·N forwards and B·K forward-backwards for each of P prompts."""
+    """Counted, not calculated: one group of the method at work on latents of one number, where the velocity is zero."""
     m, p = config.method, config.prompts.per_iteration
-    samples = p * m.group_size
-    forwards = samples * m.num_steps * EVALUATIONS[m.solver]
-    backwards = p * m.num_anchors * m.num_train_steps
-    return Plan(samples, forwards, backwards, m.num_updates, forwards / samples, backwards / samples)
+    times = shift_time(torch.linspace(1, 0, m.num_steps + 1, dtype=torch.float64), 3.0).tolist()
+    rng = torch.Generator().manual_seed(0)
+    looked = range(0, config.iterations, -(-config.iterations // LOOKED_AT))
+    counts = torch.zeros(4, dtype=torch.float64)
+    for iteration in looked:
+        tree = m.rollout(lambda x, t: torch.zeros_like(x), lambda n: torch.randn(1, n, 1, generator=rng), times, iteration)
+        rewards = torch.randn(1, m.group_size, generator=rng)
+        updates = m.updates(tree, m.credit(tree, rewards, rewards), rng, iteration)
+        counts += torch.tensor([tree.evaluations, tree.nominal_evaluations, sum(map(len, updates)), len(updates)])
+    forwards, nominal, backwards, steps = (counts / len(looked)).tolist()
+    return Plan(p * m.group_size, p * forwards, p * nominal, p * backwards, steps)

@@ -8,6 +8,7 @@ import signal
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from math import isfinite
 from pathlib import Path
 
@@ -27,6 +28,7 @@ from neighbor_grpo.models import load_model, move, pick_device, pick_dtype
 from neighbor_grpo.models.lora import add_lora, save_lora, train_all
 from neighbor_grpo.plan import plan
 from neighbor_grpo.rewards import RewardError, load_reward, score
+from neighbor_grpo.tree import Decisions, Tree
 from neighbor_grpo.update import accumulate
 from neighbor_grpo.watch import Phases, Stop, health_figures, progress, reward_figures
 
@@ -143,7 +145,7 @@ class Trainer:
         with self.phases("rollout"), torch.no_grad():
             noises = [generator(self.config.seed, NOISE, n, slot) for slot in self.slots]
             tree = method.rollout(
-                batched_velocity(self.model, cond, method.group_size, batch.rollout),
+                batched_velocity(self.model, cond, batch.rollout),
                 lambda k: torch.stack([self.model.noise(k, g) for g in noises]), self.times, n,
             )
         with self.phases("decode"):
@@ -157,9 +159,11 @@ class Trainer:
         with self.phases("update"):
             draws = [generator(self.config.seed, DRAW, n, slot) for slot in self.slots]
             weights = torch.tensor(list(self.config.rewards.values()))
-            updates = method.updates(tree, combine(rewards, weights), draws)
+            pool = self._all_ranks(rewards)
+            adv = combine(partial(method.credit, tree), rewards, pool, weights, self.config.aggregate)
+            updates = method.updates(tree, adv, draws, n)
             health = [self._update(decisions, cond) for decisions in updates]
-        return self._figures(rewards, tree.evaluations / images.shape[1], health)
+        return self._figures(pool, tree, updates, health)
 
     def _score(self, images: Tensor, prompts: list) -> Tensor:
         group = images.shape[1]
@@ -174,7 +178,7 @@ class Trainer:
             raise RewardError(error)
         return torch.stack(rows).view(len(rows), -1, group)
 
-    def _update(self, decisions, cond) -> dict[str, float]:
+    def _update(self, decisions: Decisions, cond) -> dict[str, float]:
         """One optimizer step."""
         o = self.config.optimizer
         for group in self.optimizer.param_groups:
@@ -204,13 +208,15 @@ class Trainer:
 
     # ---------------------------------------------------------------- what is seen of it
 
-    def _figures(self, rewards: Tensor, nfe_old: float, health: list[dict[str, float]]) -> dict[str, float]:
-        """One line of metrics.jsonl, from rewards [M, p, G] of all ranks and the updates' health."""
-        here = rewards.transpose(0, 1).contiguous().to(self.accelerator.device, torch.float32)
-        gathered = self.accelerator.gather(here).cpu()  # [P, M, G]
-        costs = {"nfe_old": nfe_old, "nfe_theta": self.plan.nfe_theta, "lr": self.optimizer.param_groups[0]["lr"]}
+    def _figures(self, rewards: Tensor, tree: Tree, updates: list[Decisions], health: list[dict]) -> dict[str, float]:
+        """One line of metrics.jsonl, from rewards [M, P, G] of all ranks, what was computed, and the updates' health."""
+        group = self.config.method.group_size
+        costs = {
+            "nfe_old": tree.evaluations / group, "nfe_nominal": tree.nominal_evaluations / group,
+            "nfe_theta": sum(map(len, updates)) / (group * len(self.slots)), "lr": self.optimizer.param_groups[0]["lr"],
+        }
         times = {f"time/{phase}": seconds for phase, seconds in self.phases.items()}
-        return reward_figures(self.rewards, gathered) | health_figures(health) | costs | times
+        return reward_figures(self.rewards, rewards) | health_figures(health) | costs | times
 
     def _evaluate(self, iteration: int) -> dict[str, float]:
         """Rewards, watched rewards and metrics of the averaged weights on held-out prompts and fixed seeds (main rank)."""
@@ -317,6 +323,13 @@ class Trainer:
     def _say(self, text: str) -> None:
         if self.main:
             print(text, flush=True)
+
+    def _all_ranks(self, rewards: Tensor) -> Tensor:
+        """[M, p, G] -> [M, P, G]"""
+        if self.accelerator.num_processes == 1:
+            return rewards
+        here = rewards.transpose(0, 1).contiguous().to(self.accelerator.device, torch.float32)
+        return self.accelerator.gather(here).cpu().transpose(0, 1)
 
     def _any_rank(self, value):
         """The first value that is not None on any rank, on every rank."""

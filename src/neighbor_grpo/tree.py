@@ -3,14 +3,17 @@
 P trees of equal shape (one tree = one prompt's group), N states at t, M at s, R rows, C choices.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor
 
+from neighbor_grpo.sde import Kernel
 from neighbor_grpo.solvers import Velocity, solve
 
+Noise = Callable[[int], Tensor]  # n -> [P, n, *latent], standard normal
 
 @dataclass(frozen=True)
 class Step:
@@ -27,14 +30,33 @@ class Step:
 
 @dataclass(frozen=True)
 class Tree:
-    """All transitions from noise to data.  evaluations: velocities computed for each prompt, the NFE of the rollout."""
+    """All transitions from noise to data.  evaluations: velocities computed for each prompt, the NFE of the rollout.
 
-    steps: tuple[Step, ...]
-    evaluations: int
+    Tree(x) is a tree of roots only; `grow` and `diffuse` lengthen a tree by deterministic and by stochastic transitions.
+    """
+
+    root: Tensor  # [P, N, *latent]
+    steps: tuple[Step, ...] = ()
+    evaluations: int = 0
 
     @property
     def leaves(self) -> Tensor:
-        return self.steps[-1].y  # [P, G, *latent]
+        return self.steps[-1].y if self.steps else self.root  # [P, G, *latent]
+
+    @property
+    def nominal_evaluations(self) -> int:
+        """The NFE as papers count it: one for every transition, those before the first split for every sample."""
+        samples = self.leaves.shape[1]
+        transitions = sum(len(step.parent) if len(step.parent) > 1 else samples for step in self.steps)
+        return max(transitions, self.evaluations)  # heun needs two for a transition
+
+    def lines(self) -> list[Tensor]:
+        """For each step, the row of y that every leaf descends from.  [G] each"""
+        at, rows = torch.arange(self.leaves.shape[1]), []
+        for step in reversed(self.steps):
+            rows.append(at)
+            at = step.parent[at]
+        return rows[::-1]
 
 
 @dataclass(frozen=True)
@@ -59,18 +81,47 @@ class Decisions:
         return [Decisions(*piece) for piece in pieces]
 
 
-def grow(velocity: Velocity, noise: Tensor, times: Sequence[float], solver: str) -> Tree:
-    """Deterministic lines from noise [P, N, *latent] along `times`, keeping every state and velocity."""
+def rows(picked: Sequence[tuple[float, float, float, Tensor, Tensor, Tensor, Tensor, int]]) -> Decisions:
+    """Decisions from rows, each a tuple in the order of the fields of Decisions."""
+    columns = list(zip(*picked, strict=True))
+    device = columns[3][0].device
+    return Decisions(*(
+        torch.stack(column).to(device) if isinstance(column[0], Tensor) else torch.tensor(column, device=device)
+        for column in columns
+    ))
+
+
+def grow(tree: Tree, velocity: Velocity, times: Sequence[float], solver: str) -> Tree:
+    """Lengthen every line along `times` by a deterministic solver, keeping all states and velocities."""
     steps, calls = [], 0
-    same = torch.arange(noise.shape[1])
+    same = torch.arange(tree.leaves.shape[1])
 
     def counted(x: Tensor, t: float) -> Tensor:
         nonlocal calls
         calls += x.shape[1]
         return velocity(x, t)
 
-    solve(solver, counted, noise, times, lambda t, s, x, v, y: steps.append(Step(t, s, 0.0, x, v, y, same)))
-    return Tree(tuple(steps), calls)
+    solve(solver, counted, tree.leaves, times, lambda t, s, x, v, y: steps.append(Step(t, s, 0.0, x, v, y, same)))
+    return Tree(tree.root, tree.steps + tuple(steps), tree.evaluations + calls)
+
+
+def diffuse(
+    tree: Tree, velocity: Velocity, times: Sequence[float], kernel: Kernel, noise: Noise, children: Mapping[int, int]
+) -> Tree:
+    """Lengthen every line along `times` by stochastic transitions  y = mean + std·z.
+
+    At transition k of these, every state has children.get(k, 1) successors, each with its own z; siblings lie side by side.
+    A state's velocity is computed once, however many successors it has.
+    """
+    for k, (t, s) in enumerate(pairwise(times)):
+        x = tree.leaves
+        v = velocity(x, t)
+        mean, std = kernel(x, v, t, s)
+        parent = torch.arange(x.shape[1]).repeat_interleave(children.get(k, 1))
+        y = mean[:, parent] + float(std) * noise(len(parent))
+        step = Step(t, s, float(std), x, v, y, parent)
+        tree = Tree(tree.root, (*tree.steps, step), tree.evaluations + x.shape[1])
+    return tree
 
 
 def subsets(generator: torch.Generator | Sequence[torch.Generator], groups: int, n: int, k: int) -> Tensor:
@@ -80,6 +131,3 @@ def subsets(generator: torch.Generator | Sequence[torch.Generator], groups: int,
     """
     generators = [generator] * groups if isinstance(generator, torch.Generator) else generator
     return torch.stack([torch.randperm(n, generator=g)[:k] for g in generators])
-
-
-Noise = Callable[[int], Tensor]  # n -> [P, n, *latent], standard normal

@@ -7,6 +7,7 @@ from accelerate import Accelerator
 
 from neighbor_grpo.methods import Method
 from neighbor_grpo.models import FlowModel, take
+from neighbor_grpo.models.lora import lora_off
 from neighbor_grpo.tree import Decisions
 
 
@@ -24,8 +25,12 @@ def accumulate(
     for n, rows in enumerate(pieces):
         last = n == len(pieces) - 1
         with nullcontext() if last else accelerator.no_sync(model.transformer):
-            v = model.velocity(rows.x, rows.t, take(cond, rows.prompt))
-            loss, stats = method.loss(v, rows)
+            here = take(cond, rows.prompt)
+            v_ref = None
+            if method.kl:
+                with torch.no_grad(), lora_off(accelerator.unwrap_model(model.transformer)):
+                    v_ref = model.velocity(rows.x, rows.t, here)
+            loss, stats = method.loss(model.velocity(rows.x, rows.t, here), rows, v_ref)
             accelerator.backward(loss.sum() / share)
         stats["loss"] = loss.detach().mean()
         for name, value in stats.items():

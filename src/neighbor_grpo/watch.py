@@ -48,22 +48,22 @@ class Stop:
 
 
 def reward_figures(names: Iterable[str], rewards: Tensor) -> dict[str, float]:
-    """Of each reward: its mean, the mean of its spread in a group, and the groups that have none.  [P, M, G]"""
+    """Of each reward: its mean, the mean of its spread in a group, and the groups that have none.  [M, P, G]"""
     figures: dict[str, float] = {}
-    for m, name in enumerate(names):
-        mean, spread = rewards[:, m].mean(-1), rewards[:, m].std(-1, correction=0)  # [P]
+    for name, values in zip(names, rewards, strict=True):
         figures |= {
-            f"reward/{name}": mean.mean().item(),
-            f"spread/{name}": spread.mean().item(),
-            f"flat_groups/{name}": int((~has_spread(rewards[:, m])).sum()),
+            f"reward/{name}": values.mean(-1).mean().item(),
+            f"spread/{name}": values.std(-1, correction=0).mean().item(),
+            f"flat_groups/{name}": int((~has_spread(values)).sum()),
         }
     return figures
 
 
 def health_figures(updates: list[dict[str, float]]) -> dict[str, float]:
     """Of an iteration's optimizer steps: |log rho| before the first (the noise floor) and at most, means of the rest."""
-    mean = {name: sum(update[name] for update in updates) / len(updates) for name in ("clipped", "loss", "grad_norm")}
-    return {
+    mean = {name: sum(update[name] for update in updates) / len(updates) for name in updates[0]}
+    divergence = {"kl": mean["kl"]} if "kl" in mean else {}
+    return divergence | {
         "ratio/noise_floor": updates[0]["log_ratio"], "ratio/log_max": max(update["log_ratio"] for update in updates),
         "ratio/clipped": mean["clipped"], "loss": mean["loss"], "grad_norm": mean["grad_norm"],
     }

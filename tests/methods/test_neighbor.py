@@ -14,7 +14,7 @@ ALL = {"num_steps": 8, "num_train_steps": 8, "num_anchors": 12}  # every transit
 
 
 def decide(method, tree, rewards, seed=0):
-    return method.updates(tree, rewards, torch.Generator().manual_seed(seed))
+    return method.updates(tree, method.credit(tree, rewards, rewards), torch.Generator().manual_seed(seed), 0)
 
 
 def rewards_of(tree):

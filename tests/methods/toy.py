@@ -2,9 +2,10 @@
 
 import torch
 
+from neighbor_grpo.path import shift_time
+
 SCALE = 0.5
 LATENT = (3, 4)
-TIMES = [1.0, 0.97, 0.92, 0.85, 0.75, 0.6, 0.4, 0.2, 0.0]
 
 
 def velocity(mu, x, t):
@@ -20,16 +21,35 @@ def noise_of(generator, prompts):
     return lambda n: torch.randn(prompts, n, *LATENT, generator=generator)
 
 
-def rollout(method, mu, seed=0, prompts=2):
+def grid(method):
+    """A grid of the method's length, denser at the noise."""
+    return shift_time(torch.linspace(1, 0, method.num_steps + 1, dtype=torch.float64), 3.0).tolist()
+
+
+def rollout(method, mu, seed=0, prompts=2, iteration=0):
     with torch.no_grad():
         generator = torch.Generator().manual_seed(seed)
-        return method.rollout(lambda x, t: velocity(mu, x, t), noise_of(generator, prompts), TIMES, 0)
+        return method.rollout(lambda x, t: velocity(mu, x, t), noise_of(generator, prompts), grid(method), iteration)
+
+
+def updates(method, tree, rewards, seed=3, iteration=0):
+    adv = method.credit(tree, rewards, rewards)
+    return method.updates(tree, adv, torch.Generator().manual_seed(seed), iteration)
+
+
+def some_rewards(tree, seed=5):
+    return torch.randn(tree.leaves.shape[:2], generator=torch.Generator().manual_seed(seed))
+
+
+def loss_at(method, mu, rows, mu_ref=None):
+    v_ref = velocity(mu.detach() if mu_ref is None else mu_ref, rows.x, rows.t)
+    return method.loss(velocity(mu, rows.x, rows.t), rows, v_ref)
 
 
 def gradient(method, mu, decisions, micro_batch=10_000):
     """Of the mean loss over rows, accumulated over micro-batches."""
     mu = mu.clone().requires_grad_()
     for rows in decisions.split(micro_batch):
-        loss, _ = method.loss(velocity(mu, rows.x, rows.t), rows)
+        loss, _ = loss_at(method, mu, rows)
         (loss.sum() / len(decisions)).backward()
     return mu.grad

@@ -9,6 +9,10 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from neighbor_grpo.methods.branch_grpo import BranchGRPO
+from neighbor_grpo.methods.dance_grpo import DanceGRPO
+from neighbor_grpo.methods.flow_grpo import FlowGRPO
+from neighbor_grpo.methods.mix_grpo import FlowGRPOFast, MixGRPO, MixGRPOFlash, MixGRPOFlashStar
 from neighbor_grpo.methods.neighbor import Neighbor
 from neighbor_grpo.solvers import Velocity
 from neighbor_grpo.tree import Decisions, Noise, Tree
@@ -19,18 +23,27 @@ class Method(Protocol):
 
     group_size: int
     num_steps: int
-    num_updates: int  # optimizer steps per rollout
+
+    @property
+    def kl(self) -> float:
+        """Weight of a term that needs v_ref, the velocity without the LoRA, in the loss."""
 
     def rollout(self, velocity: Velocity, noise: Noise, times: Sequence[float], iteration: int) -> Tree:
         """Explore; velocity takes x [P, N, *latent] and a float t.  No gradient is kept."""
 
-    def updates(
-        self, tree: Tree, rewards: Tensor, generator: torch.Generator | Sequence[torch.Generator]
-    ) -> list[Decisions]:
-        """What to train on, one entry per optimizer step, from the rewards [P, G] of the leaves."""
+    def credit(self, tree: Tree, rewards: Tensor, pool: Tensor) -> Tensor:
+        """Advantages [P, ·] from one reward [P, G] of the leaves; the pool [P', G] is that of all ranks' groups."""
 
-    def loss(self, v: Tensor, decisions: Decisions) -> tuple[Tensor, dict[str, Tensor]]:
+    def updates(
+        self, tree: Tree, adv: Tensor, generator: torch.Generator | Sequence[torch.Generator], iteration: int
+    ) -> list[Decisions]:
+        """What to train on, one entry per optimizer step, from the credit of the tree's prompts."""
+
+    def loss(self, v: Tensor, decisions: Decisions, v_ref: Tensor | None = None) -> tuple[Tensor, dict[str, Tensor]]:
         """Loss of each row [R] at the velocity v = v_theta(x, t) [R, *latent], and health figures [scalars]."""
 
 
-METHODS = {"neighbor": Neighbor}
+METHODS = {
+    "neighbor": Neighbor, "flow_grpo": FlowGRPO, "flow_grpo_fast": FlowGRPOFast, "dance_grpo": DanceGRPO,
+    "mix_grpo": MixGRPO, "mix_grpo_flash": MixGRPOFlash, "mix_grpo_flash_star": MixGRPOFlashStar, "branch_grpo": BranchGRPO,
+}

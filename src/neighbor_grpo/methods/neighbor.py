@@ -11,25 +11,28 @@ The cost of a group is G·N forwards and B·K forward-backwards.
 """
 
 from collections.abc import Sequence
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 import torch
-from pydantic import ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 from pydantic.dataclasses import dataclass
 from torch import Tensor
 
 from neighbor_grpo.advantage import quasi_norm, z_score
+from neighbor_grpo.methods.fields import STRICT, Clip, GroupSize
 from neighbor_grpo.policy import clipped_fraction, clipped_surrogate, leap_log_prob
 from neighbor_grpo.solvers import Velocity, euler
-from neighbor_grpo.tree import Decisions, Noise, Tree, grow, subsets
+from neighbor_grpo.tree import Decisions, Noise, Tree, grow, rows, subsets
 
 
-@dataclass(frozen=True, config=ConfigDict(extra="forbid"))
+@dataclass(frozen=True, config=STRICT)
 class Neighbor:
     """Defaults: the paper's 8-step recipe, with the two decisions that its text leaves open (temperature, reference)."""
 
+    kl: ClassVar[float] = 0.0  # no density, no divergence
+
     name: Literal["neighbor"] = "neighbor"
-    group_size: Annotated[int, Field(ge=2, description="G, samples per prompt")] = 12
+    group_size: GroupSize = 12
     num_steps: Annotated[int, Field(ge=1, description="N, transitions of the rollout")] = 8
     num_train_steps: Annotated[int, Field(ge=1, description="K, transitions trained per rollout")] = 4
     num_anchors: Annotated[int, Field(ge=1, description="B, anchors per group")] = 4
@@ -41,7 +44,7 @@ class Neighbor:
         Literal["euler", "heun", "dpmpp_2m", "dpmpp_3m"], Field(description="solver of the rollout")
     ] = "dpmpp_2m"
     p: Annotated[float, Field(gt=0, le=2, description="quasi-norm of the advantages; 2 = GRPO's")] = 0.8
-    clip: Annotated[float, Field(gt=0, lt=1, description="c, clip range of the ratio")] = 1e-4
+    clip: Clip = 1e-4
     temperature: Annotated[
         Annotated[float, Field(gt=0)] | Literal["dim"], Field(description='tau of the leaping policy; "dim" = D')
     ] = "dim"
@@ -89,25 +92,26 @@ class Neighbor:
     def rollout(self, velocity: Velocity, noise: Noise, times: Sequence[float], iteration: int) -> Tree:
         shared, own = noise(1), noise(self.group_size)
         x = (1 - self.sigma**2) ** 0.5 * shared + self.sigma * own  # [P, G, *latent]
-        return grow(velocity, x, times, self.solver)
+        return grow(Tree(x), velocity, times, self.solver)
+
+    def credit(self, tree: Tree, rewards: Tensor, pool: Tensor) -> Tensor:
+        return z_score(rewards)
 
     def updates(
-        self, tree: Tree, rewards: Tensor, generator: torch.Generator | Sequence[torch.Generator]
+        self, tree: Tree, adv: Tensor, generator: torch.Generator | Sequence[torch.Generator], iteration: int
     ) -> list[Decisions]:
-        adv = quasi_norm(z_score(rewards), self.p)  # [P, G]
-        groups = len(adv)
+        adv, groups = quasi_norm(adv, self.p), len(adv)  # [P, G]
         drawn = subsets(generator, groups, len(self.trainable), self.num_train_steps) + self.trainable.start  # [P, K]
         anchors = subsets(generator, groups, self.group_size, self.num_anchors)  # [P, B]
-        updates = []
-        for members in anchors.chunk(self.num_updates, dim=1):
-            rows = [
-                self._decision(tree, p, int(k), int(j), adv[p])
-                for p in range(groups) for k in drawn[p] for j in members[p]
-            ]
-            updates.append(Decisions(*(torch.stack(column) for column in zip(*rows, strict=True))))
-        return updates
+        return [
+            rows([
+                self._decision(tree, p, k, j, adv[p])
+                for p in range(groups) for k in drawn[p].tolist() for j in members[p].tolist()
+            ])
+            for members in anchors.chunk(self.num_updates, dim=1)
+        ]
 
-    def _decision(self, tree: Tree, p: int, k: int, j: int, adv: Tensor) -> tuple[Tensor, ...]:
+    def _decision(self, tree: Tree, p: int, k: int, j: int, adv: Tensor) -> tuple:
         """The anchor j of group p at transition k, all G members the choices; fields in the order of Decisions."""
         step = tree.steps[k]
         x, v, s, choices = step.x[p, j], step.v[p, j], step.s, step.y[p]
@@ -117,11 +121,11 @@ class Neighbor:
         if self.reference == "literal":  # the velocity whose Euler step is where the rollout itself went
             v = (x - choices[j]) / (step.t - s)
         if self.weighting == "scale":
-            adv = adv / ((step.t - s) * choices.std(0, correction=0).square().mean().sqrt().clamp_min(1e-6))
-        scalars = (x.new_tensor(value) for value in (step.t, s, step.std))
-        return *scalars, x, v, choices, adv.to(x.device), torch.tensor(p, device=x.device)
+            spread = choices.std(0, correction=0).square().mean().sqrt().clamp_min(1e-6)
+            adv = adv.to(x.device) / ((step.t - s) * spread)
+        return step.t, s, step.std, x, v, choices, adv, p
 
-    def loss(self, v: Tensor, decisions: Decisions) -> tuple[Tensor, dict[str, Tensor]]:
+    def loss(self, v: Tensor, decisions: Decisions, v_ref: Tensor | None = None) -> tuple[Tensor, dict[str, Tensor]]:
         d = decisions
         new, old = (leap_log_prob(d.y, euler(d.x, u, d.t, d.s), self.temperature) for u in (v, d.v_old))
         ratio = (new - old).detach()

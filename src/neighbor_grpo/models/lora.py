@@ -1,5 +1,7 @@
 """What is trained: a LoRA on the transformer, or all of it; and how it is saved so that diffusers loads it back."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -20,6 +22,16 @@ def add_lora(transformer: nn.Module, rank: int, alpha: float, targets: list[str]
         linear = {name.split(".")[-1] for name, module in transformer.named_modules() if isinstance(module, nn.Linear)}
         raise UserError(f"lora.targets {targets} fit no layer; linear layers end in {', '.join(sorted(linear))}") from error
     cast_training_params(transformer, torch.float32)
+
+
+@contextmanager
+def lora_off(transformer: nn.Module) -> Iterator[None]:
+    """The model as it was before the LoRA."""
+    transformer.disable_adapters()
+    try:
+        yield
+    finally:
+        transformer.enable_adapters()
 
 
 def train_all(transformer: nn.Module) -> None:

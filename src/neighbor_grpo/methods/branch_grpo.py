@@ -1,0 +1,143 @@
+"""BranchGRPO (arXiv 2509.06040): one root per prompt that splits on the way, rewards credited to every transition.
+
+1. Rollout.  SDE steps with DanceGRPO's rate; at the transitions `splits` each state has b successors: b^|splits| leaves.
+2. Fusion, upwards.  r(x) = mean over the leaves below x, or  sum_i softmax_i(log p(y_i | x))·r(y_i)  over its successors.
+3. Credit.  A transition's advantage is the z-score of its successor's r among the states of the same depth; 0 for one.
+4. Pruning, of what is trained.  By depth: transitions given, optionally moving up with time; by width: after the last
+   split only the best half of the leaves, or the best and worst quarter.  Mix: SDE at the splits, Euler elsewhere.
+
+Published: N = 20, splits at 0, 3, 6, 9, G = 16, eta = 0.3, clip 1e-3, an optimizer step for about twelve transitions.
+The authors draw a split's noise four times as large and score it as if it were not; here both use the same std.
+"""
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from pydantic import model_validator
+from pydantic.dataclasses import dataclass
+from torch import Tensor
+
+from neighbor_grpo.advantage import z_score
+from neighbor_grpo.methods.fields import (
+    STRICT,
+    Branching,
+    Clip,
+    Depths,
+    EdgesPerUpdate,
+    Eta,
+    Fusion,
+    GroupSize,
+    Keep,
+    NumSteps,
+    Sde,
+    SlideEvery,
+    Splits,
+)
+from neighbor_grpo.methods.gaussian import Gaussian, transition
+from neighbor_grpo.policy import gaussian_log_prob
+from neighbor_grpo.solvers import Velocity
+from neighbor_grpo.tree import Decisions, Noise, Step, Tree, diffuse, grow, rows, subsets
+
+
+@dataclass(frozen=True, config=STRICT)
+class BranchGRPO(Gaussian):
+    """Defaults: the published recipe."""
+
+    name: Literal["branch_grpo"] = "branch_grpo"
+    group_size: GroupSize = 16
+    num_steps: NumSteps = 20
+    sde: Sde = "dance"
+    eta: Eta = 0.3
+    clip: Clip = 1e-3
+    splits: Splits = (0, 3, 6, 9)
+    branching: Branching = 2
+    fusion: Fusion = "mean"
+    mix: bool = False
+    prune_depths: Depths = ()
+    slide_every: SlideEvery = None
+    keep: Keep = "all"
+    edges_per_update: EdgesPerUpdate = 12
+
+    @model_validator(mode="after")
+    def _check_tree(self):
+        splits = self.splits
+        if list(splits) != sorted(set(splits)) or not splits or splits[0] < 0 or splits[-1] >= self.num_steps - 1:
+            raise ValueError(
+                f"splits must be transitions in rising order from 0 to {self.num_steps - 2} (the last is never stochastic)"
+            )
+        if self.branching ** len(splits) != self.group_size:
+            raise ValueError(
+                f"{len(splits)} splits into {self.branching} give {self.branching ** len(splits)} leaves, "
+                f"not group_size (G = {self.group_size}): make them agree"
+            )
+        if self.keep == "extremes" and self.group_size % 4:
+            raise ValueError(f"keep: extremes takes quarters of group_size (G = {self.group_size}): make it a multiple of 4")
+        if any(not 0 <= k < self.num_steps for k in self.prune_depths):
+            raise ValueError(f"prune_depths must lie among the transitions 0 to {self.num_steps - 1}")
+        if not all(self.trained(n * (self.slide_every or 1)) for n in range(self.num_steps)):
+            raise ValueError("prune_depths leaves no transition to train: name fewer")
+        return self
+
+    def trained(self, iteration: int) -> set[int]:
+        """Transitions that are stochastic and not pruned."""
+        moved = 0
+        if self.slide_every and self.prune_depths:
+            moved = min(iteration // self.slide_every, max(min(self.prune_depths) - self.splits[-1], 0))
+        pruned = {k - moved for k in self.prune_depths}
+        return set(self.splits if self.mix else range(self.num_steps - 1)) - pruned
+
+    def rollout(self, velocity: Velocity, noise: Noise, times: Sequence[float], iteration: int) -> Tree:
+        tree = Tree(noise(1))
+        for k in range(self.num_steps):
+            here, split = times[k : k + 2], k in self.splits
+            if k == self.num_steps - 1 or (self.mix and not split):
+                tree = grow(tree, velocity, here, "euler")
+            else:
+                tree = diffuse(tree, velocity, here, self.kernel, noise, {0: self.branching if split else 1})
+        return tree
+
+    def credit(self, tree: Tree, rewards: Tensor, pool: Tensor) -> Tensor:
+        """Advantages of all transitions, step by step: E = sum of M.  [P, G] -> [P, E]"""
+        advantages = []
+        for step in reversed(tree.steps):
+            advantages.append(z_score(rewards))
+            rewards = self._fuse(step, rewards)
+        return torch.cat(advantages[::-1], dim=1)
+
+    def _fuse(self, step: Step, rewards: Tensor) -> Tensor:
+        """Rewards of the states at t from those of their successors.  [P, M] -> [P, N]"""
+        families = rewards.unflatten(1, (step.x.shape[1], -1))  # [P, N, b], siblings lie side by side
+        if self.fusion == "mean" or families.shape[2] == 1:
+            return families.mean(2)
+        mean, std = self.kernel(step.x, step.v, step.t, step.s)
+        flat = gaussian_log_prob(step.y.flatten(0, 1), mean[:, step.parent].flatten(0, 1), std.expand(rewards.numel()))
+        weight = torch.softmax(flat.view_as(families), dim=2)
+        return (weight.to(families) * families).sum(2)
+
+    def updates(
+        self, tree: Tree, adv: Tensor, generator: torch.Generator | Sequence[torch.Generator], iteration: int
+    ) -> list[Decisions]:
+        """Every trained transition is in one optimizer step, a random share of each tree's in each."""
+        per_step = adv.split([len(step.parent) for step in tree.steps], dim=1)
+        trained, lines = self.trained(iteration), tree.lines()
+        edges = []
+        for leaves in self._kept(per_step[-1]):
+            late = {k: lines[k][leaves].tolist() for k in trained if k > self.splits[-1]}
+            edges.append([(k, m) for k in sorted(trained) for m in late.get(k, range(len(tree.steps[k].parent)))])
+        count = len(edges[0])
+        order = subsets(generator, len(adv), count, count)
+        return [
+            rows([
+                transition(tree, k, p, m, per_step[k][p, m])
+                for p in range(len(adv)) for k, m in (edges[p][e] for e in share[p].tolist())
+            ])
+            for share in order.chunk(-(-count // self.edges_per_update), dim=1)
+        ]
+
+    def _kept(self, adv: Tensor) -> Tensor:
+        """Numbers of the leaves that train after the last split, from the leaves' advantages [P, G]."""
+        best = adv.argsort(dim=1, descending=True, stable=True)
+        half, quarter = self.group_size // 2, self.group_size // 4
+        kept = {"all": best, "best": best[:, :half], "extremes": torch.cat([best[:, :quarter], best[:, -quarter:]], dim=1)}
+        return kept[self.keep].sort(dim=1).values
