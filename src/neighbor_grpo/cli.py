@@ -1,13 +1,16 @@
-"""The command line: train, sample, evaluate, scenes.  A user's mistake is one line on stderr and exit code 2."""
+"""The command line: train, compare, sample, evaluate, scenes.  A user's mistake is one line on stderr and exit code 2."""
 
 import argparse
 import json
 import os
+import re
 import sys
 from pathlib import Path
 
-from neighbor_grpo.config import describe, load_config
+from neighbor_grpo.compare.settings import Comparison, load_comparison
+from neighbor_grpo.config import Config, describe, load_config
 from neighbor_grpo.errors import UserError
+from neighbor_grpo.methods import METHODS
 from neighbor_grpo.solvers import SOLVERS
 
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # read when it is imported, by the commands
@@ -43,14 +46,27 @@ def _parser() -> argparse.ArgumentParser:
     train = commands.add_parser(
         "train", help="align a model with a reward", formatter_class=argparse.RawDescriptionHelpFormatter,
         description="Align a model with a reward. Without CONFIG: the bundled model on the bundled task.",
-        epilog="keys:\n" + "\n".join(
-            f"  {key}={_yaml(default)}  ({kind})\n      {text}" if text else f"  {key}={_yaml(default)}  ({kind})"
-            for key, kind, default, text in describe()
+        epilog="keys:\n" + _keys() + "".join(
+            f"\n\nkeys with method.name={name}:\n" + _keys(method, "method.")
+            for name, method in METHODS.items() if name != "neighbor"
         ),
     )
     train.add_argument("config", nargs="*", metavar="CONFIG | key=value", help="a YAML file, then changes to it")
     train.add_argument("--resume", metavar="RUN", help="go on with the run in this directory")
     train.set_defaults(command=_train)
+
+    compare = commands.add_parser(
+        "compare", help="several methods and seeds side by side", formatter_class=argparse.RawDescriptionHelpFormatter,
+        description="Train every method of a comparison on every seed and set them side by side. What is finished is not "
+        "run again,\nwhat was stopped goes on.", epilog="keys:\n" + _keys(Comparison),
+    )
+    compare.add_argument("config", metavar="CONFIG", help="a YAML file, for instance configs/scenes/compare.yaml")
+    compare.add_argument("overrides", nargs="*", metavar="key=value", help="changes to it")
+    compare.add_argument(
+        "--part", default="1/1", metavar="K/N",
+        help="only every N-th method from the K-th on, to share the work among N commands (default %(default)s)",
+    )
+    compare.set_defaults(command=_compare)
 
     sample = commands.add_parser("sample", help="draw pictures")
     _model_options(sample)
@@ -84,6 +100,13 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _keys(section: type = Config, prefix: str = "") -> str:
+    return "\n".join(
+        f"  {key}={_yaml(default)}  ({kind})" + (f"\n      {text}" if text else "")
+        for key, kind, default, text in describe(section, prefix)
+    )
+
+
 def _yaml(value) -> str:
     return "null" if value is None else json.dumps(value) if isinstance(value, list | dict) else str(value)
 
@@ -115,6 +138,24 @@ def _train(arguments: argparse.Namespace) -> int:
     except Interrupted as stop:
         print(f"neighbor-grpo: {stop}", file=sys.stderr)
         return 128 + stop.signum
+    return 0
+
+
+def _compare(arguments: argparse.Namespace) -> int:
+    from neighbor_grpo.compare.page import write
+    from neighbor_grpo.compare.runs import run_all
+    from neighbor_grpo.trainer import Interrupted
+
+    match = re.fullmatch(r"([1-9]\d*)/([1-9]\d*)", arguments.part)
+    if not match or int(match[1]) > int(match[2]):
+        raise UserError(f"--part takes K/N with K from 1 to N, for instance 2/4, not {arguments.part!r}")
+    comparison, entries = load_comparison(arguments.config, arguments.overrides)
+    try:
+        run_all(comparison, entries[int(match[1]) - 1 :: int(match[2])])
+    except Interrupted as stop:
+        print(f"neighbor-grpo: {stop}", file=sys.stderr)
+        return 128 + stop.signum
+    print(write(comparison, entries))
     return 0
 
 

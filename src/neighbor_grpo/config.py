@@ -99,6 +99,7 @@ class Config(Section):
     ema: Ema | None = Field(Ema(), description="null = none")
     evaluate: Evaluation = Evaluation()
     batch: Batch = Batch()
+    seconds: float | None = Field(None, gt=0, description="of training after which the run ends; null = after the iterations")
     save_every: Positive = Field(20, description="iterations between checkpoints; the last two are kept")
 
     @model_validator(mode="after")
@@ -121,7 +122,12 @@ class Config(Section):
 
 def load_config(path: str | Path | None = None, overrides: list[str] | tuple[str, ...] = ()) -> Config:
     """The defaults, changed by a YAML file (without one: demo.yaml), changed by overrides such as "method.sigma=0.2"."""
-    path = Path(path or DEMO)
+    return configured(read_values(path or DEMO, overrides))
+
+
+def read_values(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> dict[str, Any]:
+    """Nested keys of a YAML file, changed by overrides."""
+    path = Path(path)
     if not path.is_file():
         raise UserError(f"no configuration file {str(path)!r}: give a .yaml file, or none for the bundled default")
     values: dict[str, Any] = _yaml(path.read_text(encoding="utf-8"), str(path)) or {}
@@ -133,14 +139,14 @@ def load_config(path: str | Path | None = None, overrides: list[str] | tuple[str
             raise UserError(f"{override!r} is no override: write key=value, for instance method.sigma=0.3")
         *parents, last = key.strip().split(".")
         value, section = _yaml(text, override), values
-        if key.strip() == "method.name" and values.get("method", {}).get("name", "neighbor") != value:
+        if key.strip() == "method.name" and (values.get("method") or {}).get("name", "neighbor") != value:
             values["method"] = {}  # the file's settings are another method's
         for parent in parents:
             if not isinstance(section.get(parent), dict):
                 section[parent] = {}
             section = section[parent]
         section[last] = value
-    return configured(values)
+    return values
 
 
 def configured(values: dict[str, Any]) -> Config:
@@ -150,7 +156,7 @@ def configured(values: dict[str, Any]) -> Config:
     try:
         return Config(**values)
     except ValidationError as error:
-        raise UserError(_one_line(error)) from error
+        raise UserError(one_line(error)) from error
 
 
 def _yaml(text: str, where: str) -> Any:
@@ -160,7 +166,8 @@ def _yaml(text: str, where: str) -> Any:
         raise UserError(f"{where} is not valid YAML: {' '.join(str(error).split())}") from error
 
 
-def _one_line(error: ValidationError) -> str:
+def one_line(error: ValidationError, section: type = Config) -> str:
+    """The first mistake of a configuration, and the nearest key if it is an unknown one."""
     first, *others = error.errors()
     place = [str(part) for part in first["loc"]]
     of_method = place[:1] == ["method"]
@@ -171,7 +178,7 @@ def _one_line(error: ValidationError) -> str:
         near = difflib.get_close_matches(name, METHODS, n=1, cutoff=0.5)
         hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(METHODS)}"
         return f"no method {name!r}: {hint}{more}"
-    keys = [key for key, *_ in describe(method=METHODS[method])]
+    keys = [key for key, *_ in describe(section, method=METHODS[method])]
     if first["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
         sections = {key.rsplit(".", depth)[0] for key in keys for depth in (1, 2) if "." in key}
         near = difflib.get_close_matches(location, [*keys, *sections], n=1, cutoff=0.5)

@@ -26,15 +26,23 @@ def save_samples(directory: Path, iteration: int, images: Tensor, prompts: list[
             to_pil(image).save(folder / f"{p:02d}-{s}.png")
     shown = prompts[: len(images)]
     (directory / "prompts.txt").write_text("\n".join(shown) + "\n", encoding="utf-8")
-    columns = {"before": _read(directory / "000000", images.shape[:2])}
+    columns = {"before": read_samples(directory / "000000")}
     if iteration:
         columns[f"after {iteration} iterations"] = images
     gallery(columns, shown).save(directory / "before_after.png")
 
 
-def _read(folder: Path, shape: tuple[int, int]) -> Tensor:
-    rows = [[np.asarray(Image.open(folder / f"{p:02d}-{s}.png")) for s in range(shape[1])] for p in range(shape[0])]
+def read_samples(folder: Path) -> Tensor:
+    """What save_samples wrote.  [P, S, 3, H, W]"""
+    files = [tuple(map(int, file.stem.split("-"))) for file in folder.glob("*.png")]
+    prompts, seeds = (1 + max(column) for column in zip(*files, strict=True))
+    rows = [[np.asarray(Image.open(folder / f"{p:02d}-{s}.png")) for s in range(seeds)] for p in range(prompts)]
     return torch.from_numpy(np.array(rows)).permute(0, 1, 4, 2, 3) / 255
+
+
+def data_url(file: Path) -> str:
+    """A PNG to be written into a page."""
+    return "data:image/png;base64," + base64.b64encode(file.read_bytes()).decode()
 
 
 def curves(metrics: list[dict], file: Path) -> None:
@@ -76,13 +84,10 @@ def write(run_dir: Path) -> None:
     for line in metrics:
         phases.update({key: value for key, value in line.items() if key.startswith("time/")})
 
-    def embed(file: Path) -> str:
-        return "data:image/png;base64," + base64.b64encode(file.read_bytes()).decode()
-
     page = Environment(autoescape=select_autoescape(default=True)).from_string(_PAGE.read_text()).render(
         title=f"{run_dir.name}: {metrics[-1]['iteration']} iterations",
         table=[(key[5:], first[key], last[key]) for key in first if key.startswith("eval/") and key in last],
-        gallery=embed(run_dir / "samples" / "before_after.png"), curves=embed(run_dir / "curves.png"),
+        gallery=data_url(run_dir / "samples" / "before_after.png"), curves=data_url(run_dir / "curves.png"),
         time=", ".join(f"{key[5:]} {seconds:.1f} s" for key, seconds in phases.items()),
         plan=(run_dir / "plan.txt").read_text(), settings=(run_dir / "config.yaml").read_text(),
     )

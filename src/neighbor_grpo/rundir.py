@@ -34,6 +34,16 @@ def refuse_another(run: Path) -> None:
         )
 
 
+def finished(run: Path) -> bool:
+    """Whether a run came to its end: its page is written last."""
+    return (run / "report.html").is_file()
+
+
+def diverged(run: Path) -> bool:
+    """Whether a run ended with a loss or gradient that was not finite."""
+    return (run / "failed").is_dir()
+
+
 def begin(run: Path, config: Config, plan: list[str]) -> None:
     run.mkdir(parents=True, exist_ok=True)
     (run / "plan.txt").write_text("\n".join(plan) + "\n")

@@ -30,7 +30,7 @@ from neighbor_grpo.plan import plan
 from neighbor_grpo.rewards import RewardError, load_reward, score
 from neighbor_grpo.tree import Decisions, Tree
 from neighbor_grpo.update import accumulate
-from neighbor_grpo.watch import Phases, Stop, health_figures, progress, reward_figures
+from neighbor_grpo.watch import Phases, Stop, health_figures, progress, reward_figures, training_seconds
 
 NOISE, DRAW = 1, 2  # streams of random numbers
 
@@ -42,8 +42,8 @@ class TrainingError(UserError):
 class Interrupted(Exception):
     """Stopped by a signal after a whole iteration, with a checkpoint."""
 
-    def __init__(self, signum: int, run_dir: Path) -> None:
-        super().__init__(f"stopped by {signal.Signals(signum).name}; go on with: {rundir.resume_command(run_dir)}")
+    def __init__(self, signum: int, how_to_go_on: str) -> None:
+        super().__init__(f"stopped by {signal.Signals(signum).name}; go on with: {how_to_go_on}")
         self.signum = signum
 
 
@@ -117,21 +117,31 @@ class Trainer:
             if not evaluated:
                 self._record({"iteration": 0, **self._evaluate(0)})
             began = time.perf_counter()
-            for n in range(self.start, self.config.iterations):
-                figures, done = self._iteration(n), n + 1
+            done, spent = self.start, sum(map(training_seconds, rundir.metrics(self.run_dir)))
+            over = self._over(done, spent)
+            while not over:
+                figures, done = self._iteration(done), done + 1
+                spent += training_seconds(figures)
+                over = self._over(done, spent)
                 every = self.config.evaluate.every
-                if done == self.config.iterations or (every and done % every == 0):
+                if over or (every and done % every == 0):
                     figures |= self._evaluate(done)
                 self._record({"iteration": done, **figures})
                 seconds = (time.perf_counter() - began) / (done - self.start)
                 self._say(progress(done, self.config.iterations, figures, seconds))
                 signum = self._any_rank(self.stop.signum)
-                if signum or done % self.config.save_every == 0 or done == self.config.iterations:
+                if signum or over or done % self.config.save_every == 0:
                     self._save(done)
-                if signum and done < self.config.iterations:
-                    raise Interrupted(signum, self.run_dir)
+                if signum and not over:
+                    raise Interrupted(signum, rundir.resume_command(self.run_dir))
         self._finish()
         return self.run_dir
+
+    def _over(self, done: int, spent: float) -> bool:
+        """Whether the run has had its iterations or its seconds; of these the main rank's clock decides."""
+        if done == self.config.iterations or self.config.seconds is None:
+            return done == self.config.iterations
+        return broadcast_object_list([spent >= self.config.seconds])[0]
 
     def _iteration(self, n: int) -> dict[str, float]:
         """P prompts on all ranks, p of them here; G samples each."""

@@ -69,6 +69,11 @@ def health_figures(updates: list[dict[str, float]]) -> dict[str, float]:
     }
 
 
+def training_seconds(figures: dict[str, float]) -> float:
+    """Of an iteration's phases, evaluation apart."""
+    return sum(figures.get(f"time/{phase}", 0.0) for phase in ("encode", "rollout", "decode", "reward", "update"))
+
+
 def progress(done: int, total: int, figures: dict[str, float], seconds: float) -> str:
     """A line for the terminal; seconds of an iteration so far."""
     names = [key.removeprefix("reward/") for key in figures if key.startswith("reward/")]

@@ -1,0 +1,1 @@
+"""Several methods and seeds side by side: settings -> runs -> outcome -> page."""
