@@ -51,7 +51,7 @@ def _parser() -> argparse.ArgumentParser:
             for name, method in METHODS.items() if name != "neighbor"
         ),
     )
-    train.add_argument("config", nargs="*", metavar="CONFIG | key=value", help="a YAML file, then changes to it")
+    train.add_argument("config", nargs="*", metavar="CONFIG | key=value", help="YAML files, each over the one before, then changes")
     train.add_argument("--resume", metavar="RUN", help="go on with the run in this directory")
     train.set_defaults(command=_train)
 
@@ -128,12 +128,10 @@ def _train(arguments: argparse.Namespace) -> int:
 
     files = [item for item in arguments.config if "=" not in item]
     overrides = [item for item in arguments.config if "=" in item]
-    if len(files) > 1:
-        raise UserError(f"one configuration file at most, not {' and '.join(files)}")
     if arguments.resume and arguments.config:
         raise UserError("--resume takes its settings from the run: leave out the configuration and the changes")
     try:
-        trainer = Trainer.resume(arguments.resume) if arguments.resume else Trainer(load_config(*files or [None], overrides))
+        trainer = Trainer.resume(arguments.resume) if arguments.resume else Trainer(load_config(files[0] if files else None, overrides, *files[1:]))
         trainer.run()
     except Interrupted as stop:
         print(f"neighbor-grpo: {stop}", file=sys.stderr)

@@ -120,32 +120,45 @@ class Config(Section):
         return [*scenes, "diversity", "jpeg_size"] if self.evaluate.seeds > 1 else [*scenes, "jpeg_size"]
 
 
-def load_config(path: str | Path | None = None, overrides: list[str] | tuple[str, ...] = ()) -> Config:
-    """The defaults, changed by a YAML file (without one: demo.yaml), changed by overrides such as "method.sigma=0.2"."""
-    return configured(read_values(path or DEMO, overrides))
+def load_config(path: str | Path | None = None, overrides: list[str] | tuple[str, ...] = (), *more: str | Path) -> Config:
+    """The defaults, changed by a YAML file (without one: demo.yaml), by more files, and by overrides ("method.sigma=0.2")."""
+    values = read_values(path or DEMO)
+    for file in more:
+        values = merge(values, read_values(file))
+    return configured(override(values, overrides))
 
 
-def read_values(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> dict[str, Any]:
-    """Nested keys of a YAML file, changed by overrides."""
+def read_values(path: str | Path) -> dict[str, Any]:
+    """Nested keys of a YAML file."""
     path = Path(path)
     if not path.is_file():
         raise UserError(f"no configuration file {str(path)!r}: give a .yaml file, or none for the bundled default")
-    values: dict[str, Any] = _yaml(path.read_text(encoding="utf-8"), str(path)) or {}
+    values = _yaml(path.read_text(encoding="utf-8"), str(path)) or {}
     if not isinstance(values, dict):
         raise UserError(f"{path} must hold keys and values, not a {type(values).__name__}")
-    for override in overrides:
-        key, equals, text = override.partition("=")
+    return values
+
+
+def merge(values: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    """Nested keys of `changes` over those of `values`; settings of another method do not stay."""
+    merged = dict(values)
+    for key, value in changes.items():
+        old = values.get(key)
+        other_method = key == "method" and "name" in (value or {}) and value["name"] != (old or {}).get("name", "neighbor")
+        merged[key] = merge(old, value) if isinstance(old, dict) and isinstance(value, dict) and not other_method else value
+    return merged
+
+
+def override(values: dict[str, Any], overrides: list[str] | tuple[str, ...]) -> dict[str, Any]:
+    """Nested keys changed by "key.of.it=value", one after another."""
+    for text in overrides:
+        key, equals, value = text.partition("=")
         if not equals:
-            raise UserError(f"{override!r} is no override: write key=value, for instance method.sigma=0.3")
-        *parents, last = key.strip().split(".")
-        value, section = _yaml(text, override), values
-        if key.strip() == "method.name" and (values.get("method") or {}).get("name", "neighbor") != value:
-            values["method"] = {}  # the file's settings are another method's
-        for parent in parents:
-            if not isinstance(section.get(parent), dict):
-                section[parent] = {}
-            section = section[parent]
-        section[last] = value
+            raise UserError(f"{text!r} is no override: write key=value, for instance method.sigma=0.3")
+        change = _yaml(value, text)
+        for part in reversed(key.strip().split(".")):
+            change = {part: change}
+        values = merge(values, change)
     return values
 
 

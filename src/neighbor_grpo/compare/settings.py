@@ -7,7 +7,7 @@ from typing import Any
 
 from pydantic import Field, ValidationError, model_validator
 
-from neighbor_grpo.config import Config, Positive, Section, configured, one_line, read_values
+from neighbor_grpo.config import Config, Positive, Section, configured, merge, one_line, override, read_values
 from neighbor_grpo.errors import UserError
 from neighbor_grpo.plan import plan
 
@@ -39,7 +39,7 @@ class Tune(Section):
 
 class Comparison(Section):
     run_dir: str = Field("runs/compare", description="where the runs and the report go")
-    base: dict[str, Any] = Field({}, description="keys of a run's configuration, the same for all")
+    base: dict[str, Any] = Field({}, description="keys of a run's configuration, the same for all; config: file")
     methods: list[dict[str, Any]] = Field(
         min_length=1, description="what differs: {run: name, config: file, method: {...}, any other key}"
     )
@@ -63,7 +63,7 @@ class Entry:
 def load_comparison(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> tuple[Comparison, list[Entry]]:
     """A comparison and its lines, all checked before anything runs."""
     try:
-        comparison = Comparison(**read_values(path, overrides))
+        comparison = Comparison(**override(read_values(path), overrides))
     except ValidationError as error:
         raise UserError(one_line(error, Comparison)) from error
     entries = [_entry(values, comparison, Path(path).parent) for values in comparison.methods]
@@ -82,24 +82,17 @@ def load_comparison(path: str | Path, overrides: list[str] | tuple[str, ...] = (
 
 
 def _entry(values: dict[str, Any], comparison: Comparison, folder: Path) -> Entry:
-    own = {key: value for key, value in values.items() if key not in ("run", "config")}
     try:
-        file = read_values(folder / values["config"]) if "config" in values else {}
-        config = configured(_merge(_merge(comparison.base, file), own))
+        config = configured(merge(_with_file(comparison.base, folder), _with_file(values, folder)))
     except UserError as error:
-        raise UserError(f"methods, {values.get('run') or values.get('config') or own.get('method')}: {error}") from error
+        raise UserError(f"methods, {values.get('run') or values.get('config') or values.get('method')}: {error}") from error
     return Entry(str(values.get("run") or config.method.name), config)
 
 
-def _merge(one: dict, other: dict) -> dict:
-    """Nested keys of the other over those of the one; a method of another name replaces the method."""
-    merged = dict(one)
-    for key, value in other.items():
-        both = isinstance(value, dict) and isinstance(one.get(key), dict)
-        if both and key == "method" and value.get("name", one[key].get("name")) != one[key].get("name"):
-            both = False
-        merged[key] = _merge(one[key], value) if both else value
-    return merged
+def _with_file(values: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """Keys of a run's configuration: those given, over those of the file named by `config`."""
+    own = {key: value for key, value in values.items() if key not in ("run", "config")}
+    return merge(read_values(folder / values["config"]), own) if "config" in values else own
 
 
 def _budgeted(config: Config, comparison: Comparison, steps: int) -> Config:
