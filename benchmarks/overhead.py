@@ -73,7 +73,7 @@ def main() -> None:
             for n in chunks(total, size):
                 rows_x, rows_cond = rows(n)
                 model.velocity(rows_x, 0.5, rows_cond).sum().backward()
-            trainer.optimizer.zero_grad()
+            trainer.learner.optimizer.zero_grad()
 
         def decode(size: int) -> None:
             for n in chunks(samples, size):

@@ -13,6 +13,8 @@ from safetensors.torch import load_file
 
 from neighbor_grpo.config import load_config
 from neighbor_grpo.errors import UserError
+from neighbor_grpo.methods import METHODS
+from neighbor_grpo.plan import plan
 from neighbor_grpo.rewards import load_reward
 from neighbor_grpo.trainer import Trainer, TrainingError
 
@@ -193,10 +195,51 @@ def test_another_run_is_not_written_over(tiny_flux, tmp_path, finished):
     assert (finished / "metrics.jsonl").read_bytes() == before
 
 
-def test_two_processes_make_the_run_of_one(tiny_flux, tmp_path):
+SMALL = {
+    "neighbor": "method.name=neighbor",
+    "flow_grpo": "method={name: flow_grpo, group_size: 4, num_steps: 3}",
+    "flow_grpo_fast": "method={name: flow_grpo_fast, group_size: 4, num_steps: 6}",
+    "dance_grpo": "method={name: dance_grpo, group_size: 4, num_steps: 3, num_train_steps: 1, updates_per_rollout: 2}",
+    "mix_grpo": "method={name: mix_grpo, group_size: 4, num_steps: 4, window: 2, dwell: 1}",
+    "mix_grpo_flash": "method={name: mix_grpo_flash, group_size: 4, num_steps: 4, window: 2}",
+    "mix_grpo_flash_star": "method={name: mix_grpo_flash_star, group_size: 4, num_steps: 4, window: 2}",
+    "branch_grpo": "method={name: branch_grpo, group_size: 4, num_steps: 4, splits: [0, 1]}",
+}
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_every_method_trains_a_model(tiny_flux, tmp_path, name):
+    """Two iterations: the plan's counts are the run's, the ratio starts at one, the weights move."""
+    config = load_config(None, settings(tiny_flux, tmp_path, SMALL[name], "iterations=2"))
+    counted, run = plan(config), Trainer(config).run()
+    lines = metrics(run)[1:]
+    assert sum(line["nfe_old"] for line in lines) / 2 == pytest.approx(counted.nfe_old)
+    assert sum(line["nfe_theta"] for line in lines) / 2 == pytest.approx(counted.nfe_theta)
+    assert all(line["ratio/noise_floor"] < 1e-4 and line["grad_norm"] > 0 for line in lines)
+    before, after = (load_file(run / "checkpoints" / f"00000{n}" / "weights.safetensors") for n in (1, 2))
+    assert any(not torch.equal(before[key], after[key]) for key in before)
+
+
+def test_divergence_from_the_reference_is_zero_at_first_and_then_held(tiny_flux, tmp_path):
+    """The LoRA starts at zero; later the divergence is that of the model with and without it."""
+    flow = "method={{name: flow_grpo, group_size: 4, num_steps: 3, updates_per_rollout: 1, kl: {}}}"
+    (tmp_path / "a").mkdir(), (tmp_path / "b").mkdir()
+    loose = metrics(train(tiny_flux, tmp_path / "a", flow.format(1e-9), "iterations=6"))
+    held = metrics(train(tiny_flux, tmp_path / "b", flow.format(1000.0), "iterations=6"))
+    assert loose[1]["kl"] == held[1]["kl"] == 0.0
+    assert 0 < held[-1]["kl"] < loose[-1]["kl"]
+
+
+def test_divergence_needs_a_lora(tiny_flux, tmp_path):
+    with pytest.raises(UserError, match=r"method\.kl needs model\.lora"):
+        train(tiny_flux, tmp_path, "method={name: flow_grpo, kl: 0.1}", "model.lora=null")
+
+
+@pytest.mark.parametrize("name", ["neighbor", "flow_grpo", "branch_grpo"])
+def test_two_processes_make_the_run_of_one(tiny_flux, tmp_path, name):
     """torchrun with gloo: the same global batch, the same gradients, the same weights to rounding."""
     (tmp_path / "a").mkdir(), (tmp_path / "b").mkdir()
-    more = ("iterations=2", "optimizer.lr=1e-2")
+    more = ("iterations=2", "optimizer.lr=1e-2", SMALL[name])
     one = train(tiny_flux, tmp_path / "a", *more)
     launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--master-port=29613"]
     done = subprocess.run(

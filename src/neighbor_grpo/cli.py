@@ -51,7 +51,9 @@ def _parser() -> argparse.ArgumentParser:
             for name, method in METHODS.items() if name != "neighbor"
         ),
     )
-    train.add_argument("config", nargs="*", metavar="CONFIG | key=value", help="YAML files, each over the one before, then changes")
+    train.add_argument(
+        "config", nargs="*", metavar="CONFIG | key=value", help="YAML files, each over the one before, then changes"
+    )
     train.add_argument("--resume", metavar="RUN", help="go on with the run in this directory")
     train.set_defaults(command=_train)
 
@@ -131,7 +133,7 @@ def _train(arguments: argparse.Namespace) -> int:
     if arguments.resume and arguments.config:
         raise UserError("--resume takes its settings from the run: leave out the configuration and the changes")
     try:
-        trainer = Trainer.resume(arguments.resume) if arguments.resume else Trainer(load_config(files[0] if files else None, overrides, *files[1:]))
+        trainer = Trainer.resume(arguments.resume) if arguments.resume else Trainer(load_config(files, overrides))
         trainer.run()
     except Interrupted as stop:
         print(f"neighbor-grpo: {stop}", file=sys.stderr)

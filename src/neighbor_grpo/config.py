@@ -2,7 +2,7 @@
 
 import difflib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
@@ -120,10 +120,12 @@ class Config(Section):
         return [*scenes, "diversity", "jpeg_size"] if self.evaluate.seeds > 1 else [*scenes, "jpeg_size"]
 
 
-def load_config(path: str | Path | None = None, overrides: list[str] | tuple[str, ...] = (), *more: str | Path) -> Config:
-    """The defaults, changed by a YAML file (without one: demo.yaml), by more files, and by overrides ("method.sigma=0.2")."""
-    values = read_values(path or DEMO)
-    for file in more:
+def load_config(
+    path: str | Path | Sequence[str | Path] | None = None, overrides: list[str] | tuple[str, ...] = ()
+) -> Config:
+    """The defaults, changed by a YAML file or several (without one: demo.yaml), then by overrides ("method.sigma=0.2")."""
+    values: dict[str, Any] = {}
+    for file in [path] if isinstance(path, str | Path) else path or [DEMO]:
         values = merge(values, read_values(file))
     return configured(override(values, overrides))
 

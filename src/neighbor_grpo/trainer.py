@@ -9,13 +9,11 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
-from math import isfinite
 from pathlib import Path
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list, gather_object
-from diffusers.training_utils import EMAModel
 from torch import Tensor
 
 from neighbor_grpo import checkpoint, report, rundir
@@ -24,12 +22,11 @@ from neighbor_grpo.config import Config
 from neighbor_grpo.data import TextCache, for_each, generator, read_prompts, schedule
 from neighbor_grpo.errors import UserError
 from neighbor_grpo.evaluate import batched_velocity, check_measures, decode, fixed_noise, measure, sample
+from neighbor_grpo.learner import Learner, NotFinite
 from neighbor_grpo.models import load_model, move, pick_device, pick_dtype
-from neighbor_grpo.models.lora import add_lora, save_lora, train_all
 from neighbor_grpo.plan import plan
 from neighbor_grpo.rewards import RewardError, load_reward, score
 from neighbor_grpo.tree import Decisions, Tree
-from neighbor_grpo.update import accumulate
 from neighbor_grpo.watch import Phases, Stop, health_figures, progress, reward_figures, training_seconds
 
 NOISE, DRAW = 1, 2  # streams of random numbers
@@ -76,26 +73,16 @@ class Trainer:
         self.model = load_model(
             m.path, device, pick_dtype(m.dtype, device), m.height, m.width, m.guidance_scale, m.max_sequence_length
         )
-        torch.manual_seed(config.seed)  # the LoRA's initial weights
-        bare = self.model.transformer
-        if m.lora:
-            add_lora(bare, m.lora.rank, m.lora.alpha, m.lora.targets)
-        else:
-            train_all(bare)
-        if m.gradient_checkpointing:
-            bare.enable_gradient_checkpointing()
-        self.bare, self.weights = bare, checkpoint.trainable(bare)
-        o = config.optimizer
-        optimizer = torch.optim.AdamW(self.weights.values(), lr=o.lr, weight_decay=o.weight_decay)
-        self.model.transformer, self.optimizer = self.accelerator.prepare(bare, optimizer)
-        self.ema = EMAModel(list(self.weights.values()), decay=config.ema.decay) if config.ema else None
+        self.learner = Learner(self.model, config, self.accelerator)
         self.texts = TextCache(self.model, Path(config.prompts.cache_dir).expanduser(), config.prompts.cache_gb)
         self.schedule = schedule(len(self.prompts), config.prompts.per_iteration, config.iterations, config.seed)
         self.times = self.model.times(config.method.num_steps)
-        self.updates_done, self.start, self.phases, self.stop = 0, 0, Phases(device), Stop()
+        self.start, self.phases, self.stop = 0, Phases(device), Stop()
         self.fresh = not (resume and checkpoint.finished(self.run_dir / "checkpoints"))
         if not self.fresh:
-            self._restore()
+            self.start = self.learner.load(self.run_dir / "checkpoints")
+            if self.main:
+                rundir.rewind(self.run_dir, self.start)
 
     @classmethod
     def resume(cls, run_dir: str | Path) -> "Trainer":
@@ -172,7 +159,10 @@ class Trainer:
             pool = self._all_ranks(rewards)
             adv = combine(partial(method.credit, tree), rewards, pool, weights, self.config.aggregate)
             updates = method.updates(tree, adv, draws, n)
-            health = [self._update(decisions, cond) for decisions in updates]
+            try:
+                health = [self.learner.step(decisions, cond) for decisions in updates]
+            except NotFinite as error:
+                raise self._diverged(error) from error
         return self._figures(pool, tree, updates, health)
 
     def _score(self, images: Tensor, prompts: list) -> Tensor:
@@ -188,33 +178,15 @@ class Trainer:
             raise RewardError(error)
         return torch.stack(rows).view(len(rows), -1, group)
 
-    def _update(self, decisions: Decisions, cond) -> dict[str, float]:
-        """One optimizer step."""
-        o = self.config.optimizer
-        for group in self.optimizer.param_groups:
-            group["lr"] = o.lr * min(1.0, (self.updates_done + 1) / (o.warmup + 1))
-        total = len(decisions) * self.accelerator.num_processes
-        stats = accumulate(
-            self.config.method, self.model, cond, decisions, total, self.config.batch.update, self.accelerator
+    def _diverged(self, error: NotFinite) -> TrainingError:
+        """Keep the weights before it, and say where."""
+        where = self.run_dir / "failed"
+        if self.main:
+            where = self.learner.save(where, self.learner.updates)
+        return TrainingError(
+            f"{error}; weights before it are in {where}. A smaller optimizer.lr or method.temperature=dim often helps; the run "
+            f"goes on from its last checkpoint with: {rundir.resume_command(self.run_dir)}"
         )
-        norm = self.accelerator.clip_grad_norm_(self.weights.values(), o.grad_clip)
-        stats = {name: float(value) for name, value in (stats | {"grad_norm": norm}).items()}
-        if not (isfinite(stats["grad_norm"]) and isfinite(stats["loss"])):
-            odd = "gradient norm" if isfinite(stats["loss"]) else "loss"
-            where = self.run_dir / "failed"
-            if self.main:
-                where = checkpoint.save(where, self.updates_done, self.weights, self._state())
-            raise TrainingError(
-                f"{odd} is not finite (loss {stats['loss']}, gradient norm {stats['grad_norm']}) at optimizer step "
-                f"{self.updates_done}; weights before it are in {where}. A smaller optimizer.lr or method.temperature=dim "
-                f"often helps; the run goes on from its last checkpoint with: {rundir.resume_command(self.run_dir)}"
-            )
-        self.optimizer.step()
-        self.optimizer.zero_grad()
-        self.updates_done += 1
-        if self.ema:
-            self.ema.step(self.weights.values())
-        return stats
 
     # ---------------------------------------------------------------- what is seen of it
 
@@ -223,7 +195,7 @@ class Trainer:
         group = self.config.method.group_size
         costs = {
             "nfe_old": tree.evaluations / group, "nfe_nominal": tree.nominal_evaluations / group,
-            "nfe_theta": sum(map(len, updates)) / (group * len(self.slots)), "lr": self.optimizer.param_groups[0]["lr"],
+            "nfe_theta": sum(map(len, updates)) / (group * len(self.slots)), "lr": self.learner.lr,
         }
         times = {f"time/{phase}": seconds for phase, seconds in self.phases.items()}
         return reward_figures(self.rewards, rewards) | health_figures(health) | costs | times
@@ -233,7 +205,7 @@ class Trainer:
         figures = {}
         if self.main:
             e, began = self.config.evaluate, time.perf_counter()
-            with self.averaged():
+            with self.learner.averaged():
                 cond = self.texts([prompt.text for prompt in self.held_out])
                 noise = fixed_noise(self.model, range(len(self.held_out)), e.seeds)
                 images = sample(
@@ -248,19 +220,6 @@ class Trainer:
         return figures
 
     @contextmanager
-    def averaged(self) -> Iterator[None]:
-        """The averaged weights in place of the trained ones, if there is an average."""
-        if not self.ema:
-            yield
-            return
-        self.ema.store(self.weights.values())
-        self.ema.copy_to(self.weights.values())
-        try:
-            yield
-        finally:
-            self.ema.restore(self.weights.values())
-
-    @contextmanager
     def _resumable(self) -> Iterator[None]:
         """A reward that fails ends the run with a word on how to go on."""
         try:
@@ -272,41 +231,26 @@ class Trainer:
         def megabytes(tensors) -> float:
             return sum(t.nbytes for t in tensors) / 2**20
 
-        frozen = [p for p in self.bare.parameters() if not p.requires_grad]
+        learner = self.learner
+        frozen = [p for p in learner.bare.parameters() if not p.requires_grad]
         latent = self.model.noise(1, generator(0))[0]
         states = 2 * len(self.slots) * self.config.method.group_size * self.config.method.num_steps
         memory = {
-            "weights": megabytes(self.bare.parameters()) + megabytes(self.model.vae.parameters()),
-            "gradients, optimizer and average": (3 + bool(self.ema)) * megabytes(self.weights.values()),
+            "weights": megabytes(learner.bare.parameters()) + megabytes(self.model.vae.parameters()),
+            "gradients, optimizer and average": (3 + bool(learner.ema)) * megabytes(learner.weights.values()),
             "rollout": states * latent.nbytes / 2**20,
         }
         return self.plan.lines(
-            self.config, self.accelerator.num_processes, sum(p.numel() for p in self.weights.values()),
+            self.config, self.accelerator.num_processes, sum(p.numel() for p in learner.weights.values()),
             sum(p.numel() for p in frozen), latent.numel(), memory,
         )
 
     # ---------------------------------------------------------------- what stays of it
 
-    def _state(self) -> dict:
-        return {
-            "optimizer": self.optimizer.state_dict(), "ema": self.ema.state_dict() if self.ema else None,
-            "updates_done": self.updates_done,
-        }
-
     def _save(self, iteration: int) -> None:
         if self.main:
-            checkpoint.save(self.run_dir / "checkpoints", iteration, self.weights, self._state())
+            self.learner.save(self.run_dir / "checkpoints", iteration)
         self.accelerator.wait_for_everyone()
-
-    def _restore(self) -> None:
-        self.start, state = checkpoint.load(self.run_dir / "checkpoints", self.bare)
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.updates_done = state["updates_done"]
-        if self.ema:
-            self.ema.load_state_dict(state["ema"])
-            self.ema.to(self.accelerator.device)
-        if self.main:
-            rundir.rewind(self.run_dir, self.start)
 
     def _record(self, figures: dict) -> None:
         if self.main:
@@ -315,11 +259,7 @@ class Trainer:
     def _finish(self) -> None:
         """Export the averaged weights and write the page."""
         if self.main:
-            with self.averaged():
-                if self.config.model.lora:
-                    save_lora(self.model.pipe, self.bare, self.run_dir / "lora")
-                else:
-                    self.bare.save_pretrained(self.run_dir / "transformer")
+            self.learner.export(self.run_dir)
             report.write(self.run_dir)
             self._say(f"done: {self.run_dir / 'report.html'}")
         self.accelerator.wait_for_everyone()
