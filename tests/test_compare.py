@@ -13,6 +13,7 @@ import yaml
 from runs import REWARD
 
 from neighbor_grpo import rundir
+from neighbor_grpo.cli import main
 from neighbor_grpo.compare.outcome import Row, crossing
 from neighbor_grpo.compare.runs import chosen_rate
 from neighbor_grpo.compare.settings import Tune, load_comparison
@@ -49,6 +50,10 @@ def command(*arguments):
     return [sys.executable, "-m", "neighbor_grpo.cli", "compare", *map(str, arguments)]
 
 
+def compare(*arguments):
+    return main(["compare", *map(str, arguments)])
+
+
 def lines_of(out):
     return {
         str(run.relative_to(out)): [
@@ -62,10 +67,7 @@ def lines_of(out):
 def whole(tiny_flux, tmp_path_factory):
     """The comparison with a grid of two rates, uninterrupted."""
     tmp = tmp_path_factory.mktemp("whole")
-    done = subprocess.run(
-        command(comparison(tmp, tiny_flux, tune={"lr": [1e-3, 3e-3], "seed": 7})), capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr
+    assert compare(comparison(tmp, tiny_flux, tune={"lr": [1e-3, 3e-3], "seed": 7})) == 0
     return tmp / "out"
 
 
@@ -105,15 +107,15 @@ def test_the_rate_is_chosen_on_the_other_seed(whole):
         assert all(rundir.config_of(whole / name / f"lr-{lr}").seed == 7 for lr in tried)
 
 
-def test_finished_runs_are_not_run_again(whole):
+def test_finished_runs_are_not_run_again(whole, capsys):
     before = {path: path.stat().st_mtime_ns for path in whole.glob("*/*/metrics.jsonl")}
-    done = subprocess.run(command(whole.parent / "compare.yaml"), capture_output=True, text=True)
-    assert done.returncode == 0 and "begins" not in done.stdout and len(before) == 8
+    assert compare(whole.parent / "compare.yaml") == 0
+    assert "begins" not in capsys.readouterr().out and len(before) == 8
     assert before == {path: path.stat().st_mtime_ns for path in whole.glob("*/*/metrics.jsonl")}
 
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
-def test_killed_in_the_middle_it_ends_where_the_whole_one_does(tiny_flux, tmp_path, whole, how):
+def test_killed_in_the_middle_it_ends_where_the_whole_one_does(tiny_flux, tmp_path, whole, how, capsys):
     file = comparison(tmp_path, tiny_flux, tune={"lr": [1e-3, 3e-3], "seed": 7})
     process = subprocess.Popen(command(file), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     at = tmp_path / "out" / "neighbor" / "seed-0" / "metrics.jsonl"
@@ -123,9 +125,8 @@ def test_killed_in_the_middle_it_ends_where_the_whole_one_does(tiny_flux, tmp_pa
     _, error = process.communicate()
     if how == signal.SIGINT:
         assert process.returncode == 130 and "go on with: the same command" in error
-    again = subprocess.run(command(file), capture_output=True, text=True)
-    assert again.returncode == 0, again.stderr
-    assert str(tmp_path / "out" / "neighbor" / "seed-0") + ": begins" not in again.stdout
+    assert compare(file) == 0
+    assert str(tmp_path / "out" / "neighbor" / "seed-0") + ": begins" not in capsys.readouterr().out
 
     def plain(out):  # the reward's name holds the directory
         return json.loads(json.dumps(lines_of(out)).replace(str(out.parent), ""))
@@ -135,18 +136,17 @@ def test_killed_in_the_middle_it_ends_where_the_whole_one_does(tiny_flux, tmp_pa
 
 def test_tries_may_spend_a_share_of_the_budget(tiny_flux, tmp_path):
     file = comparison(tmp_path, tiny_flux, tune={"lr": [1e-3], "seed": 7, "share": 0.5}, seeds=[0], budget={"iterations": 5})
-    assert subprocess.run(command(file), capture_output=True).returncode == 0
+    assert compare(file) == 0
     ends = {name: rundir.metrics(tmp_path / "out" / "dance" / name)[-1]["iteration"] for name in ("lr-0.001", "seed-0")}
     assert ends == {"lr-0.001": 3, "seed-0": 5}
 
 
 def test_parts_share_the_methods(tiny_flux, tmp_path):
     file = comparison(tmp_path, tiny_flux, seeds=[0])
-    first = subprocess.run(command(file, "--part", "1/2"), capture_output=True, text=True)
-    assert first.returncode == 0 and not (tmp_path / "out" / "dance").exists()
+    assert compare(file, "--part", "1/2") == 0 and not (tmp_path / "out" / "dance").exists()
     assert "Not finished: dance (0 of 1 seeds)" in (tmp_path / "out" / "report.html").read_text()
-    second = subprocess.run(command(file, "--part", "2/2"), capture_output=True, text=True)
-    assert second.returncode == 0 and "neighbor" not in second.stdout
+    done = rundir.metrics(tmp_path / "out" / "neighbor" / "seed-0")
+    assert compare(file, "--part", "2/2") == 0 and done == rundir.metrics(tmp_path / "out" / "neighbor" / "seed-0")
     assert "Not finished" not in (tmp_path / "out" / "report.html").read_text()
 
 
@@ -166,7 +166,7 @@ def test_a_budget_of_seconds_ends_the_run(tiny_flux, tmp_path):
     base = yaml.safe_load(comparison(tmp_path, tiny_flux).read_text())["base"]
     base["evaluate"]["every"] = 5
     file = comparison(tmp_path, tiny_flux, seeds=[0], budget={"seconds": 0.5}, base=base)
-    assert subprocess.run(command(file), capture_output=True).returncode == 0
+    assert compare(file) == 0
     for name in SMALL:
         spent = [sum(line.get(f"time/{phase}", 0) for phase in ("encode", "rollout", "decode", "reward", "update"))
                  for line in rundir.metrics(tmp_path / "out" / name / "seed-0")]
@@ -202,10 +202,9 @@ def test_rates_out_of_bounds_or_diverged_are_passed_over(tmp_path):
     assert chosen_rate(runs, {"scenes": 1.0}, Tune(lr=list(runs), within={"scenes_strict": [0.9, None]})) == 1e-4
 
 
-def test_a_changed_comparison_does_not_pass_old_runs_for_new(whole, tmp_path):
-    file = whole.parent / "compare.yaml"
-    done = subprocess.run(command(file, "budget.iterations=4"), capture_output=True, text=True)
-    assert done.returncode == 2 and "was made with other settings: choose another run_dir" in done.stderr
+def test_a_changed_comparison_does_not_pass_old_runs_for_new(whole, capsys):
+    assert compare(whole.parent / "compare.yaml", "budget.iterations=4") == 2
+    assert "was made with other settings: choose another run_dir" in capsys.readouterr().err
 
 
 # ---------------------------------------------------------------- mistakes
@@ -232,9 +231,9 @@ def test_mistakes_are_one_line(tmp_path, more, message):
 
 
 @pytest.mark.parametrize("part", ["0/2", "3/2", "2", "a/b"])
-def test_a_part_that_is_none(tmp_path, part):
-    done = subprocess.run(command(comparison(tmp_path), "--part", part), capture_output=True, text=True)
-    assert done.returncode == 2 and "--part takes K/N" in done.stderr and not (tmp_path / "out").exists()
+def test_a_part_that_is_none(tmp_path, part, capsys):
+    assert compare(comparison(tmp_path), "--part", part) == 2
+    assert "--part takes K/N" in capsys.readouterr().err and not (tmp_path / "out").exists()
 
 
 CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*/*.yaml"))

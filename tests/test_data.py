@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from neighbor_grpo.data import TextCache, generator, read_prompts, schedule
+from neighbor_grpo.data import TextCache, generator, read_prompts, scheduled
 from neighbor_grpo.errors import UserError
 from neighbor_grpo.models import load_model
 
@@ -39,11 +39,11 @@ def test_empty_and_missing_files(tmp_path):
 
 
 def test_schedule_visits_every_prompt_once_an_epoch():
-    rows = schedule(prompts=10, per_iteration=4, iterations=5, seed=0)
-    flat = [i for row in rows for i in row]
+    rows = [scheduled(prompts=10, per_iteration=4, iteration=n, seed=0) for n in range(5)]
+    flat = [index for row in rows for index in row]
     assert sorted(flat[:10]) == sorted(flat[10:]) == list(range(10))
     assert flat[:10] != flat[10:]
-    assert schedule(10, 4, 3, 0) == rows[:3]
+    assert [scheduled(10, 4, n, 1) for n in range(5)] != rows
 
 
 @pytest.fixture

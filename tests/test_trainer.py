@@ -239,7 +239,7 @@ def test_divergence_needs_a_lora(tiny_flux, tmp_path):
 def test_two_processes_make_the_run_of_one(tiny_flux, tmp_path, name):
     """torchrun with gloo: the same global batch, the same gradients, the same weights to rounding."""
     (tmp_path / "a").mkdir(), (tmp_path / "b").mkdir()
-    more = ("iterations=2", "optimizer.lr=1e-2", SMALL[name])
+    more = ("iterations=2", "optimizer.lr=1e-3", SMALL[name])  # Adam blows a rounding error up to a share of the rate
     one = train(tiny_flux, tmp_path / "a", *more)
     launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--master-port=29613"]
     done = subprocess.run(

@@ -5,6 +5,7 @@ import json
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -69,11 +70,15 @@ def prompt_hash(prompts: Sequence[Prompt]) -> str:
     return hashlib.sha256(rows.encode()).hexdigest()
 
 
-def schedule(prompts: int, per_iteration: int, iterations: int, seed: int) -> list[list[int]]:
-    """Indices of the prompts of every iteration: epochs, each in an order of its own, one after the other."""
-    epochs = -(-per_iteration * iterations // prompts)
-    order = [i for e in range(epochs) for i in torch.randperm(prompts, generator=generator(seed, e)).tolist()]
-    return [order[n * per_iteration : (n + 1) * per_iteration] for n in range(iterations)]
+@lru_cache(maxsize=4)
+def _epoch(prompts: int, seed: int, number: int) -> list[int]:
+    return torch.randperm(prompts, generator=generator(seed, number)).tolist()
+
+
+def scheduled(prompts: int, per_iteration: int, iteration: int, seed: int) -> list[int]:
+    """Indices of an iteration's prompts: epochs, each in an order of its own, one after the other."""
+    places = range(iteration * per_iteration, (iteration + 1) * per_iteration)
+    return [_epoch(prompts, seed, place // prompts)[place % prompts] for place in places]
 
 
 class TextCache:

@@ -19,7 +19,7 @@ from torch import Tensor
 from neighbor_grpo import checkpoint, report, rundir
 from neighbor_grpo.advantage import combine
 from neighbor_grpo.config import Config
-from neighbor_grpo.data import TextCache, for_each, generator, read_prompts, schedule
+from neighbor_grpo.data import Prompt, TextCache, for_each, generator, read_prompts, scheduled
 from neighbor_grpo.errors import UserError
 from neighbor_grpo.evaluate import batched_velocity, check_measures, decode, fixed_noise, measure, sample
 from neighbor_grpo.learner import Learner, NotFinite
@@ -75,7 +75,6 @@ class Trainer:
         )
         self.learner = Learner(self.model, config, self.accelerator)
         self.texts = TextCache(self.model, Path(config.prompts.cache_dir).expanduser(), config.prompts.cache_gb)
-        self.schedule = schedule(len(self.prompts), config.prompts.per_iteration, config.iterations, config.seed)
         self.times = self.model.times(config.method.num_steps)
         self.start, self.phases, self.stop = 0, Phases(device), Stop()
         self.fresh = not (resume and checkpoint.finished(self.run_dir / "checkpoints"))
@@ -135,9 +134,9 @@ class Trainer:
         method, batch = self.config.method, self.config.batch
         self.phases.clear()
         with self.phases("encode"):
-            indices = self.schedule[n]
-            prompts = [self.prompts[indices[slot]] for slot in self.slots]
-            coming = (self.prompts[i[slot]].text for i in self.schedule[n + 1 :] for slot in self.slots)
+            prompts = self._prompts_of(n)
+            epoch = range(n + 1, min(n + 2 + len(self.prompts) // len(self.slots), self.config.iterations))
+            coming = (prompt.text for later in epoch for prompt in self._prompts_of(later))
             cond = move(self.texts([prompt.text for prompt in prompts], coming), self.accelerator.device)
         with self.phases("rollout"), torch.no_grad():
             noises = [generator(self.config.seed, NOISE, n, slot) for slot in self.slots]
@@ -165,7 +164,12 @@ class Trainer:
                 raise self._diverged(error) from error
         return self._figures(pool, tree, updates, health)
 
-    def _score(self, images: Tensor, prompts: list) -> Tensor:
+    def _prompts_of(self, n: int) -> list[Prompt]:
+        """This rank's prompts in iteration n."""
+        indices = scheduled(len(self.prompts), self.config.prompts.per_iteration, n, self.config.seed)
+        return [self.prompts[indices[slot]] for slot in self.slots]
+
+    def _score(self, images: Tensor, prompts: list[Prompt]) -> Tensor:
         group = images.shape[1]
         texts, metadata = for_each(prompts, group)
         error, rows = None, []

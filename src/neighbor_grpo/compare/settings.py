@@ -99,7 +99,7 @@ def _budgeted(config: Config, comparison: Comparison, steps: int) -> Config:
     """The configuration with as many iterations as the budget allows, evaluated at `points` of them."""
     budget, update = comparison.budget, {}
     if budget.seconds:
-        update = {"iterations": 1_000_000, "seconds": budget.seconds}
+        update = {"iterations": 100_000, "seconds": budget.seconds}
     else:
         one = config.model_copy(update={"iterations": budget.iterations or 1000})
         iterations = budget.iterations or int(budget.evaluations / plan(one).evaluations)

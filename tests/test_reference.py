@@ -1,0 +1,30 @@
+"""The shipped configurations end where they did: minutes each, on demand (pytest -m slow)."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from neighbor_grpo import rundir
+from neighbor_grpo.compare.runs import train, with_rate
+from neighbor_grpo.compare.settings import load_comparison
+
+CONFIGS = Path(__file__).parents[1] / "configs" / "scenes"
+REFERENCE = json.loads((CONFIGS / "reference.json").read_text())
+
+
+def test_every_row_of_the_comparison_has_its_bands():
+    _, entries = load_comparison(CONFIGS / "compare.yaml")
+    assert {entry.name for entry in entries} == REFERENCE.keys()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", REFERENCE)
+def test_a_row_ends_in_its_bands(tmp_path, name):
+    bands = dict(REFERENCE[name])
+    _, entries = load_comparison(CONFIGS / "compare.yaml")
+    entry = next(entry for entry in entries if entry.name == name)
+    train(with_rate(entry.config, bands.pop("lr")), tmp_path / name, 0, print)
+    last = rundir.metrics(tmp_path / name)[-1]
+    for measure, (low, high) in bands.items():
+        assert low <= last[f"eval/{measure}"] <= high, measure
