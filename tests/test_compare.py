@@ -187,6 +187,7 @@ def test_cost_to_reach_is_of_the_mean_and_of_every_seed():
     row = Row("a", "neighbor", 1e-4, [], 0, 8, 8, 1, 1.0, costs, {"reward": np.array([[0.0, 1.0], [0.0, 3.0]])})
     of_mean, seeds = row.cost_to_reach(1.5, "evaluations")
     assert of_mean == 75.0 and seeds == [None, 50.0]
+    assert row.measured_at(75.0) == {"reward": 1.5}
 
 
 def test_rates_out_of_bounds_or_diverged_are_passed_over(tmp_path):

@@ -191,6 +191,10 @@ def test_branch_credit_by_hand():
     leaves, states = z_score(rewards), z_score(torch.tensor([[2.0, 8.0]]))
     torch.testing.assert_close(credit, torch.cat([states, states, leaves, leaves], dim=1))
     assert states.tolist() == [[-1.0, 1.0]]
+    wide = BranchGRPO(num_steps=4, splits=[0, 2], branching=3, group_size=9)
+    rewards9 = torch.tensor([[1.0, 3.0, 5.0, 11.0, 0.0, 1.0, 2.0, 2.0, 2.0]])
+    credit = wide.credit(rollout(wide, MU, prompts=1), rewards9, rewards9)
+    torch.testing.assert_close(credit[:, :3], z_score(torch.tensor([[3.0, 4.0, 2.0]])))
     late = BranchGRPO(num_steps=4, splits=[1, 2], group_size=4)
     credit = late.credit(rollout(late, MU, prompts=1), rewards, rewards)
     assert float(credit[0, 0]) == 0.0  # one state at depth 1

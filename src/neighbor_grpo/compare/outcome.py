@@ -41,6 +41,15 @@ class Row:
         return crossing(x.mean(0), y.mean(0), reward), [crossing(*curve, reward) for curve in zip(x, y, strict=True)]
 
 
+    def measured_at(self, evaluations: float | None) -> dict[str, float | None]:
+        """Every measure's mean over seeds when so many evaluations were spent, between points in proportion."""
+        x = self.costs["evaluations"].mean(0)
+        return {
+            name: None if evaluations is None else float(np.interp(evaluations, x, y.mean(0)))
+            for name, y in self.measures.items()
+        }
+
+
 def crossing(x: np.ndarray, y: np.ndarray, level: float) -> float | None:
     """Where a curve given at points first reaches a level, between points in proportion."""
     above = np.flatnonzero(y >= level)
@@ -123,6 +132,7 @@ def records(rows: list[Row], comparison: Comparison) -> list[dict]:
             record[name], record[f"{name}_std"] = row.final(name)
         for cost in COSTS:
             record[f"{cost}_to_reach"] = row.cost_to_reach(reward, cost)[0]
+        record |= {f"{name}_then": value for name, value in row.measured_at(record["evaluations_to_reach"]).items()}
         table.append(record)
     return table
 
@@ -153,10 +163,14 @@ def as_markdown(rows: list[Row], comparison: Comparison) -> str:
         ]
         lines.append("| " + " | ".join(cells) + " |")
     reward, what = target(rows, comparison)
-    lines += ["", f"Cost to reach a reward of {what}: of the mean over seeds, and of the first and the last seed there", ""]
-    lines += ["| run | " + " | ".join(COSTS) + " |", "|---" * (len(COSTS) + 1) + "|"]
+    lines += ["", f"Cost to reach a reward of {what}, of the mean over seeds (the first and last seed), and the measures then:"]
+    lines += [""]
+    lines += ["| run | " + " | ".join([*COSTS, *names]) + " |", "|---" * (1 + len(COSTS) + len(names)) + "|"]
     for row in rows:
-        lines.append(f"| {row.name} | " + " | ".join(_reached(*row.cost_to_reach(reward, cost)) for cost in COSTS) + " |")
+        reached = {cost: row.cost_to_reach(reward, cost) for cost in COSTS}
+        then = row.measured_at(reached["evaluations"][0])
+        cells = [_reached(*reached[cost]) for cost in COSTS] + [f"{then[name]:.4g}" if then[name] else "" for name in names]
+        lines.append(f"| {row.name} | " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
 
 
