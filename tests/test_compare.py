@@ -217,6 +217,7 @@ def test_a_changed_comparison_does_not_pass_old_runs_for_new(whole, capsys):
     ({"methods": [{"config": "nowhere.yaml"}]}, "no configuration file"),
     ({"methods": [{"methd": {}}]}, "unknown key methd: did you mean method?"),
     ({"methods": []}, "methods: list should have at least 1 item"),
+    ({"tune": {}}, "tune.lr is required and not given"),
     ({"budget": {}}, "exactly one of iterations, evaluations, seconds"),
     ({"budget": {"iterations": 3, "seconds": 3}}, "exactly one of"),
     ({"budget": {"evaluations": 5}}, "less than an iteration of neighbor costs"),

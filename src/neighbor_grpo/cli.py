@@ -7,6 +7,8 @@ import re
 import sys
 from pathlib import Path
 
+from pydantic_core import PydanticUndefined
+
 from neighbor_grpo.compare.settings import Comparison, load_comparison
 from neighbor_grpo.config import Config, describe, load_config
 from neighbor_grpo.errors import UserError
@@ -104,7 +106,8 @@ def _parser() -> argparse.ArgumentParser:
 
 def _keys(section: type = Config, prefix: str = "") -> str:
     return "\n".join(
-        f"  {key}={_yaml(default)}  ({kind})" + (f"\n      {text}" if text else "")
+        f"  {key}" + (f"  ({kind}, required)" if default is PydanticUndefined else f"={_yaml(default)}  ({kind})")
+        + (f"\n      {text}" if text else "")
         for key, kind, default, text in describe(section, prefix)
     )
 

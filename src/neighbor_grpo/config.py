@@ -193,6 +193,8 @@ def one_line(error: ValidationError, section: type = Config) -> str:
         near = difflib.get_close_matches(name, METHODS, n=1, cutoff=0.5)
         hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(METHODS)}"
         return f"no method {name!r}: {hint}{more}"
+    if first["type"] == "missing":
+        return f"{location} is required and not given{more}"
     keys = [key for key, *_ in describe(section, method=METHODS[method])]
     if first["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
         sections = {key.rsplit(".", depth)[0] for key in keys for depth in (1, 2) if "." in key}
@@ -223,4 +225,4 @@ def _type(kind: Any) -> str:
         return _type(get_args(kind)[0])
     if get_origin(kind) in (Union, UnionType):
         return " | ".join(_type(part) for part in get_args(kind))
-    return "null" if kind is type(None) else kind.__name__ if not get_args(kind) else str(kind)
+    return "null" if kind is type(None) else kind.__name__ if not get_args(kind) else str(kind).replace("typing.", "")
