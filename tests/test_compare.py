@@ -19,7 +19,7 @@ from neighbor_grpo.compare.runs import chosen_rate
 from neighbor_grpo.compare.settings import Tune, load_comparison
 from neighbor_grpo.config import load_config
 from neighbor_grpo.errors import UserError
-from neighbor_grpo.plan import plan
+from neighbor_grpo.plan import affordable, plan
 
 SMALL = {
     "neighbor": {"name": "neighbor", "group_size": 4, "num_steps": 3, "num_train_steps": 2, "num_anchors": 2},
@@ -160,6 +160,23 @@ def test_every_run_gets_the_same_evaluations(tmp_path):
     assert [entry.config.iterations for entry in entries] == [41, 30]  # 4·3 + 3·4 = 24 and 9 + 3·8 = 33 an iteration
     assert [entry.config.evaluate.every for entry in entries] == [14, 10]
     assert {entry.config.evaluate.num_steps for entry in entries} == {3}
+
+
+def test_the_budget_is_that_of_the_iterations_it_pays_for(tmp_path):
+    """A window's first places share less than its later ones: 19 iterations of the mean cost would be a third too many."""
+    methods = [{"method": {"name": name}, "prompts": {"per_iteration": 8}} for name in ("mix_grpo", "mix_grpo_flash")]
+    _, entries = load_comparison(comparison(tmp_path, methods=methods, budget={"evaluations": 50000}))
+    for entry in entries:
+        at = [entry.config.model_copy(update={"iterations": entry.config.iterations + more}) for more in (0, 1)]
+        within, beyond = (plan(config).evaluations * config.iterations for config in at)
+        assert within <= 50000 < beyond
+    assert entries[0].config.iterations == 14  # the window stays at the first place: 8·(1 + 12·24 + 3·48) = 3464 each
+
+
+def test_a_long_budget_goes_by_the_mean(tmp_path):
+    config = load_config(None, ["method.name=dance_grpo"])
+    cost = plan(config).evaluations
+    assert affordable(config, 5000 * cost) == 5000
 
 
 def test_a_budget_of_seconds_ends_the_run(tiny_flux, tmp_path):

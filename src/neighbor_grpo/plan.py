@@ -57,15 +57,29 @@ class Plan:
 
 def plan(config: Config) -> Plan:
     """Counted, not calculated: one group of the method at work on latents of one number, where the velocity is zero."""
-    m, p = config.method, config.prompts.per_iteration
+    p, looked = config.prompts.per_iteration, range(0, config.iterations, -(-config.iterations // LOOKED_AT))
+    columns = zip(*(_work(config, n) for n in looked), strict=True)
+    forwards, nominal, backwards, steps = (sum(column) / len(looked) for column in columns)
+    return Plan(p * config.method.group_size, p * forwards, p * nominal, p * backwards, steps)
+
+
+def affordable(config: Config, evaluations: float) -> int:
+    """How many iterations, from the first on, cost no more than so many evaluations on all ranks; a window's place counts."""
+    spent = []
+    for n in range(LOOKED_AT * 10):
+        forwards, _, backwards, _ = _work(config, n)
+        evaluations -= config.prompts.per_iteration * (forwards + 3 * backwards)
+        if evaluations < 0:
+            return n
+        spent.append(config.prompts.per_iteration * (forwards + 3 * backwards))
+    return len(spent) + int(evaluations * len(spent) / sum(spent))
+
+
+def _work(config: Config, iteration: int) -> tuple[int, int, int, int]:
+    """Of one group: forwards, as papers count them, forward-backwards, optimizer steps."""
+    m, rng = config.method, torch.Generator().manual_seed(iteration)
     times = shift_time(torch.linspace(1, 0, m.num_steps + 1, dtype=torch.float64), 3.0).tolist()
-    rng = torch.Generator().manual_seed(0)
-    looked = range(0, config.iterations, -(-config.iterations // LOOKED_AT))
-    counts = torch.zeros(4, dtype=torch.float64)
-    for iteration in looked:
-        tree = m.rollout(lambda x, t: torch.zeros_like(x), lambda n: torch.randn(1, n, 1, generator=rng), times, iteration)
-        rewards = torch.randn(1, m.group_size, generator=rng)
-        updates = m.updates(tree, m.credit(tree, rewards, rewards), rng, iteration)
-        counts += torch.tensor([tree.evaluations, tree.nominal_evaluations, sum(map(len, updates)), len(updates)])
-    forwards, nominal, backwards, steps = (counts / len(looked)).tolist()
-    return Plan(p * m.group_size, p * forwards, p * nominal, p * backwards, steps)
+    tree = m.rollout(lambda x, t: torch.zeros_like(x), lambda n: torch.randn(1, n, 1, generator=rng), times, iteration)
+    rewards = torch.randn(1, m.group_size, generator=rng)
+    updates = m.updates(tree, m.credit(tree, rewards, rewards), rng, iteration)
+    return tree.evaluations, tree.nominal_evaluations, sum(map(len, updates)), len(updates)

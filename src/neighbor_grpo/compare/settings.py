@@ -9,7 +9,7 @@ from pydantic import Field, ValidationError, model_validator
 
 from neighbor_grpo.config import Config, Positive, Section, configured, merge, one_line, override, read_values
 from neighbor_grpo.errors import UserError
-from neighbor_grpo.plan import plan
+from neighbor_grpo.plan import affordable
 
 
 class Budget(Section):
@@ -101,12 +101,10 @@ def _budgeted(config: Config, comparison: Comparison, steps: int) -> Config:
     if budget.seconds:
         update = {"iterations": 100_000, "seconds": budget.seconds}
     else:
-        one = config.model_copy(update={"iterations": budget.iterations or 1000})
-        iterations = budget.iterations or int(budget.evaluations / plan(one).evaluations)
+        iterations = budget.iterations or affordable(config, budget.evaluations)
         if not iterations:
             raise UserError(
-                f"budget.evaluations ({budget.evaluations}) is less than an iteration of {config.method.name} costs "
-                f"({plan(one).evaluations:g})"
+                f"budget.evaluations ({budget.evaluations}) is less than an iteration of {config.method.name} costs"
             )
         every = ceil(iterations / comparison.points)
         update = {"iterations": iterations, "evaluate": config.evaluate.model_copy(update={"every": every})}
