@@ -14,7 +14,7 @@ from runs import REWARD
 
 from neighbor_grpo import rundir
 from neighbor_grpo.cli import main
-from neighbor_grpo.compare.outcome import Row, crossing
+from neighbor_grpo.compare.outcome import Row, crossing, target
 from neighbor_grpo.compare.runs import chosen_rate
 from neighbor_grpo.compare.settings import Tune, load_comparison
 from neighbor_grpo.config import load_config
@@ -205,6 +205,20 @@ def test_cost_to_reach_is_of_the_mean_and_of_every_seed():
     of_mean, seeds = row.cost_to_reach(1.5, "evaluations")
     assert of_mean == 75.0 and seeds == [None, 50.0]
     assert row.measured_at(75.0) == {"reward": 1.5}
+
+
+def test_the_reward_to_reach_is_the_best_baselines_that_keeps_to_the_bounds(tmp_path):
+    def row(name, method, reward, strict):
+        measures = {"reward": np.array([[0.0, reward]]), "strict": np.array([[1.0, strict]])}
+        return Row(name, method, 1e-4, [], 0, 8, 8, 1, 1.0, {}, measures)
+
+    rows = [row("ours", "neighbor", 9.0, 1.0), row("hacks", "dance_grpo", 5.0, 0.2), row("holds", "mix_grpo", 3.0, 0.9)]
+    plain, _ = load_comparison(comparison(tmp_path))
+    bounded = plain.model_copy(update={"tune": Tune(lr=[1e-4], within={"strict": [0.8, None]})})
+    assert target(rows, plain)[0] == 5.0
+    assert target(rows, bounded) == (3.0, "3, where holds ends")
+    assert target(rows, plain.model_copy(update={"reach": "ours"}))[0] == 9.0
+    assert target(rows, plain.model_copy(update={"reach": 4.5})) == (4.5, "4.5")
 
 
 def test_rates_out_of_bounds_or_diverged_are_passed_over(tmp_path):

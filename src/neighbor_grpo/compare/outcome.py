@@ -9,7 +9,7 @@ from statistics import mean, median, stdev
 import numpy as np
 
 from neighbor_grpo import rundir
-from neighbor_grpo.compare.settings import Comparison, Entry
+from neighbor_grpo.compare.settings import Comparison, Entry, within
 from neighbor_grpo.watch import training_seconds
 
 COSTS = ("iterations", "evaluations", "seconds")  # what a curve is drawn against
@@ -109,11 +109,13 @@ def _stack(series: list[list[dict]], key: str, points: int) -> np.ndarray:
 
 
 def target(rows: list[Row], comparison: Comparison) -> tuple[float, str]:
-    """The reward whose cost is told, and what it is."""
+    """The reward whose cost is told, and what it is: by default where the best baseline ends that keeps to tune.within."""
     if isinstance(comparison.reach, float | int):
         return float(comparison.reach), f"{comparison.reach:g}"
+    bounds = comparison.tune.within if comparison.tune else {}
     others = [row for row in rows if row.method != "neighbor"] or rows
-    chosen = next((row for row in rows if row.name == comparison.reach), max(others, key=lambda row: row.final("reward")[0]))
+    kept = [row for row in others if within({name: row.final(name)[0] for name in bounds}, bounds)] or others
+    chosen = next((row for row in rows if row.name == comparison.reach), max(kept, key=lambda row: row.final("reward")[0]))
     return chosen.final("reward")[0], f"{chosen.final('reward')[0]:.4g}, where {chosen.name} ends"
 
 

@@ -15,7 +15,7 @@ import torch
 import yaml
 
 from neighbor_grpo import rundir
-from neighbor_grpo.compare.settings import Comparison, Entry, Tune
+from neighbor_grpo.compare.settings import Comparison, Entry, Tune, within
 from neighbor_grpo.config import Config
 from neighbor_grpo.errors import UserError
 from neighbor_grpo.trainer import Interrupted, Trainer, TrainingError
@@ -57,13 +57,9 @@ def chosen_rate(runs: dict[float, Path], rewards: dict[str, float], tune: Tune) 
     """Of finished runs by rate."""
     scores = {}
     for lr, run in runs.items():
-        last = rundir.metrics(run)[-1]
-        kept = all(
-            (low is None or last[f"eval/{name}"] >= low) and (high is None or last[f"eval/{name}"] <= high)
-            for name, (low, high) in tune.within.items() if not rundir.diverged(run)
-        )
-        if kept and not rundir.diverged(run):
-            scores[lr] = sum(weight * last[f"eval/{name}"] for name, weight in rewards.items())
+        last = {key.removeprefix("eval/"): value for key, value in rundir.metrics(run)[-1].items()}
+        if not rundir.diverged(run) and within(last, tune.within):
+            scores[lr] = sum(weight * last[name] for name, weight in rewards.items())
     return max(scores, key=scores.__getitem__) if scores else min(runs)
 
 

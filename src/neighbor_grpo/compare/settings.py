@@ -37,6 +37,14 @@ class Tune(Section):
     )
 
 
+def within(values: dict[str, float], bounds: dict[str, tuple[float | None, float | None]]) -> bool:
+    """Whether every bounded measure lies between its least and its most."""
+    return all(
+        (low is None or values[name] >= low) and (high is None or values[name] <= high)
+        for name, (low, high) in bounds.items()
+    )
+
+
 class Comparison(Section):
     run_dir: str = Field("runs/compare", description="where the runs and the report go")
     base: dict[str, Any] = Field({}, description="keys of a run's configuration, the same for all; config: file")
@@ -48,7 +56,8 @@ class Comparison(Section):
     tune: Tune | None = Field(None, description="null = every run's own optimizer.lr")
     points: Positive = Field(8, description="evaluations along each run; a budget of seconds takes base.evaluate.every")
     reach: str | float | None = Field(
-        None, description="reward, or run whose final reward, the others' cost to reach is told; null = the best baseline's"
+        None, description="a reward, or a run whose final reward: what it costs the others to reach it is told; "
+        "null = the best baseline within tune's bounds"
     )
 
 
