@@ -19,6 +19,9 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from neighbor_grpo import rundir
+from neighbor_grpo.watch import training_seconds
+
 SHORT = ["iterations=30", "evaluate.every=0", "evaluate.prompts=128", "optimizer.lr=1e-4"]
 # The paper's own baseline for its Tables 4-6 is (sigma, B, p) = (0.5, 4, 2); here each stands on demo.yaml's (0.2, 4, 0.8).
 SETS: dict[str, dict[str, list[str]]] = {
@@ -37,7 +40,7 @@ SETS: dict[str, dict[str, list[str]]] = {
 
 def train(run: Path, overrides: list[str], threads: int) -> None:
     """Run, go on, or do nothing, as the directory says."""
-    if (run / "report.html").exists() or diverged(run):
+    if rundir.finished(run) or rundir.diverged(run):
         return
     begun = (run / "config.yaml").exists()
     arguments = ["--resume", str(run)] if begun else [f"run_dir={run}", *overrides]
@@ -50,21 +53,13 @@ def train(run: Path, overrides: list[str], threads: int) -> None:
     print(f"{run}: {'done' if done.returncode == 0 else f'stopped with {done.returncode}, see {run}.log'}", flush=True)
 
 
-def diverged(run: Path) -> int | None:
-    """Iterations done when loss or gradient stopped being finite, if they did."""
-    if not (run / "failed").exists():
-        return None
-    return len((run / "metrics.jsonl").read_text().splitlines()) - 1
-
-
 def figures(run: Path) -> dict[str, float] | None:
     """Held-out measures before and after, and the health and cost of a finished run."""
-    if not (run / "report.html").exists():
+    if not rundir.finished(run):
         return None
-    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    lines = rundir.metrics(run)
     steps = lines[1:]
-    phases = ("encode", "rollout", "decode", "reward", "update")
-    seconds = [sum(line.get(f"time/{phase}", 0) for phase in phases) for line in steps]
+    seconds = [training_seconds(line) for line in steps]
     values = {key: lines[-1][key] for key in lines[-1] if key.startswith("eval/")}
     return {f"base/{key[5:]}": value for key, value in lines[0].items() if key.startswith("eval/")} | values | {
         "clipped": statistics.mean(line["ratio/clipped"] for line in steps),
@@ -115,8 +110,8 @@ def main() -> None:
             list(pool.map(lambda item: train(*item, threads), runs.values()))
     results: dict[str, list[dict]] = {label: [] for label in SETS[arguments.set]}
     for (label, _), (run, _) in runs.items():
-        if (after := diverged(run)) is not None:
-            results[label].append({"diverged": after})
+        if rundir.diverged(run):
+            results[label].append({"diverged": len(rundir.metrics(run)) - 1})
         elif row := figures(run):
             results[label].append(row)
     out = Path(__file__).parent / "results"

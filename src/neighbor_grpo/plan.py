@@ -68,10 +68,10 @@ def affordable(config: Config, evaluations: float) -> int:
     spent = []
     for n in range(LOOKED_AT * 10):
         forwards, _, backwards, _ = _work(config, n)
-        evaluations -= config.prompts.per_iteration * (forwards + 3 * backwards)
+        spent.append(config.prompts.per_iteration * (forwards + 3 * backwards))
+        evaluations -= spent[-1]
         if evaluations < 0:
             return n
-        spent.append(config.prompts.per_iteration * (forwards + 3 * backwards))
     return len(spent) + int(evaluations * len(spent) / sum(spent))
 
 
