@@ -4,6 +4,8 @@ import json
 from pathlib import Path
 
 REWARD = """
+import time
+
 import torch
 
 def brightness(images, prompts, metadata):
@@ -19,6 +21,17 @@ def nan(images, prompts, metadata):
 
 def short(images, prompts, metadata):
     return [0.0]
+
+def sometimes(images, prompts, metadata):
+    values = images.mean((1, 2, 3))
+    return [RuntimeError("no view") if int(1e6 * float(v)) % 5 == 0 else float(v) for v in values]
+
+def darkness(images, prompts, metadata):
+    return 1 - images.mean((1, 2, 3))
+
+def slow(images, prompts, metadata):
+    time.sleep(0.2)
+    return images.mean((1, 2, 3))
 
 def flat(images, prompts, metadata):
     return [1.0] * len(prompts)

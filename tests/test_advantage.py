@@ -73,3 +73,24 @@ def test_with_a_pool_the_std_is_that_of_all_its_rewards():
     torch.testing.assert_close(z_score(rewards, rewards), (rewards - rewards.mean(1, keepdim=True)) / std)
     flat = torch.tensor([[1.0, 1.0], [0.0, 4.0]])
     assert torch.equal(z_score(flat, flat)[0], torch.zeros(2))
+
+
+def test_a_sample_without_a_score_is_left_out():
+    nan = float("nan")
+    adv = z_score(torch.tensor([[1.0, nan, 3.0, 8.0], [nan, nan, nan, 2.0], [nan, nan, nan, nan]]))
+    torch.testing.assert_close(adv[0, [0, 2, 3]], z_score(torch.tensor([[1.0, 3.0, 8.0]]))[0])
+    assert adv[0, 1] == 0 and torch.equal(adv[1:], torch.zeros(2, 4))
+    pool = torch.tensor([[1.0, nan, 3.0, 8.0], [2.0, 2.0, 2.0, nan]])
+    expected = (1.0 - 4.0) / np.std([1, 3, 8, 2, 2, 2])
+    assert float(z_score(pool, pool)[0, 0]) == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.parametrize("over", ["advantages", "rewards"])
+def test_a_sample_that_one_reward_could_not_score_counts_for_none(over):
+    gap = REWARDS.clone()
+    gap[1, 0, 2] = float("nan")
+    weights = torch.tensor([0.5, 2.0])
+    got = combine(lambda r, pool: z_score(r), gap, gap, weights, over)
+    without = combine(lambda r, pool: z_score(r), REWARDS[..., :2], REWARDS[..., :2], weights, over)
+    torch.testing.assert_close(got[0], torch.cat([without[0], torch.zeros(1)]))
+    torch.testing.assert_close(got[1], combine(lambda r, pool: z_score(r), REWARDS, REWARDS, weights, over)[1])

@@ -59,7 +59,7 @@ def test_mistakes_in_files(capsys, tiny_flux, tmp_path):
 
 def test_a_reward_that_fails_is_one_line_and_the_run_can_go_on(capsys, tiny_flux, tmp_path):
     err = mistake(capsys, "train", *settings(tiny_flux, tmp_path, function="nan"))
-    assert "nan for the prompt" in err and "--resume" in err
+    assert "scored nan (prompt 'two blue stars')" in err and "--resume" in err
 
 
 def test_train_then_sample_then_evaluate(capsys, tiny_flux, tmp_path):
@@ -73,12 +73,13 @@ def test_train_then_sample_then_evaluate(capsys, tiny_flux, tmp_path):
     assert len(list((tmp_path / "s").iterdir())) == 2
     code, out, _ = run(
         capsys, "evaluate", "--run", tmp_path / "run", "--prompts", tmp_path / "prompts.txt", "--measure", "diversity",
-        "--measure", "jpeg_compressibility", "--seeds", 2, "--out", tmp_path / "e.json",
+        "--measure", "jpeg_compressibility", "--seeds", 2, "--out", tmp_path / "e",
     )
-    stored = json.loads((tmp_path / "e.json").read_text())
-    assert json.loads(out) == stored
-    assert stored["values"].keys() == {"diversity", "jpeg_compressibility"}
-    kept = {"steps", "solver", "seeds", "prompts", "prompts_sha256", "height", "run", "model", "dtype", "version"}
+    assert code == 0
+    stored = json.loads((tmp_path / "e" / "result.json").read_text())
+    assert stored["values"].keys() == stored["intervals"].keys() == {"diversity", "jpeg_compressibility"}
+    assert f"| diversity | {stored['values']['diversity']:.4g} |" in out
+    kept = {"steps", "solver", "seeds", "prompts", "prompts_sha256", "height", "run", "model", "dtype", "version", "scorers"}
     assert kept <= stored["settings"].keys()
 
 
@@ -101,7 +102,8 @@ def test_help_lists_every_key(capsys):
         main(["train", "--help"])
     assert stop.value.code == 0
     text = capsys.readouterr().out
-    for key in ("method.sigma=0.3", "model.lora.rank=", "optimizer.lr=", "prompts.per_iteration=", "reward=", "save_every="):
+    keys = ("method.sigma=0.3", "model.lora.rank=", "optimizer.lr=", "prompts.per_iteration=", "reward.train=", "save_every=")
+    for key in keys:
         assert re.search(rf"^  {re.escape(key)}", text, re.M)
 
 

@@ -11,8 +11,23 @@ def test_file_and_overrides(tmp_path):
     config = load_config(file, ["method.sigma=0.2", "optimizer.lr=1e-5", "reward={scenes: 1, jpeg_compressibility: 0.5}"])
     assert (config.method.sigma, config.method.p, config.model.lora) == (0.2, 2.0, None)
     assert config.optimizer.lr == 1e-5
-    assert config.rewards == {"scenes": 1.0, "jpeg_compressibility": 0.5}
+    assert config.reward.train == {"scenes": 1.0, "jpeg_compressibility": 0.5}
     assert load_config(file, ["model.lora.rank=4"]).model.lora.rank == 4
+
+
+@pytest.mark.parametrize(("overrides", "train", "watch"), [
+    (["reward=a"], {"a": 1.0}, None), (["reward={a: 2, b: 1}", "watch=[c]"], {"a": 2.0, "b": 1.0}, ["c"]),
+    (["reward.train=a", "reward.watch=[c]"], {"a": 1.0}, ["c"]), (["reward={a: 1}", "reward={b: 3}"], {"b": 3.0}, None),
+    (["watch=[c]", "reward={train: {a: 0.5}, overlap: true}"], {"a": 0.5}, ["c"]),
+    (["reward={train: a, watch: [c]}", "watch=[d]", "reward=b"], {"b": 1.0}, ["d"]),
+])
+def test_short_and_long_forms_of_the_reward_section(tmp_path, overrides, train, watch):
+    config = load_config([], overrides)
+    assert (config.reward.train, config.reward.watch) == (train, watch)
+    file = tmp_path / "a.yaml"
+    file.write_text("reward: {train: {x: 1}, max_failed: 0.3, scorers: {x: {weights: w}}}\n")
+    over = load_config(file, overrides)
+    assert (over.reward.train, over.reward.max_failed, over.reward.scorers) == (train, 0.3, {"x": {"weights": "w"}})
 
 
 def test_a_resolved_configuration_reads_back_as_itself(tmp_path):
@@ -45,7 +60,7 @@ def test_mistakes_are_one_line_that_names_the_key(override, message):
 
 def test_every_key_is_described():
     keys = {key for key, *_ in describe()}
-    assert {"method.sigma", "model.lora.rank", "prompts.per_iteration", "optimizer.lr", "run_dir", "reward"} <= keys
+    assert {"method.sigma", "model.lora.rank", "prompts.per_iteration", "optimizer.lr", "run_dir", "reward.train"} <= keys
     assert all(text for key, _, _, text in describe() if key != "method.name")
 
 

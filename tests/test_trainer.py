@@ -79,7 +79,8 @@ def test_micro_batches_and_checkpointing_do_not_change_the_run(tiny_flux, tmp_pa
 
 
 def test_the_exported_lora_loads_in_diffusers_and_draws_what_the_run_saw(tiny_flux, finished):
-    from neighbor_grpo.evaluate import load_trained, sample
+    from neighbor_grpo.sampling import sample
+    from neighbor_grpo.trained import load_trained
 
     model, _ = load_trained(None, finished, "cpu")
     pipe = FluxPipeline.from_pretrained(tiny_flux)
@@ -147,12 +148,13 @@ def test_a_killed_process_goes_on_bit_for_bit(tiny_flux, tmp_path, how):
 
 
 @pytest.mark.parametrize(("function", "message"), [
-    ("broken", "raised RuntimeError: no luck"), ("nan", "is nan for the prompt"), ("short", r"shape \(1,\) for 8 pictures"),
+    ("broken", r"8 of 8 pictures.*RuntimeError: no luck .prompt"), ("nan", r"1 of 8 pictures.*scored nan"),
+    ("short", r"8 of 8.*shape \(1,\) for 8"),
 ])
 def test_a_failing_reward_stops_with_a_checkpoint_and_mended_it_goes_on(tiny_flux, tmp_path, function, message):
     trainer = Trainer(load_config(None, settings(tiny_flux, tmp_path)))
     bad = load_reward(f"{tmp_path / 'reward.py'}:{function}")
-    trainer.rewards = dict.fromkeys(trainer.rewards, bad)
+    trainer.panel.rewards = dict.fromkeys(trainer.panel.rewards, bad)
     with pytest.raises(TrainingError, match=message):
         trainer.run()
     assert (tmp_path / "run" / "checkpoints" / "000000").is_dir()

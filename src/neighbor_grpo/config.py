@@ -50,6 +50,40 @@ class Prompts(Section):
     cache_gb: float = Field(10.0, gt=0, description="disk budget of the text embeddings")
 
 
+class Rewards(Section):
+    """What is trained on, what is only watched, and what scores them.
+
+    Short forms: reward: NAME or {NAME: weight} for reward.train, and watch: [...] beside it for reward.watch.
+    """
+
+    train: dict[str, float] = Field({"scenes": 1.0}, min_length=1, description="{name or file.py:function: weight}")
+    watch: list[str] | None = Field(
+        None, description="rewards and metrics evaluated, never trained on; null = diversity, artefacts ... and the scenes' own"
+    )
+    aggregate: Literal["advantages", "rewards"] = Field(
+        "advantages", description="what is summed with the weights of several rewards: z-scores, or raw values"
+    )
+    scorers: dict[str, dict[str, Any]] = Field(
+        {}, description="settings of scorers by name: {hpsv2.1: {weights: PATH}, mine: {url: http://127.0.0.1:8000}}"
+    )
+    overlap: bool = Field(False, description="score in a thread while the next groups (batch.rollout rows) roll out")
+    max_failed: float = Field(0.1, ge=0, le=1, description="share of pictures without a score beyond which the run stops")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _spelled_out(cls, value: Any) -> Any:
+        return spelled_out(value)
+
+
+def spelled_out(value: Any) -> Any:
+    """The reward section of its short forms: a name, or {name: weight}."""
+    if isinstance(value, str) or (isinstance(value, dict) and value and not value.keys() & Rewards.model_fields.keys()):
+        value = {"train": value}
+    if isinstance(value, dict) and isinstance(value.get("train"), str):
+        value = value | {"train": {value["train"]: 1.0}}
+    return value
+
+
 class Optimizer(Section):
     lr: float = Field(1e-4, gt=0, description="AdamW's rate")
     weight_decay: float = Field(1e-4, ge=0, description="AdamW's")
@@ -68,6 +102,14 @@ class Evaluation(Section):
     num_steps: Positive | None = Field(None, description="null = the method's")
     solver: Literal["euler", "heun", "dpmpp_2m", "dpmpp_3m"] = Field("dpmpp_2m", description="of the sampling")
     gallery: Positive = Field(8, description="prompts shown before and after")
+    best: str | None = Field(
+        None, description="watched measure whose best checkpoint is kept in best/, -name where less is better; "
+        "null = the first watched reward"
+    )
+    early_stop: float | None = Field(
+        None, gt=0, description="stop when the trained reward has risen by so many stds (over pictures, before training) "
+        "more than a watched reward; null = never"
+    )
 
 
 class Batch(Section):
@@ -88,13 +130,7 @@ class Config(Section):
     model: Model = Model()
     prompts: Prompts = Prompts()
     method: AnyMethod = Field(Neighbor(), description="hyper-parameters of the method")
-    reward: str | dict[str, float] = Field("scenes", description="name, file.py:function, or {name: weight}")
-    aggregate: Literal["advantages", "rewards"] = Field(
-        "advantages", description="what is summed with the weights of several rewards: z-scores, or raw values"
-    )
-    watch: list[str] | None = Field(
-        None, description="rewards and metrics evaluated but never trained on; null = diversity, jpeg_size and the scenes' own"
-    )
+    reward: Rewards = Rewards()
     optimizer: Optimizer = Optimizer()
     ema: Ema | None = Field(Ema(), description="null = none")
     evaluate: Evaluation = Evaluation()
@@ -109,15 +145,14 @@ class Config(Section):
         return self
 
     @property
-    def rewards(self) -> dict[str, float]:
-        return {self.reward: 1.0} if isinstance(self.reward, str) else self.reward
-
-    @property
     def watched(self) -> list[str]:
-        if self.watch is not None:
-            return self.watch
+        """Rewards and metrics that are evaluated but not trained on."""
+        if self.reward.watch is not None:
+            return [name for name in self.reward.watch if name not in self.reward.train]
         scenes = ["scenes_strict", "scenes_distance"] if self.model.path == self.prompts.path == "scenes" else []
-        return [*scenes, "diversity", "jpeg_size"] if self.evaluate.seeds > 1 else [*scenes, "jpeg_size"]
+        several = ["diversity"] if self.evaluate.seeds > 1 else []
+        names = [*scenes, *several, "jpeg_size", "grid_artefacts", "saturation", "sharpness"]
+        return [name for name in names if name not in self.reward.train]
 
 
 def load_config(
@@ -142,12 +177,28 @@ def read_values(path: str | Path) -> dict[str, Any]:
 
 
 def merge(values: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
-    """Nested keys of `changes` over those of `values`; settings of another method do not stay."""
+    """Nested keys of `changes` over those of `values`; settings of another method, and what was trained on, do not stay."""
+    return _merged(_long_forms(values), _long_forms(changes))
+
+
+def _long_forms(values: dict[str, Any]) -> dict[str, Any]:
+    """Without the short forms of the reward section."""
+    values = dict(values)
+    if "reward" in values:
+        values["reward"] = spelled_out(values["reward"])
+    if "watch" in values:
+        section = values.get("reward", {})
+        values["reward"] = {**(section if isinstance(section, dict) else {}), "watch": values.pop("watch")}
+    return values
+
+
+def _merged(values: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
     merged = dict(values)
     for key, value in changes.items():
         old = values.get(key)
         other_method = key == "method" and "name" in (value or {}) and value["name"] != (old or {}).get("name", "neighbor")
-        merged[key] = merge(old, value) if isinstance(old, dict) and isinstance(value, dict) and not other_method else value
+        inside = isinstance(old, dict) and isinstance(value, dict) and not other_method and key != "train"
+        merged[key] = _merged(old, value) if inside else value
     return merged
 
 

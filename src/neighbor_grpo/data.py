@@ -16,6 +16,8 @@ from neighbor_grpo.errors import UserError
 from neighbor_grpo.models import Cond, FlowModel
 from neighbor_grpo.scenes.world import PROMPTS as SCENES
 
+SETS = {file.stem: file for file in sorted((Path(__file__).parent / "prompts").iterdir())}
+
 
 def generator(*key: int) -> torch.Generator:
     """CPU generator that depends on the key alone, e.g. (seed, iteration, prompt): a run keeps no random state."""
@@ -32,11 +34,13 @@ class Prompt:
 def read_prompts(path: str, held_out: bool = False) -> list[Prompt]:
     """One prompt a line (.txt), or one JSON object with "prompt" a line (.jsonl; other keys are metadata).
 
-    "scenes" is the bundled model's prompt set.  Raises ValueError naming file and line.
+    "scenes" is the bundled model's prompt set, the names in SETS are test sets of the field.  Raises UserError naming file
+    and line.
     """
-    file = SCENES / ("heldout.txt" if held_out else "train.txt") if path == "scenes" else Path(path)
+    scenes = SCENES / ("heldout.txt" if held_out else "train.txt")
+    file = scenes if path == "scenes" else SETS.get(path, Path(path))
     if not file.is_file():
-        raise UserError(f"no prompt file {path!r}: give a .txt or .jsonl file, or 'scenes'")
+        raise UserError(f"no prompt file {path!r}: give a .txt or .jsonl file, or one of scenes, {', '.join(SETS)}")
     prompts = []
     for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), 1):
         if not line.strip():

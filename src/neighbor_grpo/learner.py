@@ -1,5 +1,8 @@
 """What is trained: the transformer's weights (a LoRA's or all), their optimizer and their running average."""
 
+import json
+import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from math import isfinite
@@ -104,3 +107,16 @@ class Learner:
                 save_lora(self.model.pipe, self.bare, directory / "lora")
             else:
                 self.bare.save_pretrained(directory / "transformer")
+
+    def keep_best(self, directory: Path, iteration: int, measure: str, value: float) -> bool:
+        """Export to `directory`, in place of what it holds, if the value is higher than that one's; whether it was."""
+        record = directory / "best.json"
+        if record.is_file() and json.loads(record.read_text())["value"] >= value:
+            return False
+        aside = directory.with_name(f".{directory.name}-{os.getpid()}")
+        shutil.rmtree(aside, ignore_errors=True)
+        self.export(aside)
+        (aside / record.name).write_text(json.dumps({"iteration": iteration, "measure": measure, "value": value}) + "\n")
+        shutil.rmtree(directory, ignore_errors=True)
+        aside.rename(directory)
+        return True

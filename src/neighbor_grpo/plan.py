@@ -49,7 +49,7 @@ class Plan:
             f"update      {self.forward_backwards:g} forward-backwards, NFE_theta {self.nfe_theta:.3g} a sample, in "
             f"{self.updates:g} optimizer steps",
             f"run         {config.iterations} iterations, {config.iterations * self.samples:,} pictures, "
-            f"{round(config.iterations * self.updates):,} optimizer steps, reward {', '.join(config.rewards)}",
+            f"{round(config.iterations * self.updates):,} optimizer steps, reward {', '.join(config.reward.train)}",
             f"memory      {memory} on each process, activations apart",
             f"latent      D = {latent:,}",
         ]

@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from neighbor_grpo import rundir
-from neighbor_grpo.evaluate import gallery, to_pil
+from neighbor_grpo.sampling import gallery, to_pil
 
 _PAGE = Path(__file__).parent / "page.html"
 

@@ -1,12 +1,14 @@
-"""The files of a run: config.yaml, plan.txt, metrics.jsonl; what else lies in it is written by checkpoint and report."""
+"""The files of a run: config.yaml, plan.txt, metrics.jsonl, failures.jsonl; checkpoint and report write what else is in it."""
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 
 import yaml
 
 from neighbor_grpo.config import Config, load_config
 from neighbor_grpo.errors import UserError
+from neighbor_grpo.rewards.score import Failure
 
 
 def free() -> str:
@@ -54,6 +56,14 @@ def record(run: Path, figures: dict) -> None:
     """One line of metrics.jsonl."""
     with (run / "metrics.jsonl").open("a") as file:
         file.write(json.dumps(figures) + "\n")
+
+
+def record_failures(run: Path, iteration: int, name: str, failures: Iterable[Failure]) -> None:
+    """A line of failures.jsonl for each picture that a reward could not score."""
+    with (run / "failures.jsonl").open("a", encoding="utf-8") as file:
+        for failure in failures:
+            line = {"iteration": iteration, "reward": name, "prompt": failure.prompt, "reason": failure.reason}
+            file.write(json.dumps(line) + "\n")
 
 
 def metrics(run: Path) -> list[dict]:

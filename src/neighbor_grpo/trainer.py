@@ -19,15 +19,18 @@ from torch import Tensor
 from neighbor_grpo import checkpoint, report, rundir
 from neighbor_grpo.advantage import combine
 from neighbor_grpo.config import Config
-from neighbor_grpo.data import Prompt, TextCache, for_each, generator, read_prompts, scheduled
+from neighbor_grpo.data import Prompt, TextCache, generator, read_prompts, scheduled
 from neighbor_grpo.errors import UserError
-from neighbor_grpo.evaluate import batched_velocity, check_measures, decode, fixed_noise, measure, sample
+from neighbor_grpo.evaluate.held_out import HeldOut
+from neighbor_grpo.evaluate.measures import load_measures
 from neighbor_grpo.learner import Learner, NotFinite
-from neighbor_grpo.models import load_model, move, pick_device, pick_dtype
+from neighbor_grpo.models import Cond, load_model, move, pick_device, pick_dtype, take
 from neighbor_grpo.plan import plan
-from neighbor_grpo.rewards import RewardError, load_reward, score
-from neighbor_grpo.tree import Decisions, Tree
-from neighbor_grpo.watch import Phases, Stop, health_figures, progress, reward_figures, training_seconds
+from neighbor_grpo.rewards.panel import check_failed, joined, load_panel
+from neighbor_grpo.rewards.score import Failure, RewardError, Scores
+from neighbor_grpo.sampling import batched_velocity, decode
+from neighbor_grpo.tree import Decisions, Tree, side_by_side
+from neighbor_grpo.watch import Phases, Stop, health_figures, progress, reward_figures, reward_gap, training_seconds
 
 NOISE, DRAW = 1, 2  # streams of random numbers
 
@@ -56,9 +59,12 @@ class Trainer:
             rundir.refuse_another(self.run_dir)
         self.prompts = read_prompts(config.prompts.path)
         self.held_out = read_prompts(config.prompts.eval_path or config.prompts.path, held_out=True)[: config.evaluate.prompts]
-        self.rewards = {name: load_reward(name) for name in config.rewards}
-        self.measured = [*config.rewards, *(name for name in config.watched if name not in config.rewards)]
-        check_measures(config.watched)
+        self.panel = load_panel(list(config.reward.train), config.reward.scorers, config.reward.overlap)
+        watched, metrics = load_measures(config.watched, config.reward.scorers)
+        self.best = config.evaluate.best or next(iter(watched), None)
+        if self.best and self.best.removeprefix("-") not in [*config.reward.train, *config.watched]:
+            raise UserError(f"evaluate.best: {self.best!r} is not measured; measured are "
+                            f"{', '.join([*config.reward.train, *config.watched])}")
         self.plan = plan(config)
         processes, rank = self.accelerator.num_processes, self.accelerator.process_index
         groups, uneven = divmod(config.prompts.per_iteration, processes)
@@ -76,12 +82,16 @@ class Trainer:
         self.learner = Learner(self.model, config, self.accelerator)
         self.texts = TextCache(self.model, Path(config.prompts.cache_dir).expanduser(), config.prompts.cache_gb)
         self.times = self.model.times(config.method.num_steps)
+        self.held = HeldOut(
+            self.model, self.texts, self.held_out, self.panel.rewards | watched, metrics, self.config, self.accelerator
+        )
         self.start, self.phases, self.stop = 0, Phases(device), Stop()
         self.fresh = not (resume and checkpoint.finished(self.run_dir / "checkpoints"))
         if not self.fresh:
             self.start = self.learner.load(self.run_dir / "checkpoints")
             if self.main:
                 rundir.rewind(self.run_dir, self.start)
+        self.done, self.base = self.start, {}  # iterations, and the figures before the first
 
     @classmethod
     def resume(cls, run_dir: str | Path) -> "Trainer":
@@ -103,60 +113,65 @@ class Trainer:
             if not evaluated:
                 self._record({"iteration": 0, **self._evaluate(0)})
             began = time.perf_counter()
-            done, spent = self.start, sum(map(training_seconds, rundir.metrics(self.run_dir)))
-            over = self._over(done, spent)
+            self.base = broadcast_object_list([rundir.metrics(self.run_dir)[:1]])[0][0]
+            spent = sum(map(training_seconds, rundir.metrics(self.run_dir)))
+            over = self._over(spent)
             while not over:
-                figures, done = self._iteration(done), done + 1
+                figures, self.done = self._iteration(self.done), self.done + 1
                 spent += training_seconds(figures)
-                over = self._over(done, spent)
+                over = self._over(spent)
                 every = self.config.evaluate.every
-                if over or (every and done % every == 0):
-                    figures |= self._evaluate(done)
-                self._record({"iteration": done, **figures})
-                seconds = (time.perf_counter() - began) / (done - self.start)
-                self._say(progress(done, self.config.iterations, figures, seconds))
+                if over or (every and self.done % every == 0):
+                    figures |= self._evaluate(self.done)
+                    over = over or self._hacked(figures)
+                self._record({"iteration": self.done, **figures})
+                seconds = (time.perf_counter() - began) / (self.done - self.start)
+                self._say(progress(self.done, self.config.iterations, figures, seconds))
                 signum = self._any_rank(self.stop.signum)
-                if signum or over or done % self.config.save_every == 0:
-                    self._save(done)
+                if signum or over or self.done % self.config.save_every == 0:
+                    self._save(self.done)
                 if signum and not over:
                     raise Interrupted(signum, rundir.resume_command(self.run_dir))
         self._finish()
         return self.run_dir
 
-    def _over(self, done: int, spent: float) -> bool:
+    def _over(self, spent: float) -> bool:
         """Whether the run has had its iterations or its seconds; of these the main rank's clock decides."""
-        if done == self.config.iterations or self.config.seconds is None:
-            return done == self.config.iterations
+        if self.done == self.config.iterations or self.config.seconds is None:
+            return self.done == self.config.iterations
         return broadcast_object_list([spent >= self.config.seconds])[0]
+
+    def _hacked(self, figures: dict[str, float]) -> bool:
+        """Whether the trained reward has left a watched one behind by more than the run allows."""
+        limit = self.config.evaluate.early_stop
+        hacked = limit is not None and figures.get("eval/gap", 0.0) > limit
+        if hacked:
+            self._say(f"stopped early: the trained reward has risen by {figures['eval/gap']:.2f} stds more than a watched one")
+        return hacked
 
     def _iteration(self, n: int) -> dict[str, float]:
         """P prompts on all ranks, p of them here; G samples each."""
-        method, batch = self.config.method, self.config.batch
+        method = self.config.method
         self.phases.clear()
         with self.phases("encode"):
             prompts = self._prompts_of(n)
             epoch = range(n + 1, min(n + 2 + len(self.prompts) // len(self.slots), self.config.iterations))
             coming = (prompt.text for later in epoch for prompt in self._prompts_of(later))
             cond = move(self.texts([prompt.text for prompt in prompts], coming), self.accelerator.device)
-        with self.phases("rollout"), torch.no_grad():
-            noises = [generator(self.config.seed, NOISE, n, slot) for slot in self.slots]
-            tree = method.rollout(
-                batched_velocity(self.model, cond, batch.rollout),
-                lambda k: torch.stack([self.model.noise(k, g) for g in noises]), self.times, n,
-            )
-        with self.phases("decode"):
-            images = decode(self.model, tree.leaves, batch.decode)  # [p, G, 3, H, W]
+        trees, pending = [], []
+        size = max(1, self.config.batch.rollout // method.group_size)
+        for rows in torch.arange(len(prompts)).split(size):  # as many groups as are rolled out at once
+            tree, images = self._roll_out(n, rows, take(cond, rows))
+            trees.append(tree)
+            with self.phases("reward"):
+                pending.append(self.panel.submit(images, [prompts[p] for p in rows]))
         with self.phases("reward"):
-            try:
-                rewards = self._score(images, prompts)  # [M, p, G]
-            except RewardError:
-                self._save(n)  # nothing of this iteration has been learned yet
-                raise
+            pool, rewards = self._scored(n, joined([part.result() for part in pending]))  # [M, P, G], [M, p, G]
+        tree = side_by_side(trees)
         with self.phases("update"):
             draws = [generator(self.config.seed, DRAW, n, slot) for slot in self.slots]
-            weights = torch.tensor(list(self.config.rewards.values()))
-            pool = self._all_ranks(rewards)
-            adv = combine(partial(method.credit, tree), rewards, pool, weights, self.config.aggregate)
+            weights = torch.tensor(list(self.config.reward.train.values()))
+            adv = combine(partial(method.credit, tree), rewards, pool, weights, self.config.reward.aggregate)
             updates = method.updates(tree, adv, draws, n)
             try:
                 health = [self.learner.step(decisions, cond) for decisions in updates]
@@ -169,18 +184,40 @@ class Trainer:
         indices = scheduled(len(self.prompts), self.config.prompts.per_iteration, n, self.config.seed)
         return [self.prompts[indices[slot]] for slot in self.slots]
 
-    def _score(self, images: Tensor, prompts: list[Prompt]) -> Tensor:
-        group = images.shape[1]
-        texts, metadata = for_each(prompts, group)
-        error, rows = None, []
-        try:
-            rows = [score(name, reward, images.flatten(0, 1), texts, metadata) for name, reward in self.rewards.items()]
-        except RewardError as raised:
-            error = str(raised)
-        error = self._any_rank(error)  # every rank stops, or none
-        if error:
-            raise RewardError(error)
-        return torch.stack(rows).view(len(rows), -1, group)
+    def _roll_out(self, n: int, rows: Tensor, cond: Cond) -> tuple[Tree, Tensor]:
+        """Trees of some of this rank's groups, and their leaves' pictures [·, G, 3, H, W]."""
+        noises = [generator(self.config.seed, NOISE, n, self.slots[p]) for p in rows]
+        batch = self.config.batch
+        with self.phases("rollout"), torch.no_grad():
+            tree = self.config.method.rollout(
+                batched_velocity(self.model, cond, batch.rollout),
+                lambda k: torch.stack([self.model.noise(k, g) for g in noises]), self.times, n,
+            )
+        with self.phases("decode"):
+            return tree, decode(self.model, tree.leaves, batch.decode)
+
+    def _scored(self, n: int, scores: dict[str, Scores]) -> tuple[Tensor, Tensor]:
+        """Rewards of all ranks [M, P, G] and of this one [M, p, G]; too many failures stop all ranks alike."""
+        group = self.config.method.group_size
+        here = torch.stack([one.values for one in scores.values()]).view(len(scores), -1, group)
+        pool = self._all_ranks(here)
+        if pool.isnan().any():
+            failures = self._failures(n, {name: one.failures for name, one in scores.items()})
+            counts = {
+                name: (int(values.isnan().sum()), values.numel(), "{0.reason} (prompt {0.prompt!r})".format(failures[name][0]))
+                for name, values in zip(scores, pool, strict=True) if values.isnan().any()
+            }
+            check_failed(counts, self.config.reward.max_failed)
+        return pool, here
+
+    def _failures(self, n: int, failures: dict[str, tuple[Failure, ...]]) -> dict[str, list[Failure]]:
+        """Those of all ranks, written to failures.jsonl."""
+        ranks = [failures] if self.accelerator.num_processes == 1 else gather_object([failures])
+        every = {name: [failure for rank in ranks for failure in rank[name]] for name in failures}
+        if self.main:
+            for name, found in every.items():
+                rundir.record_failures(self.run_dir, n, name, found)
+        return every
 
     def _diverged(self, error: NotFinite) -> TrainingError:
         """Keep the weights before it, and say where."""
@@ -202,33 +239,37 @@ class Trainer:
             "nfe_theta": sum(map(len, updates)) / (group * len(self.slots)), "lr": self.learner.lr,
         }
         times = {f"time/{phase}": seconds for phase, seconds in self.phases.items()}
-        return reward_figures(self.rewards, rewards) | health_figures(health) | costs | times
+        return reward_figures(self.panel.rewards, rewards) | health_figures(health) | costs | times
 
     def _evaluate(self, iteration: int) -> dict[str, float]:
-        """Rewards, watched rewards and metrics of the averaged weights on held-out prompts and fixed seeds (main rank)."""
-        figures = {}
+        """Rewards, watched rewards and metrics of the averaged weights on held-out prompts and fixed seeds."""
+        e, began = self.config.evaluate, time.perf_counter()
+        with self.learner.averaged():
+            figures, images, failures = self.held()
+        gap = reward_gap(self.base or figures, figures, self.config.reward.train, self.config.watched)
+        figures |= ({} if gap is None else {"eval/gap": gap}) | {"time/evaluate": time.perf_counter() - began}
         if self.main:
-            e, began = self.config.evaluate, time.perf_counter()
-            with self.learner.averaged():
-                cond = self.texts([prompt.text for prompt in self.held_out])
-                noise = fixed_noise(self.model, range(len(self.held_out)), e.seeds)
-                images = sample(
-                    self.model, cond, noise, e.num_steps or self.config.method.num_steps, e.solver,
-                    self.config.batch.rollout, self.config.batch.decode,
-                )
-            figures = {f"eval/{name}": value for name, value in measure(self.measured, images, self.held_out).items()}
-            figures["time/evaluate"] = time.perf_counter() - began
-            report.save_samples(self.run_dir / "samples", iteration, images[: e.gallery, :4], [q.text for q in self.held_out])
+            shown = images[: e.gallery, :4]
+            report.save_samples(self.run_dir / "samples", iteration, shown, [prompt.text for prompt in self.held_out])
+            for name, found in failures.items():
+                rundir.record_failures(self.run_dir, iteration, name, found)
+            self._keep_best(iteration, figures)
             self._say(f"iteration {iteration}: " + ", ".join(f"{k} {v:.4g}" for k, v in figures.items()))
         self.accelerator.wait_for_everyone()
         return figures
 
+    def _keep_best(self, iteration: int, figures: dict[str, float]) -> None:
+        name, sign = (self.best or "").removeprefix("-"), -1 if (self.best or "").startswith("-") else 1
+        if f"eval/{name}" in figures:
+            self.learner.keep_best(self.run_dir / "best", iteration, self.best, sign * figures[f"eval/{name}"])
+
     @contextmanager
     def _resumable(self) -> Iterator[None]:
-        """A reward that fails ends the run with a word on how to go on."""
+        """A reward that fails ends the run with a checkpoint and a word on how to go on."""
         try:
             yield
         except RewardError as error:
+            self._save(self.done)  # nothing of the iteration at hand has been learned yet
             raise TrainingError(f"{error}; mend it and go on with: {rundir.resume_command(self.run_dir)}") from error
 
     def _plan_lines(self) -> list[str]:

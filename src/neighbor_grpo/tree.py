@@ -4,7 +4,7 @@ P trees of equal shape (one tree = one prompt's group), N states at t, M at s, R
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 import torch
@@ -57,6 +57,17 @@ class Tree:
             rows.append(at)
             at = step.parent[at]
         return rows[::-1]
+
+
+def side_by_side(trees: Sequence[Tree]) -> Tree:
+    """One tree of all the prompts of several that were rolled out by the same method in the same iteration."""
+    if len(trees) == 1:
+        return trees[0]
+    steps = (
+        replace(same[0], **{name: torch.cat([getattr(step, name) for step in same]) for name in ("x", "v", "y")})
+        for same in zip(*(tree.steps for tree in trees), strict=True)
+    )
+    return Tree(torch.cat([tree.root for tree in trees]), tuple(steps), trees[0].evaluations)
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from neighbor_grpo.advantage import has_spread
 
 
 class Phases(dict[str, float]):
-    """Seconds by phase."""
+    """Seconds by phase, since it was last cleared."""
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
@@ -23,7 +23,7 @@ class Phases(dict[str, float]):
         yield
         if self.device.type == "cuda":  # once a phase, or its time would be booked on the next
             torch.cuda.synchronize()
-        self[name] = time.perf_counter() - began
+        self[name] = self.get(name, 0.0) + time.perf_counter() - began
 
 
 class Stop:
@@ -48,15 +48,38 @@ class Stop:
 
 
 def reward_figures(names: Iterable[str], rewards: Tensor) -> dict[str, float]:
-    """Of each reward: its mean, the mean of its spread in a group, and the groups that have none.  [M, P, G]"""
+    """Of each reward: its mean, the mean of its spread in a group, the groups that have none, and the samples that could not
+    be scored, which are left out of the rest.  [M, P, G]"""
     figures: dict[str, float] = {}
     for name, values in zip(names, rewards, strict=True):
+        deviation = values - values.nanmean(-1, keepdim=True)
         figures |= {
-            f"reward/{name}": values.mean(-1).mean().item(),
-            f"spread/{name}": values.std(-1, correction=0).mean().item(),
+            f"reward/{name}": values.nanmean().item(),
+            f"spread/{name}": deviation.square().nanmean(-1).sqrt().nanmean().item(),
             f"flat_groups/{name}": int((~has_spread(values)).sum()),
+            f"failed/{name}": int(values.isnan().sum()),
         }
     return figures
+
+
+def reward_gap(base: dict, now: dict, trained: dict[str, float], watched: Iterable[str]) -> float | None:
+    """How much more the trained rewards have risen than the watched reward that has risen least; None without one.
+
+    Rises are in stds over pictures before training, "eval_spread/...", so that rewards of any scale can be compared; those
+    of several trained rewards are averaged by their weights.
+    """
+
+    def risen(name: str) -> float:
+        return (now[f"eval/{name}"] - base[f"eval/{name}"]) / max(base[f"eval_spread/{name}"], 1e-6)
+
+    def known(names: Iterable[str]) -> list[str]:
+        return [name for name in names if f"eval_spread/{name}" in base and f"eval/{name}" in now]
+
+    inside, outside = known(trained), known(watched)
+    if len(inside) < len(trained) or not outside:
+        return None
+    total = sum(abs(weight) for weight in trained.values()) or 1.0
+    return sum(weight * risen(name) for name, weight in trained.items()) / total - min(map(risen, outside))
 
 
 def health_figures(updates: list[dict[str, float]]) -> dict[str, float]:
@@ -77,7 +100,11 @@ def training_seconds(figures: dict[str, float]) -> float:
 def progress(done: int, total: int, figures: dict[str, float], seconds: float) -> str:
     """A line for the terminal; seconds of an iteration so far."""
     names = [key.removeprefix("reward/") for key in figures if key.startswith("reward/")]
-    rewards = " ".join(f"{name} {figures[f'reward/{name}']:.4f} ±{figures[f'spread/{name}']:.3f}" for name in names)
+    rewards = " ".join(
+        f"{name} {figures[f'reward/{name}']:.4f} ±{figures[f'spread/{name}']:.3f}"
+        + (f" ({failed} not scored)" if (failed := figures[f"failed/{name}"]) else "")
+        for name in names
+    )
     phases = " ".join(f"{key[5:]} {value:.2f}" for key, value in figures.items() if key.startswith("time/"))
     left = int(seconds * (total - done))
     return (

@@ -97,6 +97,24 @@ def test_credit_is_odd_in_the_rewards(method):
 
 
 @pytest.mark.parametrize("method", CASES)
+def test_a_sample_without_a_score_is_left_out_of_its_group(method):
+    tree = rollout(method, MU)
+    rewards = some_rewards(tree)
+    rewards[0, 2] = float("nan")
+    leaves = method.credit(tree, rewards, rewards)[:, -method.group_size :]
+    others = [n for n in range(method.group_size) if n != 2]
+    assert leaves[0, 2] == 0
+    torch.testing.assert_close(leaves[0, others].mean(), torch.tensor(0.0), atol=1e-6, rtol=0)
+    changed = rewards.clone()
+    changed[0, others] = 3 * rewards[0, others] + 1  # a z-score knows neither scale nor offset
+    if getattr(method, "advantage_std", "group") == "group":
+        torch.testing.assert_close(method.credit(tree, changed, changed)[0, -method.group_size :], leaves[0])
+        assert float(leaves[0, others].std(correction=0)) == pytest.approx(1, abs=1e-5)
+    for decisions in updates(method, tree, rewards):
+        assert decisions.adv.isfinite().all() and gradient(method, MU, decisions).isfinite().all()
+
+
+@pytest.mark.parametrize("method", CASES)
 def test_gradient_does_not_depend_on_the_micro_batch(method):
     tree = rollout(method, MU)
     decisions = updates(method, tree, some_rewards(tree))[0]

@@ -5,9 +5,9 @@ from pipelines import build_flux
 
 from neighbor_grpo.config import ATTENTION
 from neighbor_grpo.errors import UserError
-from neighbor_grpo.evaluate import sample
 from neighbor_grpo.models import BUNDLED, load_model, take
 from neighbor_grpo.models.lora import add_lora, save_lora, train_all
+from neighbor_grpo.sampling import sample
 
 PROMPTS = ["a red circle left of a blue square", "three green triangles"]
 

@@ -77,7 +77,7 @@ def outcome(entry: Entry, comparison: Comparison) -> Row | None:
     points = min(len(run) for run in series)  # equal but for a budget of seconds
     names = [key for key in series[0][0] if key.startswith("eval/")]
     measures = {key[5:]: _stack(series, key, points) for key in names}
-    measures["reward"] = sum(weight * measures[name] for name, weight in entry.config.rewards.items())
+    measures["reward"] = sum(weight * measures[name] for name, weight in entry.config.reward.train.items())
     return Row(
         entry.name, entry.config.method.name, rundir.config_of(finished[0]).optimizer.lr, finished,
         sum(rundir.diverged(run) for run in runs),
@@ -102,7 +102,7 @@ def _series(lines: list[dict], samples: int) -> list[dict]:
 
 def _stack(series: list[list[dict]], key: str, points: int) -> np.ndarray:
     """[S, points], first and last points among them."""
-    return np.array([[line[key] for line in [*run[: points - 1], run[-1]]] for run in series])
+    return np.array([[line.get(key, np.nan) for line in [*run[: points - 1], run[-1]]] for run in series])
 
 
 # ---------------------------------------------------------------- tables

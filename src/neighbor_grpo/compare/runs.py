@@ -48,7 +48,7 @@ def tuned(entry: Entry, comparison: Comparison, say: Callable[[str], None]) -> f
     })
     for lr, run in runs.items():
         train(with_rate(config, lr), run, tune.seed, say)
-    chosen = chosen_rate(runs, entry.config.rewards, tune)
+    chosen = chosen_rate(runs, entry.config.reward.train, tune)
     say(f"{entry.name}: optimizer.lr = {chosen:g}")
     return chosen
 

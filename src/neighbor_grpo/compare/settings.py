@@ -83,7 +83,7 @@ def load_comparison(path: str | Path, overrides: list[str] | tuple[str, ...] = (
         raise UserError(f"tune.seed ({comparison.tune.seed}) is one of the seeds reported: choose another")
     if isinstance(comparison.reach, str) and comparison.reach not in names:
         raise UserError(f"reach: no run {comparison.reach!r}; there are {', '.join(names)}")
-    watched = {*entries[0].config.rewards, *entries[0].config.watched}
+    watched = {*entries[0].config.reward.train, *entries[0].config.watched}
     if unknown := next((name for name in (comparison.tune.within if comparison.tune else {}) if name not in watched), None):
         raise UserError(f"tune.within: {unknown!r} is not measured; measured are {', '.join(sorted(watched))}")
     steps = max(entry.config.method.num_steps for entry in entries)  # one sampler for all, the finest trained with

@@ -19,8 +19,8 @@ from pydantic.dataclasses import dataclass
 from torch import Tensor
 
 from neighbor_grpo.advantage import z_score
+from neighbor_grpo.errors import STRICT
 from neighbor_grpo.methods.fields import (
-    STRICT,
     Branching,
     Clip,
     Depths,
@@ -106,14 +106,14 @@ class BranchGRPO(Gaussian):
         return torch.cat(advantages[::-1], dim=1)
 
     def _fuse(self, step: Step, rewards: Tensor) -> Tensor:
-        """Rewards of the states at t from those of their successors.  [P, M] -> [P, N]"""
+        """Rewards of the states at t from those of their successors, the scored ones.  [P, M] -> [P, N]"""
         families = rewards.unflatten(1, (step.x.shape[1], -1))  # [P, N, b], siblings lie side by side
         if self.fusion == "mean" or families.shape[2] == 1:
-            return families.mean(2)
+            return families.nanmean(2)
         mean, std = self.kernel(step.x, step.v, step.t, step.s)
         flat = gaussian_log_prob(step.y.flatten(0, 1), mean[:, step.parent].flatten(0, 1), std.expand(rewards.numel()))
-        weight = torch.softmax(flat.view_as(families), dim=2)
-        return (weight.to(families) * families).sum(2)
+        weight = torch.softmax(flat.view_as(families).where(families.isfinite(), -torch.inf), dim=2)
+        return (weight.to(families) * families.nan_to_num()).sum(2)  # NaN where no successor was scored
 
     def updates(
         self, tree: Tree, adv: Tensor, generator: torch.Generator | Sequence[torch.Generator], iteration: int

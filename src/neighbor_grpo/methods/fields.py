@@ -2,9 +2,7 @@
 
 from typing import Annotated, Literal
 
-from pydantic import ConfigDict, Field
-
-STRICT = ConfigDict(extra="forbid")
+from pydantic import Field
 
 GroupSize = Annotated[int, Field(ge=2, description="G, samples per prompt")]
 NumSteps = Annotated[int, Field(ge=2, description="N, transitions of the rollout")]

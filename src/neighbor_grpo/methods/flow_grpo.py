@@ -12,7 +12,8 @@ from typing import Literal
 
 from pydantic.dataclasses import dataclass
 
-from neighbor_grpo.methods.fields import STRICT, AdvantageStd, GroupSize, NumSteps, Updates
+from neighbor_grpo.errors import STRICT
+from neighbor_grpo.methods.fields import AdvantageStd, GroupSize, NumSteps, Updates
 from neighbor_grpo.methods.gaussian import Lines
 from neighbor_grpo.solvers import Velocity
 from neighbor_grpo.tree import Noise, Tree, diffuse, grow

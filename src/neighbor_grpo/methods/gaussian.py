@@ -16,8 +16,8 @@ from pydantic.dataclasses import dataclass
 from torch import Tensor
 
 from neighbor_grpo.advantage import z_score
+from neighbor_grpo.errors import STRICT
 from neighbor_grpo.methods.fields import (
-    STRICT,
     AdvantageStd,
     AdvClip,
     Clip,

@@ -25,8 +25,8 @@ import numpy as np
 from pydantic import model_validator
 from pydantic.dataclasses import dataclass
 
+from neighbor_grpo.errors import STRICT
 from neighbor_grpo.methods.fields import (
-    STRICT,
     AdvantageStd,
     Dwell,
     GroupSize,

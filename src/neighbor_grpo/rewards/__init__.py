@@ -1,41 +1,75 @@
-"""Rewards: what a picture is worth.  A function of pictures, their prompts and the prompts' metadata."""
+"""Rewards: what a picture is worth.  A function of pictures, their prompts and the prompts' metadata (see score.Reward)."""
 
 import importlib.util
-import math
-from collections.abc import Sequence
+from collections.abc import Mapping
+from dataclasses import fields, is_dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any
 
-import torch
-from torch import Tensor
+from pydantic import ValidationError
 
 from neighbor_grpo.errors import UserError
+from neighbor_grpo.rewards.clip import Aesthetic, ClipScore, HPSv21, PickScore
+from neighbor_grpo.rewards.geneval import Geneval
+from neighbor_grpo.rewards.imagereward import ImageReward
 from neighbor_grpo.rewards.jpeg import jpeg_compressibility, jpeg_incompressibility
+from neighbor_grpo.rewards.judge import UnifiedReward
+from neighbor_grpo.rewards.ocr import Ocr
+from neighbor_grpo.rewards.preference import WinRate
+from neighbor_grpo.rewards.remote import Remote
+from neighbor_grpo.rewards.score import Reward
 from neighbor_grpo.scenes.verify import scenes, scenes_sparse, scenes_strict
 
-
-class Reward(Protocol):
-    def __call__(self, images: Tensor, prompts: list[str], metadata: list[dict]) -> Tensor | Sequence[float]:
-        """images [N, 3, H, W] in [0, 1], prompts and metadata of length N -> N floats, higher is better."""
-
-
-REWARDS: dict[str, Reward] = {
+REWARDS: dict[str, Reward] = {  # functions, and scorers with their default settings
     "scenes": scenes,
     "scenes_strict": scenes_strict,
     "scenes_sparse": scenes_sparse,
     "jpeg_compressibility": jpeg_compressibility,
     "jpeg_incompressibility": jpeg_incompressibility,
+    "hpsv2.1": HPSv21(),
+    "pickscore": PickScore(),
+    "imagereward": ImageReward(),
+    "clip": ClipScore(),
+    "aesthetic": Aesthetic(),
+    "unified_reward": UnifiedReward(),
+    "ocr": Ocr(),
+    "geneval": Geneval(),
 }
+WIN_RATE = "win_rate:"  # before the name of a reward: the share of its group that a picture beats
 
 
-class RewardError(UserError):
-    """A reward raised, or gave something that is not one finite number for each picture."""
+def load_reward(name: str, scorers: Mapping[str, Mapping[str, Any]] | None = None) -> Reward:
+    """A reward by its name in REWARDS, the function `f` of a file as "path/to/file.py:f", or "win_rate:" and one of these.
+
+    scorers holds the settings of those that have any, by name; any name with a `url` there is scored by that server.
+    Weights are read and servers asked here, so that what is missing shows before anything is computed.
+    """
+    if name.startswith(WIN_RATE):
+        return WinRate(load_reward(name.removeprefix(WIN_RATE), scorers))
+    settings = (scorers or {}).get(name, {})
+    if "url" in settings and not isinstance(REWARDS.get(name), UnifiedReward):
+        reward: Reward = _with_settings(name, Remote(), settings)
+    else:
+        reward = REWARDS[name] if name in REWARDS else _from_file(name)
+        if settings:
+            reward = _with_settings(name, reward, settings)
+    if hasattr(reward, "load"):
+        reward.load()
+    return reward
 
 
-def load_reward(name: str) -> Reward:
-    """A reward by its name in REWARDS, or the function `f` of a file as "path/to/file.py:f"."""
-    if name in REWARDS:
-        return REWARDS[name]
+def _with_settings(name: str, reward: Reward, settings: Mapping[str, Any]) -> Reward:
+    if not is_dataclass(reward):
+        raise UserError(f"reward {name!r} has no settings: remove scorers.{name}")
+    try:
+        return type(reward)(**settings)
+    except ValidationError as error:
+        first = error.errors()[0]
+        known = ", ".join(field.name for field in fields(reward))
+        raise UserError(f"scorers.{name}.{'.'.join(map(str, first['loc']))}: {first['msg']}; settings are {known}") from error
+
+
+def _from_file(name: str) -> Reward:
     path, colon, function = name.rpartition(":")
     if not colon or not path.endswith(".py"):
         raise UserError(f"no reward {name!r}: there are {', '.join(REWARDS)}, or your own as path/to/file.py:function")
@@ -50,22 +84,3 @@ def load_reward(name: str) -> Reward:
     if not callable(getattr(module, function, None)):
         raise UserError(f"reward {name!r}: {path} defines no function {function}")
     return getattr(module, function)
-
-
-def score(name: str, reward: Reward, images: Tensor, prompts: list[str], metadata: list[dict]) -> Tensor:
-    """Rewards [N], float64 on the CPU.  Raises RewardError, naming reward and prompt, rather than invent a value."""
-    try:
-        values = torch.as_tensor(reward(images, prompts, metadata), dtype=torch.float64).cpu()
-    except Exception as error:  # a user's function: anything may come, none of it may pass for a score
-        raise RewardError(
-            f"reward {name} raised {type(error).__name__}: {error} (prompts from {prompts[0]!r} on)"
-        ) from error
-    if values.shape != (len(prompts),):
-        raise RewardError(
-            f"reward {name} gave values of shape {tuple(values.shape)} for {len(prompts)} pictures: "
-            f"return {len(prompts)} numbers (prompts from {prompts[0]!r} on)"
-        )
-    for value, prompt in zip(values.tolist(), prompts, strict=True):
-        if not math.isfinite(value):
-            raise RewardError(f"reward {name} is {value} for the prompt {prompt!r}")
-    return values

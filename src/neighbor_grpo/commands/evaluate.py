@@ -1,0 +1,75 @@
+"""neighbor-grpo evaluate"""
+
+import argparse
+from pathlib import Path
+
+from neighbor_grpo.commands.options import loaded, model_options, scorer_option, scorers
+from neighbor_grpo.errors import UserError
+
+GENERAL = ["diversity", "jpeg_size", "grid_artefacts", "saturation", "sharpness"]
+SCENES = ["scenes", "scenes_strict", "scenes_sparse", "scenes_distance"]
+
+
+def add(commands) -> None:
+    evaluate = commands.add_parser(
+        "evaluate", help="measure a model, a run, a LoRA or a folder of pictures",
+        description="Draw pictures of fixed prompts and seeds, or take a folder of them, and measure them. What the output "
+        "directory holds is not computed again. Under torchrun the prompts are divided over the processes.",
+    )
+    model_options(evaluate)
+    evaluate.add_argument("--images", type=Path, metavar="DIR", help="pictures to measure, instead of a model's")
+    evaluate.add_argument("--measure", action="append", metavar="NAME", help="reward or metric; may be repeated")
+    scorer_option(evaluate)
+    evaluate.add_argument("--seeds", type=int, default=2, help="pictures of each prompt (default %(default)s)")
+    evaluate.add_argument("--limit", type=int, help="only so many prompts, from the first on")
+    evaluate.add_argument("--out", type=Path, help="directory of all that comes of it (default: the first free evaluations/NNN)")
+    evaluate.add_argument("--against", type=Path, metavar="DIR", help="another evaluation: picture by picture, which is better")
+    evaluate.add_argument(
+        "--max-failed", type=float, default=0.1, help="share of pictures without a score beyond which no mean is given "
+        "(default %(default)s)",
+    )
+    evaluate.set_defaults(command=run)
+
+
+def run(arguments: argparse.Namespace) -> None:
+    from accelerate import PartialState
+
+    from neighbor_grpo.data import prompt_hash, read_prompts
+    from neighbor_grpo.evaluate import page
+    from neighbor_grpo.evaluate.evaluation import claim, judge, read_tables, result
+    from neighbor_grpo.evaluate.measures import load_measures
+    from neighbor_grpo.evaluate.pictures import Drawn, Folder
+
+    state = PartialState(cpu=arguments.device == "cpu")
+    if state.num_processes > 1 and not arguments.out:
+        raise UserError("several processes must be told where: give --out DIR")
+    out = arguments.out or next(path for n in range(1, 10_000) if not (path := Path(f"evaluations/{n:03d}")).exists())
+    if arguments.seeds < 1:
+        raise UserError(f"--seeds must be 1 or more, not {arguments.seeds}")
+    file = arguments.prompts or "scenes"
+    prompts = read_prompts(file, held_out=True)[: arguments.limit]
+    if arguments.images:
+        if arguments.model or arguments.run or arguments.lora:
+            raise UserError("--images are measured as they are: leave out --model, --run and --lora")
+        pictures = Folder.of(arguments.images, len(prompts))
+    seeds = pictures.seeds if arguments.images else arguments.seeds
+    names = arguments.measure or [*(SCENES if file == "scenes" else []), *GENERAL[0 if seeds > 1 else 1 :]]
+    rewards, metrics = load_measures(names, scorers(arguments))
+    settings = {"prompts": file, "number_of_prompts": len(prompts), "prompts_sha256": prompt_hash(prompts), "seeds": seeds}
+    if arguments.images:
+        settings |= {"images": str(arguments.images)}
+    else:
+        model, what = loaded(arguments)
+        settings |= what | {"steps": arguments.steps, "solver": arguments.solver}
+        pictures = Drawn(model, prompts, seeds, arguments.steps, arguments.solver, out / "pictures")
+    if state.is_main_process:
+        claim(out, settings)
+    state.wait_for_everyone()
+    judge(out, pictures, prompts, rewards, metrics)
+    if state.is_main_process:
+        found = result(out, len(prompts), rewards, metrics, arguments.max_failed, arguments.against)
+        page.write(out, found, pictures, prompts, read_tables(out, len(prompts), rewards, metrics))
+        print(page.markdown(page.rows(found)), end="")
+        for name, reasons in found["reasons"].items():
+            print(f"{name}: {found['failed'][name]} pictures without a score, for instance: {reasons[0]}")
+        print(out / "gallery.html")

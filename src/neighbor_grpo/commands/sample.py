@@ -1,0 +1,39 @@
+"""neighbor-grpo sample"""
+
+import argparse
+from pathlib import Path
+
+from neighbor_grpo.commands.options import loaded, model_options
+from neighbor_grpo.errors import UserError
+
+
+def add(commands) -> None:
+    sample = commands.add_parser("sample", help="draw pictures")
+    model_options(sample)
+    sample.add_argument("--prompt", action="append", metavar="TEXT", help="a prompt; may be repeated")
+    sample.add_argument("--seed", type=int, action="append", help="a seed; may be repeated (default 0)")
+    sample.add_argument("--out", type=Path, default=Path("samples"), help="directory of the pictures (default %(default)s)")
+    sample.set_defaults(command=run)
+
+
+def run(arguments: argparse.Namespace) -> None:
+    import torch
+
+    from neighbor_grpo.data import read_prompts
+    from neighbor_grpo.sampling import sample, to_pil
+
+    prompts = arguments.prompt or []
+    if arguments.prompts:
+        prompts += [prompt.text for prompt in read_prompts(arguments.prompts, held_out=True)]
+    if not prompts:
+        raise UserError("nothing to draw: give --prompt TEXT or --prompts FILE")
+    model, _ = loaded(arguments)
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    seeds = arguments.seed or [0]
+    noise = torch.stack([model.noise(1, torch.Generator().manual_seed(seed))[0] for seed in seeds])
+    for n, prompt in enumerate(prompts):
+        images = sample(model, model.encode([prompt]), noise[None], arguments.steps, arguments.solver)
+        for seed, image in zip(seeds, images[0], strict=True):
+            file = arguments.out / f"{n:04d}-seed{seed}.png"
+            to_pil(image).save(file)
+            print(file, prompt)

@@ -1,0 +1,1 @@
+"""Judging pictures: fixed prompts and seeds -> pictures -> scores -> intervals, comparisons, a gallery."""

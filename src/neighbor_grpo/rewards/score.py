@@ -1,0 +1,89 @@
+"""One call for every reward, and what becomes of a picture that could not be scored: NaN and a reason, never a number."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import isfinite
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from neighbor_grpo.errors import UserError
+
+
+class Reward(Protocol):
+    """A reward that sets `groupwise = True` is given one prompt's pictures at a time, so that it may compare them."""
+
+    def __call__(
+        self, images: Tensor, prompts: list[str], metadata: list[dict]
+    ) -> Tensor | Sequence[float | Exception]:
+        """images [N, 3, H, W] in [0, 1], prompts and metadata of length N -> N floats, higher is better.
+
+        In the place of a picture that could not be scored: NaN, or better an exception that says why.
+        """
+
+
+class RewardError(UserError):
+    """So many pictures could not be scored that the rewards are not to be trusted."""
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A picture without a score."""
+
+    index: int  # which of the N
+    prompt: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Scores:
+    values: Tensor  # [N] float64 on the CPU, NaN where there is no score
+    failures: tuple[Failure, ...] = ()
+
+
+def score(reward: Reward, images: Tensor, prompts: list[str], metadata: list[dict], group: int = 1) -> Scores:
+    """Scores of N pictures, `group` of a prompt beside each other.
+
+    A batch that raises is scored again in halves, so that one bad picture costs no other its score; a groupwise reward fails
+    by whole groups.  An answer of another length fails whole: nobody knows which number belongs to which picture.
+    """
+    parts = range(0, len(prompts), group) if getattr(reward, "groupwise", False) else [0]
+    size = group if getattr(reward, "groupwise", False) else len(prompts)
+    outcome: list[float | Exception] = []
+    for start in parts:
+        rows = slice(start, start + size)
+        outcome += _outcome(reward, images[rows], prompts[rows], metadata[rows])
+    failures = tuple(
+        Failure(n, prompts[n], " ".join(f"{type(value).__name__}: {value}".split()))
+        for n, value in enumerate(outcome) if isinstance(value, Exception)
+    )
+    values = [float("nan") if isinstance(value, Exception) else value for value in outcome]
+    return Scores(torch.tensor(values, dtype=torch.float64), failures)
+
+
+def _outcome(reward: Reward, images: Tensor, prompts: list[str], metadata: list[dict]) -> list[float | Exception]:
+    n = len(prompts)
+    try:
+        values = reward(images, prompts, metadata)
+        shape = tuple(values.shape) if isinstance(values, Tensor) else (len(values),)
+        if shape != (n,):
+            return [ValueError(f"gave values of shape {shape} for {n} pictures")] * n
+        return [_number(value) for value in (values.tolist() if isinstance(values, Tensor) else values)]
+    except Exception as error:  # a user's function: anything may come, none of it may pass for a score
+        if n == 1 or getattr(reward, "groupwise", False):
+            return [error] * n
+        half = n // 2
+        return _outcome(reward, images[:half], prompts[:half], metadata[:half]) + _outcome(
+            reward, images[half:], prompts[half:], metadata[half:]
+        )
+
+
+def _number(value) -> float | Exception:
+    if isinstance(value, Exception):
+        return value
+    try:
+        value = float(value)
+    except (TypeError, ValueError):
+        return ValueError(f"scored {value!r}, which is no number")
+    return value if isfinite(value) else ValueError(f"scored {value}")
