@@ -239,7 +239,11 @@ class Trainer:
             "nfe_theta": sum(map(len, updates)) / (group * len(self.slots)), "lr": self.learner.lr,
         }
         times = {f"time/{phase}": seconds for phase, seconds in self.phases.items()}
-        return reward_figures(self.panel.rewards, rewards) | health_figures(health) | costs | times
+        asked = {  # of rewards on a server, since the run began here: requests, retries, and faults by kind
+            f"scorer/{name}/{kind}": count
+            for name, reward in self.panel.rewards.items() for kind, count in getattr(reward, "counts", {}).items()
+        }
+        return reward_figures(self.panel.rewards, rewards) | health_figures(health) | costs | times | asked
 
     def _evaluate(self, iteration: int) -> dict[str, float]:
         """Rewards, watched rewards and metrics of the averaged weights on held-out prompts and fixed seeds."""

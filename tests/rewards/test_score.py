@@ -1,3 +1,6 @@
+import random
+from collections import Counter
+
 import pytest
 import torch
 
@@ -52,3 +55,28 @@ def test_a_groupwise_reward_sees_one_group_at_a_time_and_fails_by_groups():
     scores = score(best, images, [p for p in "abc" for _ in range(3)], [{}] * 9, group=3)
     assert scores.values[[0, 1, 2, 6, 7, 8]].tolist() == [0, 0, 1, 0, 0, 1]
     assert [failure.index for failure in scores.failures] == [3, 4, 5]
+
+
+def test_a_thousand_faults_cost_no_other_picture_its_score():
+    """Exceptions, infinities, nonsense and answers of another length, drawn anew at every call."""
+    rng, faults = random.Random(0), Counter()
+    images, prompts = torch.arange(24.0).view(24, 1, 1, 1).expand(24, 3, 4, 4), [f"p{n}" for n in range(24)]
+    while sum(faults.values()) < 1000:
+        cursed = {n: rng.choice(["raise", "nan", "text", "exception"]) for n in rng.sample(range(24), rng.randrange(6))}
+        whole = rng.random() < 0.1
+
+        def reward(images, prompts, metadata, cursed=cursed, whole=whole):
+            here = [int(value) for value in images[:, 0, 0, 0].tolist()]
+            if any(cursed.get(n) == "raise" for n in here):
+                raise RuntimeError("no luck")
+            bad = {"nan": float("nan"), "text": "?", "exception": TimeoutError("late")}
+            return [bad.get(cursed.get(n), 10.0 * n) for n in here][whole:]
+
+        scores = score(reward, images, prompts, [{}] * 24)
+        told = {failure.index for failure in scores.failures}
+        assert told == set(scores.values.isnan().nonzero().flatten().tolist())
+        assert all(scores.values[n] == 10.0 * n for n in range(24) if n not in told)
+        assert told >= set(cursed) and (whole or told == set(cursed))
+        faults.update(cursed.values() if cursed else ["none"])
+        faults["none"] = 0
+    assert min(faults[kind] for kind in ("raise", "nan", "text", "exception")) > 100

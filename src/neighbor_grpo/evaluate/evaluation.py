@@ -13,14 +13,14 @@ import numpy as np
 import torch
 from accelerate import PartialState
 
-from neighbor_grpo.data import Prompt
+from neighbor_grpo.data import Prompt, for_each
 from neighbor_grpo.errors import UserError
 from neighbor_grpo.evaluate.ledger import Ledger, short
 from neighbor_grpo.evaluate.measures import Metric
 from neighbor_grpo.evaluate.pictures import Pictures
 from neighbor_grpo.evaluate.statistics import interval, paired, prompt_means
-from neighbor_grpo.rewards.panel import Panel, identity
-from neighbor_grpo.rewards.score import Reward
+from neighbor_grpo.rewards.panel import identity
+from neighbor_grpo.rewards.score import Reward, score
 
 
 def claim(out: Path, settings: Mapping[str, Any]) -> None:
@@ -43,7 +43,10 @@ def judge(
     out: Path, pictures: Pictures, prompts: Sequence[Prompt], rewards: Mapping[str, Reward], metrics: Mapping[str, Metric],
     portion: int = 16,
 ) -> None:
-    """Write every missing score to the ledger in `out`, this rank's share of the prompts, `portion` prompts at a time."""
+    """Write every missing score to the ledger in `out`, this rank's share of the prompts, `portion` prompts at a time.
+
+    Rewards find in a picture's metadata, beside its prompt's, its number among all, "picture".
+    """
     state = PartialState()
     ledger = Ledger(out, state.process_index)
     ids = {name: short(identity(reward)) for name, reward in rewards.items()}
@@ -63,12 +66,15 @@ def judge(
                 for p, value in zip(missing, single[name](here, [prompts[p].text for p in missing]).tolist(), strict=True):
                     ledger.write(name, "", p, [value], {})
                 continue
-            scores = Panel({name: rewards[name]})(here, [prompts[p] for p in missing])[name]
+            texts, metadata = for_each([prompts[p] for p in missing], pictures.seeds)
+            places = [p * pictures.seeds + s for p in missing for s in range(pictures.seeds)]
+            metadata = [known | {"picture": n} for known, n in zip(metadata, places, strict=True)]
+            scores = score(rewards[name], here.flatten(0, 1), texts, metadata, pictures.seeds)
             reasons = {failure.index: failure.reason for failure in scores.failures}
             for row, p in enumerate(missing):
-                places = range(row * pictures.seeds, (row + 1) * pictures.seeds)
-                values = [None if n in reasons else scores.values[n].item() for n in places]
-                ledger.write(name, ids[name], p, values, {n % pictures.seeds: reasons[n] for n in places if n in reasons})
+                own = range(row * pictures.seeds, (row + 1) * pictures.seeds)
+                values = [None if n in reasons else scores.values[n].item() for n in own]
+                ledger.write(name, ids[name], p, values, {n % pictures.seeds: reasons[n] for n in own if n in reasons})
     state.wait_for_everyone()
     if state.is_main_process:
         for name, metric in metrics.items():

@@ -3,11 +3,12 @@
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import cache, lru_cache
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from matplotlib.colors import XKCD_COLORS, to_rgb
 from torch import Tensor, nn
 from transformers import (
     AutoConfig,
@@ -21,11 +22,8 @@ from transformers import (
 from neighbor_grpo.errors import UserError
 from neighbor_grpo.rewards.images import crop, normalise
 
-COLORS = {  # GenEval's ten, with the values of the CSS colours of these names
-    "red": (255, 0, 0), "orange": (255, 165, 0), "yellow": (255, 255, 0), "green": (0, 128, 0), "blue": (0, 0, 255),
-    "purple": (128, 0, 128), "pink": (255, 192, 203), "brown": (165, 42, 42), "black": (0, 0, 0), "white": (255, 255, 255),
-}
-_TEMPLATES = ("a photo of a {} {}", "a photo of a {}-colored {}", "a photo of a {} object")  # GenEval's
+COLORS = ("red", "orange", "yellow", "green", "blue", "purple", "pink", "brown", "black", "white")  # GenEval's
+_TEMPLATES = ("a photo of a {} {}", "a photo of a {}-colored {}", "a photo of a {} object")
 _GREY = 0.6  # what GenEval shows in the place of everything outside an object's mask
 
 
@@ -140,15 +138,24 @@ def lab(rgb: Tensor) -> Tensor:
     return torch.stack([116 * y - 16, 500 * (x - y), 200 * (y - z)], -1)
 
 
+@cache
+def _named() -> tuple[list[str], Tensor]:
+    """Colours whose name in the xkcd survey ends in one of COLORS, such as "dark sky blue", and greys; in CIELAB."""
+    named = [(name.removeprefix("xkcd:").split()[-1], to_rgb(value)) for name, value in XKCD_COLORS.items()]
+    named = [(name, rgb) for name, rgb in named if name in COLORS]
+    named += [("black" if grey < 8 else "white", (grey / 16,) * 3) for grey in range(17)]  # not among the ten by name
+    return [name for name, _ in named], lab(torch.tensor([rgb for _, rgb in named]))
+
+
 def pixel_color(image: Tensor, found: Detection) -> str:
-    """The colour of COLORS nearest in CIELAB to the median of the object: of its mask, or of the middle of its box."""
+    """The name of the colour nearest in CIELAB to the median of the object: of its mask, or of the middle of its box."""
     part, mask = cut_out(image, found)
     if found.mask is None:  # half as high and wide: the corners of a box show what is behind the object
         height, width = (side // 4 for side in part.shape[1:])
         part, mask = (x[..., height : x.shape[-2] - height, width : x.shape[-1] - width] for x in (part, mask))
-    median = part[:, mask].float().quantile(0.5, dim=1)
-    named = torch.tensor(list(COLORS.values()), device=median.device) / 255
-    return list(COLORS)[(lab(named) - lab(median)).norm(dim=-1).argmin().item()]
+    names, colors = _named()
+    median = part[:, mask].float().cpu().quantile(0.5, dim=1)
+    return names[(colors - lab(median)).norm(dim=-1).argmin().item()]
 
 
 class ClipColor(nn.Module):
@@ -171,4 +178,4 @@ class ClipColor(nn.Module):
         part, mask = cut_out(image, found)
         shown = normalise(crop(torch.where(mask, part, _GREY)[None], self.model.config.vision_config.image_size))
         features = self.model.get_image_features(pixel_values=shown.to(self.model.dtype)).pooler_output
-        return list(COLORS)[(features @ self.classifier(label).to(features.device).T).argmax().item()]
+        return COLORS[(features @ self.classifier(label).to(features.device).T).argmax().item()]

@@ -80,9 +80,9 @@ def serve(reward: Reward, name: str, host: str = "127.0.0.1", port: int = 8000) 
         listening = socket.create_server((host, port), family=family, backlog=2048)
     except OSError as error:
         raise UserError(f"cannot listen on {host}:{port} ({error.strerror}): choose another host or port") from error
+    print(f"scoring {name} on http://{f'[{host}]' if ':' in host else host}:{listening.getsockname()[1]}", flush=True)
     if not _loopback(host):
         print(f"warning: other machines can reach {host}, and nobody is asked who they are", file=sys.stderr, flush=True)
-    print(f"scoring {name} on http://{f'[{host}]' if ':' in host else host}:{listening.getsockname()[1]}", flush=True)
     with suppress(KeyboardInterrupt):  # uvicorn raises it again once all requests are answered
         uvicorn.Server(uvicorn.Config(application, log_level="warning", access_log=False)).run([listening])
 
