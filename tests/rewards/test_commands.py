@@ -74,8 +74,9 @@ def test_a_served_scorer_is_the_local_one_but_for_rounding(scorers):
 
 
 def test_check_says_what_it_found(capsys, scorers):
-    code, out, _ = run(capsys, "rewards", "check", "scenes")
-    assert code == 0 and "make sense" in out
+    for name in ("scenes", "ocr"):
+        code, out, _ = run(capsys, "rewards", "check", name)
+        assert code == 0 and "make sense" in out
     err = mistake(capsys, "rewards", "check", "imagereward", "--scorer", "imagereward", f"weights={scorers / 'imagereward'}")
     assert "make no sense" in err  # random weights
 
@@ -94,3 +95,22 @@ def test_mistakes(capsys, tiny_flux, scorers, tmp_path):
     assert "x.pt" in mistake(capsys, "rewards", "convert", "hpsv2.1", tmp_path / "x.pt", "--out", tmp_path / "o")
     assert "no reward" in mistake(capsys, "rewards", "check", "beauty")
     assert "no reward 'beauty'" in mistake(capsys, "rewards", "serve", "beauty")
+
+
+def test_geneval_from_a_file_of_detections_over_a_folder(capsys, tmp_path):
+    """Two prompts of 20: the lines are matched to pictures by number, whatever portions they are scored in."""
+    from PIL import Image
+
+    (tmp_path / "pictures").mkdir()
+    wanted = [n % 3 != 0 for n in range(40)]
+    prompts = [{"prompt": f"a dog {n}", "tag": "single_object", "include": [{"class": "dog", "count": 1}]} for n in range(20)]
+    found = [[{"label": "dog", "score": 0.9, "box": [0, 0, 9, 9]}] if there else [] for there in wanted]
+    for n in range(40):
+        Image.new("RGB", (32, 32)).save(tmp_path / "pictures" / f"{n:02d}.png")
+    (tmp_path / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in prompts))
+    (tmp_path / "found.jsonl").write_text("".join(json.dumps({"detections": row}) + "\n" for row in found))
+    base = ["evaluate", "--images", tmp_path / "pictures", "--prompts", tmp_path / "prompts.jsonl", "--measure", "geneval"]
+    asked = [*base, "--scorer", "geneval", f"detections={tmp_path / 'found.jsonl'}", "--out", tmp_path / "e"]
+    assert run(capsys, *asked)[0] == 0
+    result = json.loads((tmp_path / "e" / "result.json").read_text())
+    assert result["values"]["geneval"] == pytest.approx(sum(wanted) / 40)

@@ -91,14 +91,14 @@ def test_what_is_asked():
     assert (first["model"], first["temperature"], first["max_tokens"]) == ("grader", 0, 77)
 
 
-def test_each_picture_is_right_or_failed_with_a_reason():
+def test_each_picture_is_right_or_has_a_reason_whatever_the_server_does():
     kinds = ["500", "429", "nan", "garbage", "wrong", "dropped", "truncated", "none"]
     server = Faulty(judged, cycle(chain(*((kind, "ok", "ok") for kind in kinds))), spoil)
     images = pictures(120)
     images[7] += 1
     prompts = [f"{n} 4x"[: -1 if n % 10 else None] for n in range(120)]  # every tenth reply is no score
     with server.serving() as url:
-        judge = UnifiedReward(f"{url}/v1", "grader", timeout=5, retries=3, backoff=0.001)
+        judge = UnifiedReward(f"{url}/v1", "grader", timeout=5, retries=20, backoff=0.001)
         values = judge(images, prompts, [{}] * 120)
     for n, value in enumerate(values):
         if n == 7:
@@ -106,8 +106,7 @@ def test_each_picture_is_right_or_failed_with_a_reason():
         elif n % 10 == 0:
             assert "no alignment scores: '**Alignment Score (1-5):** x" in str(value) and len(str(value)) < 300
         else:
-            assert value == 4.0 or "try" in str(value)
-    assert sum(value == 4.0 for value in values) > 90
+            assert value == 4.0
     assert judge.counts["unparsable"] == 12
     faults = sum(server.injected.values()) - server.injected["ok"]
     assert sum(judge.counts[kind] for kind in {"malformed", *KINDS.values()}) == faults

@@ -205,7 +205,8 @@ def test_load_says_what_is_wrong_in_one_line(fixed):
     wrong = {
         "no scorer at": f"http://127.0.0.1:{free_port()}", "no url": "", "HTTP 404": fixed((404, {}, b"nothing\nhere")),
         "is no scorer": fixed((200, {}, b"<html>")), "names none": fixed((200, {}, b'{"status": "ok", "scorer": 3}')),
-        "its /health": fixed((200, {}, b'{"status": "ok", "scorer": {"name": 3}}')), "correct the url": "no address", "peer closed": fixed((200, {"Content-Length": "5"}, b"")),
+        "its /health": fixed((200, {}, b'{"status": "ok", "scorer": {"name": 3}}')),
+        "correct the url": "no address", "peer closed": fixed((200, {"Content-Length": "5"}, b"")),
     }
     for reason, url in wrong.items():
         with pytest.raises(UserError, match=reason) as error:

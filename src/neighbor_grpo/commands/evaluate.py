@@ -22,7 +22,7 @@ def add(commands) -> None:
     scorer_option(evaluate)
     evaluate.add_argument("--seeds", type=int, default=2, help="pictures of each prompt (default %(default)s)")
     evaluate.add_argument("--limit", type=int, help="only so many prompts, from the first on")
-    evaluate.add_argument("--out", type=Path, help="directory of all that comes of it (default: the first free evaluations/NNN)")
+    evaluate.add_argument("--out", type=Path, help="directory of all that comes of it (default: a free evaluations/NNN)")
     evaluate.add_argument("--against", type=Path, metavar="DIR", help="another evaluation: picture by picture, which is better")
     evaluate.add_argument(
         "--max-failed", type=float, default=0.1, help="share of pictures without a score beyond which no mean is given "

@@ -127,7 +127,9 @@ class Geneval:
     def _floor(self, metadata: dict) -> float:
         return self.counting_threshold if metadata.get("tag") == "counting" else self.threshold
 
-    def _score(self, image: Tensor, detections: list[Detection], metadata: dict) -> float | Exception:
+    def _score(self, image: Tensor, detections: list[Detection] | Exception, metadata: dict) -> float | Exception:
+        if isinstance(detections, Exception):
+            return detections
         if "include" not in metadata:
             return ValueError('the prompt has no GenEval metadata ("include"): give the prompts as its .jsonl file')
         try:
@@ -155,17 +157,25 @@ class Geneval:
     @torch.no_grad()
     def __call__(self, images: Tensor, prompts: list[str], metadata: list[dict]) -> list[float | Exception]:
         if self.detections:
-            if len(self.listed) != len(prompts):  # which line is which picture's is then anyone's guess
-                reason = f"{self.detections} describes {len(self.listed)} pictures, not these {len(prompts)}"
-                return [ValueError(reason)] * len(prompts)
-            return [self._score(*row) for row in zip(images, self.listed, metadata, strict=True)]
+            return [self._score(image, self._line(known, n, len(prompts)), known)
+                    for n, (image, known) in enumerate(zip(images, metadata, strict=True))]
         device = pick_device(self.device)
         detector = self.models.to(device)["detector"]
-        scores = []
-        for n in range(0, len(prompts), self.batch):
-            part = images[n : n + self.batch].to(device)
-            found = detector.find(part, min(self.threshold, self.counting_threshold))
-            scores += [self._score(*row) for row in zip(part, found, metadata[n : n + self.batch], strict=True)]
-        if self.offload:
-            self.models.to("cpu")
+        scores: list[float | Exception] = []
+        try:
+            for n in range(0, len(prompts), self.batch):
+                part = images[n : n + self.batch].to(device)
+                found = detector.find(part, min(self.threshold, self.counting_threshold))
+                scores += [self._score(*row) for row in zip(part, found, metadata[n : n + self.batch], strict=True)]
+        finally:
+            if self.offload:
+                self.models.to("cpu")
         return scores
+
+    def _line(self, metadata: dict, place: int, pictures: int) -> list[Detection] | Exception:
+        """What the file says of a picture: the line of its number in an evaluation, else of its place among all."""
+        n = metadata.get("picture", place if len(self.listed) == pictures else None)
+        if n is None or n >= len(self.listed):  # which line is which picture's is then anyone's guess
+            which = f"these {pictures}" if n is None else f"picture {n} (counted from 0)"
+            return ValueError(f"{self.detections} describes {len(self.listed)} pictures, not {which}")
+        return self.listed[n]
