@@ -73,6 +73,15 @@ def curves(metrics: list[dict], file: Path) -> None:
     figure.savefig(file, dpi=110)
 
 
+def _failures(metrics: list[dict]) -> Counter[str]:
+    """Pictures without a score, by reward, in training and evaluation."""
+    failed: Counter[str] = Counter()
+    for line in metrics:
+        for key, count in line.items():
+            if key.startswith(("failed/", "eval_failed/")) and count:
+                failed[key.split("/", 1)[1]] += int(count)
+    return failed
+
 
 def write(run_dir: Path) -> None:
     """curves.png and report.html from metrics.jsonl, samples/, plan.txt and config.yaml."""
@@ -88,6 +97,7 @@ def write(run_dir: Path) -> None:
         title=f"{run_dir.name}: {metrics[-1]['iteration']} iterations",
         table=[(key[5:], first[key], last[key]) for key in first if key.startswith("eval/") and key in last],
         gallery=data_url(run_dir / "samples" / "before_after.png"), curves=data_url(run_dir / "curves.png"),
+        failed=", ".join(f"{name} {count}" for name, count in _failures(metrics).items()),
         time=", ".join(f"{key[5:]} {seconds:.1f} s" for key, seconds in phases.items()),
         plan=(run_dir / "plan.txt").read_text(), settings=(run_dir / "config.yaml").read_text(),
     )

@@ -3,12 +3,15 @@
 import json
 from collections.abc import Iterable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import yaml
 
 from neighbor_grpo.config import Config, load_config
 from neighbor_grpo.errors import UserError
-from neighbor_grpo.rewards.score import Failure
+
+if TYPE_CHECKING:  # the rewards bring transformers with them, which takes seconds
+    from neighbor_grpo.rewards.score import Failure
 
 
 def free() -> str:
@@ -58,7 +61,7 @@ def record(run: Path, figures: dict) -> None:
         file.write(json.dumps(figures) + "\n")
 
 
-def record_failures(run: Path, iteration: int, name: str, failures: Iterable[Failure]) -> None:
+def record_failures(run: Path, iteration: int, name: str, failures: "Iterable[Failure]") -> None:
     """A line of failures.jsonl for each picture that a reward could not score."""
     with (run / "failures.jsonl").open("a", encoding="utf-8") as file:
         for failure in failures:

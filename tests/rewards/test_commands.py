@@ -33,7 +33,8 @@ def test_a_run_trains_on_one_watches_others_and_is_evaluated_by_them(capsys, tin
     sections = {
         "train": {"hpsv2.1": 1.0, "imagereward": 0.5, "jpeg_compressibility": 0.1}, "watch": ["aesthetic", "win_rate:hpsv2.1"],
         "scorers": {
-            "hpsv2.1": {"weights": str(scorers / "hpsv2.1"), "batch": 3}, "imagereward": {"weights": str(scorers / "imagereward")},
+            "hpsv2.1": {"weights": str(scorers / "hpsv2.1"), "batch": 3},
+            "imagereward": {"weights": str(scorers / "imagereward")},
             "aesthetic": {"weights": str(scorers / "aesthetic"), "clip": str(scorers / "hpsv2.1"), "offload": True},
         },
     }

@@ -18,7 +18,7 @@ from pydantic.dataclasses import dataclass
 from torch import Tensor
 
 from neighbor_grpo.errors import STRICT, UserError
-from neighbor_grpo.rewards.remote import Backoff, Concurrency, Fault, Link, Retries, Timeout
+from neighbor_grpo.rewards.link import Backoff, Concurrency, Fault, Link, Retries, Timeout
 from neighbor_grpo.rewards.wire import png, read_object
 
 AXES = ("alignment", "coherence", "style")

@@ -16,7 +16,11 @@ from neighbor_grpo.rewards.score import Reward, RewardError, Scores, score
 
 class Panel:
     """Rewards by name.  With `overlap` a thread of its own scores, in the order of submission: the same calls, so the same
-    scores, at another time."""
+    scores, at another time.
+
+    Beside the rollout of the same iteration's other groups, never of the next one's: those would be drawn by weights that
+    have not learned from these scores yet, and the run would no longer be the one without overlap.
+    """
 
     def __init__(self, rewards: Mapping[str, Reward], overlap: bool = False) -> None:
         self.rewards = dict(rewards)

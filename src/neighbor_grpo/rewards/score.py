@@ -71,7 +71,7 @@ def _outcome(reward: Reward, images: Tensor, prompts: list[str], metadata: list[
             return [ValueError(f"gave values of shape {shape} for {n} pictures")] * n
         return [_number(value) for value in (values.tolist() if isinstance(values, Tensor) else values)]
     except Exception as error:  # a user's function: anything may come, none of it may pass for a score
-        if n == 1 or getattr(reward, "groupwise", False):
+        if n <= 1 or getattr(reward, "groupwise", False):
             return [error] * n
         half = n // 2
         return _outcome(reward, images[:half], prompts[:half], metadata[:half]) + _outcome(
