@@ -35,9 +35,10 @@ class Model(Section):
     path: str = Field("scenes", description="diffusers pipeline directory, hub id, or the bundled 'scenes'")
     lora: Lora | None = Field(Lora(), description="null = full fine-tuning")
     dtype: Literal["auto", "float32", "bfloat16"] = Field("auto", description="auto: bfloat16 on a GPU, float32 on a CPU")
-    height: Positive | None = Field(None, description="pixels; null = the VAE's own sample size")
-    width: Positive | None = Field(None, description="pixels; null = the VAE's own sample size")
+    height: Positive | None = Field(None, description="pixels; null = the family's own")
+    width: Positive | None = Field(None, description="pixels; null = the family's own")
     guidance_scale: float = Field(3.5, description="for models with a guidance embedding; no second forward")
+    cfg: float = Field(1.0, ge=1, description="classifier-free guidance, a second forward each; 1 = none")
     max_sequence_length: Positive | None = Field(None, description="T5 tokens; null = what the pipeline takes")
     gradient_checkpointing: bool = Field(False, description="a third more compute for far less memory")
 

@@ -11,7 +11,7 @@ from neighbor_grpo.rundir import config_of, resume_command
 def load_trained(
     path: str | None, run: Path | None, device: str,
     height: int | None = None, width: int | None = None, guidance_scale: float = 3.5,
-    best: bool = False, lora: str | None = None,
+    best: bool = False, lora: str | None = None, cfg: float | None = None,
 ) -> tuple[FlowModel, dict]:
     """A model, with what a run taught it (at its end, or where it was best) or a LoRA; and what it is, in words."""
     where = pick_device(device)
@@ -19,11 +19,14 @@ def load_trained(
         raise UserError("--best is a run's: give --run too")
     if lora and run:
         raise UserError("--lora and --run are two ways to say what was learned: give one")
-    config = config_of(run) if run else None
+    config, length = config_of(run) if run else None, None
     if config:
         path, height, width = path or config.model.path, height or config.model.height, width or config.model.width
-        guidance_scale = config.model.guidance_scale
-    model = load_model(path or "scenes", where, pick_dtype("auto", where), height, width, guidance_scale)
+        guidance_scale, length = config.model.guidance_scale, config.model.max_sequence_length
+        cfg = config.model.cfg if cfg is None else cfg
+    model = load_model(
+        path or "scenes", where, pick_dtype("auto", where), height, width, guidance_scale, length, 1.0 if cfg is None else cfg
+    )
     if config:
         export = (run / "best" if best else run) / ("lora" if config.model.lora else "transformer")
         if not export.is_dir():
@@ -40,6 +43,6 @@ def load_trained(
             raise UserError(f"no LoRA for this model at {lora!r}: {str(error).strip().splitlines()[0]}") from error
     return model, {
         "model": path or "scenes", "run": str(run) if run else None, "best": best, "lora": lora,
-        "guidance_scale": guidance_scale, "height": model.height, "width": model.width, "dtype": str(model.dtype),
-        "device": str(where), "version": version("neighbor-grpo"),
+        "guidance_scale": guidance_scale, "cfg": model.cfg, "height": model.height, "width": model.width,
+        "dtype": str(model.dtype), "device": str(where), "version": version("neighbor-grpo"),
     }

@@ -77,7 +77,7 @@ class Trainer:
         device = self.accelerator.device
         m = config.model
         self.model = load_model(
-            m.path, device, pick_dtype(m.dtype, device), m.height, m.width, m.guidance_scale, m.max_sequence_length
+            m.path, device, pick_dtype(m.dtype, device), m.height, m.width, m.guidance_scale, m.max_sequence_length, m.cfg
         )
         self.learner = Learner(self.model, config, self.accelerator)
         self.texts = TextCache(self.model, Path(config.prompts.cache_dir).expanduser(), config.prompts.cache_gb)

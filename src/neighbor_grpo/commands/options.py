@@ -37,7 +37,8 @@ def model_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", default="auto", help="auto, cuda, mps or cpu")
     parser.add_argument("--height", type=int)
     parser.add_argument("--width", type=int)
-    parser.add_argument("--guidance-scale", type=float, default=3.5, help="default %(default)s")
+    parser.add_argument("--guidance-scale", type=float, default=3.5, help="of a guidance embedding (default %(default)s)")
+    parser.add_argument("--cfg", type=float, help="classifier-free guidance, 1 = none (default: the run's, or 1)")
 
 
 def loaded(arguments: argparse.Namespace):
@@ -46,7 +47,7 @@ def loaded(arguments: argparse.Namespace):
 
     return load_trained(
         arguments.model, arguments.run, arguments.device, arguments.height, arguments.width, arguments.guidance_scale,
-        arguments.best, arguments.lora,
+        arguments.best, arguments.lora, arguments.cfg,
     )
 
 

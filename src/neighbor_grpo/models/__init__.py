@@ -9,13 +9,12 @@ from diffusers import DiffusionPipeline
 from torch import Tensor, nn
 
 from neighbor_grpo.errors import UserError
+from neighbor_grpo.models.family import Cond
 from neighbor_grpo.models.flux import Flux
 from neighbor_grpo.path import Time
 
 BUNDLED = Path(__file__).parent.parent / "scenes" / "model"
 MODELS = {"FluxPipeline": Flux}  # name of the diffusers pipeline class -> adapter
-
-Cond = tuple[Tensor, ...]  # conditioning of n prompts, each tensor [n, ...]: a named tuple of the adapter's, its `Cond`
 
 
 class FlowModel(Protocol):
@@ -49,11 +48,12 @@ def load_model(
     width: int | None = None,
     guidance_scale: float = 3.5,
     max_sequence_length: int | None = None,
+    cfg: float = 1.0,
 ) -> FlowModel:
     """A diffusers pipeline directory, a hub id, or "scenes", the bundled model.
 
-    height and width in pixels, by default the VAE's own sample size.  Raises ValueError, with the remedy, when there
-    is no pipeline or none that an adapter knows.
+    height and width in pixels, by default the family's own; cfg: classifier-free guidance, 1 = none.  Raises UserError, with
+    the remedy, when there is no pipeline or none that an adapter knows.
     """
     path = BUNDLED if str(path_or_id) == "scenes" else path_or_id
     try:
@@ -72,7 +72,7 @@ def load_model(
     except (OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
         raise UserError(f"the pipeline at {str(path_or_id)!r} does not load: {reason}") from error
-    return MODELS[family](pipe, torch.device(device), dtype, height, width, guidance_scale, max_sequence_length)
+    return MODELS[family](pipe, torch.device(device), dtype, height, width, guidance_scale, max_sequence_length, cfg)
 
 
 def pick_device(name: str) -> torch.device:
