@@ -26,6 +26,7 @@ from neighbor_grpo.evaluate.measures import load_measures
 from neighbor_grpo.learner import Learner, NotFinite
 from neighbor_grpo.models import Cond, load_model, move, pick_device, pick_dtype, take
 from neighbor_grpo.plan import plan
+from neighbor_grpo.rewards import check_scorers
 from neighbor_grpo.rewards.panel import check_failed, joined, load_panel
 from neighbor_grpo.rewards.score import Failure, RewardError, Scores
 from neighbor_grpo.sampling import batched_velocity, decode
@@ -59,6 +60,7 @@ class Trainer:
             rundir.refuse_another(self.run_dir)
         self.prompts = read_prompts(config.prompts.path)
         self.held_out = read_prompts(config.prompts.eval_path or config.prompts.path, held_out=True)[: config.evaluate.prompts]
+        check_scorers(config.reward.scorers, [*config.reward.train, *config.watched])
         self.panel = load_panel(list(config.reward.train), config.reward.scorers, config.reward.overlap)
         watched, metrics = load_measures(config.watched, config.reward.scorers)
         self.best = config.evaluate.best or next(iter(watched), None)

@@ -87,6 +87,7 @@ def test_mistakes(capsys, tiny_flux, scorers, tmp_path):
     for changes, message in (
         (("reward=hpsv2.1", "reward.scorers={hpsv2.1: {weights: /x}}"), "there is no directory /x"),
         (("watch=[aesthetic]", "reward.scorers={aesthetic: {weigths: /x}}"), "settings are weights"),
+        (("reward=jpeg_compressibility", "reward.scorers={hpsv21: {weights: /x}}"), "did you mean hpsv2.1?"),
         (("reward=far", "reward.scorers={far: {url: 'http://127.0.0.1:9'}}"), "no scorer at http://127.0.0.1:9"),
     ):
         assert message in mistake(capsys, "train", *arguments, *changes)

@@ -39,6 +39,7 @@ def run(arguments: argparse.Namespace) -> None:
     from neighbor_grpo.evaluate.evaluation import claim, judge, read_tables, result
     from neighbor_grpo.evaluate.measures import load_measures
     from neighbor_grpo.evaluate.pictures import Drawn, Folder
+    from neighbor_grpo.rewards import check_scorers
 
     state = PartialState(cpu=arguments.device == "cpu")
     if state.num_processes > 1 and not arguments.out:
@@ -54,7 +55,9 @@ def run(arguments: argparse.Namespace) -> None:
         pictures = Folder.of(arguments.images, len(prompts))
     seeds = pictures.seeds if arguments.images else arguments.seeds
     names = arguments.measure or [*(SCENES if file == "scenes" else []), *GENERAL[0 if seeds > 1 else 1 :]]
-    rewards, metrics = load_measures(names, scorers(arguments))
+    known = scorers(arguments)
+    check_scorers(known, names)
+    rewards, metrics = load_measures(names, known)
     settings = {"prompts": file, "number_of_prompts": len(prompts), "prompts_sha256": prompt_hash(prompts), "seeds": seeds}
     if arguments.images:
         settings |= {"images": str(arguments.images)}

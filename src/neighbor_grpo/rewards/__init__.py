@@ -1,8 +1,9 @@
 """Rewards: what a picture is worth.  A function of pictures, their prompts and the prompts' metadata (see score.Reward)."""
 
 import importlib.util
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import fields, is_dataclass
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +57,15 @@ def load_reward(name: str, scorers: Mapping[str, Mapping[str, Any]] | None = Non
     if hasattr(reward, "load"):
         reward.load()
     return reward
+
+
+def check_scorers(scorers: Mapping[str, Mapping[str, Any]], names: Iterable[str]) -> None:
+    """Raise UserError for settings of a scorer that is neither used nor known: a misspelt name would leave the defaults."""
+    used = {name.removeprefix(WIN_RATE) for name in names}
+    for name in scorers:
+        if name not in used and name not in REWARDS:
+            near = get_close_matches(name, [*used, *REWARDS], n=1, cutoff=0.5)
+            raise UserError(f"scorers.{name}: no such reward is used" + (f": did you mean {near[0]}?" if near else ""))
 
 
 def _with_settings(name: str, reward: Reward, settings: Mapping[str, Any]) -> Reward:
