@@ -10,7 +10,10 @@ import pytest
 import neighbor_grpo
 
 ROOT = Path(neighbor_grpo.__file__).parent
-ORDER = ["errors", "path", "solvers", "sde", "policy", "advantage", "tree", "methods", "update", "learner", "trainer", "cli"]
+ORDER = [
+    "errors", "path", "solvers", "sde", "policy", "advantage", "tree", "methods", "update", "collector", "learner",
+    "trainer", "cli",
+]
 
 
 def imports(file):

@@ -18,22 +18,22 @@ from torch import Tensor
 
 from neighbor_grpo import checkpoint, report, rundir
 from neighbor_grpo.advantage import combine
+from neighbor_grpo.collector import Collector
 from neighbor_grpo.config import Config
-from neighbor_grpo.data import Prompt, TextCache, generator, read_prompts, scheduled
+from neighbor_grpo.data import TextCache, generator, read_prompts
 from neighbor_grpo.errors import UserError
 from neighbor_grpo.evaluate.held_out import HeldOut
 from neighbor_grpo.evaluate.measures import load_measures
 from neighbor_grpo.learner import Learner, NotFinite
-from neighbor_grpo.models import Cond, load_model, move, pick_device, pick_dtype, take
+from neighbor_grpo.models import load_model, pick_device, pick_dtype
 from neighbor_grpo.plan import plan
 from neighbor_grpo.rewards import check_scorers
-from neighbor_grpo.rewards.panel import check_failed, joined, load_panel
-from neighbor_grpo.rewards.score import Failure, RewardError, Scores
-from neighbor_grpo.sampling import batched_velocity, decode
-from neighbor_grpo.tree import Decisions, Tree, side_by_side
+from neighbor_grpo.rewards.panel import load_panel
+from neighbor_grpo.rewards.score import RewardError
+from neighbor_grpo.tree import Decisions, Tree
 from neighbor_grpo.watch import Phases, Stop, health_figures, progress, reward_figures, reward_gap, training_seconds
 
-NOISE, DRAW = 1, 2  # streams of random numbers
+DRAW = 2  # stream of random numbers, beside the collector's
 
 
 class TrainingError(UserError):
@@ -75,19 +75,21 @@ class Trainer:
                 f"prompts.per_iteration ({config.prompts.per_iteration}) must be a multiple of the {processes} processes: "
                 "a group never straddles two"
             )
-        self.slots = range(rank * groups, (rank + 1) * groups)  # this rank's groups among the iteration's
+        slots = range(rank * groups, (rank + 1) * groups)  # this rank's groups among the iteration's
         device = self.accelerator.device
         m = config.model
         self.model = load_model(
             m.path, device, pick_dtype(m.dtype, device), m.height, m.width, m.guidance_scale, m.max_sequence_length, m.cfg
         )
         self.learner = Learner(self.model, config, self.accelerator)
-        self.texts = TextCache(self.model, Path(config.prompts.cache_dir).expanduser(), config.prompts.cache_gb)
-        self.times = self.model.times(config.method.num_steps)
-        self.held = HeldOut(
-            self.model, self.texts, self.held_out, self.panel.rewards | watched, metrics, self.config, self.accelerator
-        )
+        texts = TextCache(self.model, Path(config.prompts.cache_dir).expanduser(), config.prompts.cache_gb)
         self.start, self.phases, self.stop = 0, Phases(device), Stop()
+        self.collector = Collector(
+            self.model, texts, self.prompts, self.panel, slots, self.config, self.accelerator, self.phases
+        )
+        self.held = HeldOut(
+            self.model, texts, self.held_out, self.panel.rewards | watched, metrics, self.config, self.accelerator
+        )
         self.fresh = not (resume and checkpoint.finished(self.run_dir / "checkpoints"))
         if not self.fresh:
             self.start = self.learner.load(self.run_dir / "checkpoints")
@@ -155,71 +157,18 @@ class Trainer:
         """P prompts on all ranks, p of them here; G samples each."""
         method = self.config.method
         self.phases.clear()
-        with self.phases("encode"):
-            prompts = self._prompts_of(n)
-            epoch = range(n + 1, min(n + 2 + len(self.prompts) // len(self.slots), self.config.iterations))
-            coming = (prompt.text for later in epoch for prompt in self._prompts_of(later))
-            cond = move(self.texts([prompt.text for prompt in prompts], coming), self.accelerator.device)
-        trees, pending = [], []
-        size = max(1, self.config.batch.rollout // method.group_size)
-        for rows in torch.arange(len(prompts)).split(size):  # as many groups as are rolled out at once
-            tree, images = self._roll_out(n, rows, take(cond, rows))
-            trees.append(tree)
-            with self.phases("reward"):
-                pending.append(self.panel.submit(images, [prompts[p] for p in rows]))
-        with self.phases("reward"):
-            pool, rewards = self._scored(n, joined([part.result() for part in pending]))  # [M, P, G], [M, p, G]
-        tree = side_by_side(trees)
+        got = self.collector(n)
+        tree, cond = got.tree, got.cond
         with self.phases("update"):
-            draws = [generator(self.config.seed, DRAW, n, slot) for slot in self.slots]
+            draws = [generator(self.config.seed, DRAW, n, slot) for slot in self.collector.slots]
             weights = torch.tensor(list(self.config.reward.train.values()))
-            adv = combine(partial(method.credit, tree), rewards, pool, weights, self.config.reward.aggregate)
+            adv = combine(partial(method.credit, tree), got.rewards, got.pool, weights, self.config.reward.aggregate)
             updates = method.updates(tree, adv, draws, n)
             try:
                 health = [self.learner.step(decisions, cond) for decisions in updates]
             except NotFinite as error:
                 raise self._diverged(error) from error
-        return self._figures(pool, tree, updates, health)
-
-    def _prompts_of(self, n: int) -> list[Prompt]:
-        """This rank's prompts in iteration n."""
-        indices = scheduled(len(self.prompts), self.config.prompts.per_iteration, n, self.config.seed)
-        return [self.prompts[indices[slot]] for slot in self.slots]
-
-    def _roll_out(self, n: int, rows: Tensor, cond: Cond) -> tuple[Tree, Tensor]:
-        """Trees of some of this rank's groups, and their leaves' pictures [·, G, 3, H, W]."""
-        noises = [generator(self.config.seed, NOISE, n, self.slots[p]) for p in rows]
-        batch = self.config.batch
-        with self.phases("rollout"), torch.no_grad():
-            tree = self.config.method.rollout(
-                batched_velocity(self.model, cond, batch.rollout),
-                lambda k: torch.stack([self.model.noise(k, g) for g in noises]), self.times, n,
-            )
-        with self.phases("decode"):
-            return tree, decode(self.model, tree.leaves, batch.decode)
-
-    def _scored(self, n: int, scores: dict[str, Scores]) -> tuple[Tensor, Tensor]:
-        """Rewards of all ranks [M, P, G] and of this one [M, p, G]; too many failures stop all ranks alike."""
-        group = self.config.method.group_size
-        here = torch.stack([one.values for one in scores.values()]).view(len(scores), -1, group)
-        pool = self._all_ranks(here)
-        if pool.isnan().any():
-            failures = self._failures(n, {name: one.failures for name, one in scores.items()})
-            counts = {
-                name: (int(values.isnan().sum()), values.numel(), "{0.reason} (prompt {0.prompt!r})".format(failures[name][0]))
-                for name, values in zip(scores, pool, strict=True) if values.isnan().any()
-            }
-            check_failed(counts, self.config.reward.max_failed)
-        return pool, here
-
-    def _failures(self, n: int, failures: dict[str, tuple[Failure, ...]]) -> dict[str, list[Failure]]:
-        """Those of all ranks, written to failures.jsonl."""
-        ranks = [failures] if self.accelerator.num_processes == 1 else gather_object([failures])
-        every = {name: [failure for rank in ranks for failure in rank[name]] for name in failures}
-        if self.main:
-            for name, found in every.items():
-                rundir.record_failures(self.run_dir, n, name, found)
-        return every
+        return self._figures(got.pool, tree, updates, health)
 
     def _diverged(self, error: NotFinite) -> TrainingError:
         """Keep the weights before it, and say where."""
@@ -238,7 +187,7 @@ class Trainer:
         group = self.config.method.group_size
         costs = {
             "nfe_old": tree.evaluations / group, "nfe_nominal": tree.nominal_evaluations / group,
-            "nfe_theta": sum(map(len, updates)) / (group * len(self.slots)), "lr": self.learner.lr,
+            "nfe_theta": sum(map(len, updates)) / (group * len(self.collector.slots)), "lr": self.learner.lr,
         }
         times = {f"time/{phase}": seconds for phase, seconds in self.phases.items()}
         asked = {  # of rewards on a server, since the run began here: requests, retries, and faults by kind
@@ -285,7 +234,7 @@ class Trainer:
         learner = self.learner
         frozen = [p for p in learner.bare.parameters() if not p.requires_grad]
         latent = self.model.noise(1, generator(0))[0]
-        states = 2 * len(self.slots) * self.config.method.group_size * self.config.method.num_steps
+        states = 2 * len(self.collector.slots) * self.config.method.group_size * self.config.method.num_steps
         memory = {
             "weights": megabytes(learner.bare.parameters()) + megabytes(self.model.vae.parameters()),
             "gradients, optimizer and average": (3 + bool(learner.ema)) * megabytes(learner.weights.values()),
@@ -324,13 +273,6 @@ class Trainer:
     def _say(self, text: str) -> None:
         if self.main:
             print(text, flush=True)
-
-    def _all_ranks(self, rewards: Tensor) -> Tensor:
-        """[M, p, G] -> [M, P, G]"""
-        if self.accelerator.num_processes == 1:
-            return rewards
-        here = rewards.transpose(0, 1).contiguous().to(self.accelerator.device, torch.float32)
-        return self.accelerator.gather(here).cpu().transpose(0, 1)
 
     def _any_rank(self, value):
         """The first value that is not None on any rank, on every rank."""
