@@ -253,3 +253,34 @@ def test_two_processes_make_the_run_of_one(tiny_flux, tmp_path, name):
     for name, weight in weights(one, 2).items():
         torch.testing.assert_close(weights(two, 2)[name], weight, atol=1e-4, rtol=0)
     assert metrics(two)[1]["grad_norm"] == pytest.approx(metrics(one)[1]["grad_norm"], rel=1e-4)
+
+
+def test_ranks_that_differ_by_a_bit_stop_the_run_and_the_parameter_is_named(tiny_flux, tmp_path):
+    (tmp_path / "drift.py").write_text("""
+import sys
+from neighbor_grpo.config import load_config
+from neighbor_grpo.trainer import Trainer
+
+trainer = Trainer(load_config(None, sys.argv[1:]))
+step = trainer.learner.step
+
+def drifting(decisions, cond):
+    stats = step(decisions, cond)
+    if trainer.learner.updates == 4 and trainer.accelerator.process_index == 1:
+        name = sorted(trainer.learner.weights)[3]
+        trainer.learner.weights[name].data.view(-1)[0] *= 1 + 2**-22
+        print("drifts:", name, flush=True)
+    return stats
+
+trainer.learner.step = drifting
+trainer.run()
+""")
+    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--master-port=29623"]
+    done = subprocess.run(
+        [*launch, tmp_path / "drift.py", *settings(tiny_flux, tmp_path, "iterations=4")], capture_output=True, text=True,
+        timeout=300, env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )
+    name = re.search(r"drifts: (\S+)", done.stdout)[1]
+    assert done.returncode != 0
+    assert f"{name} is not the same on rank 0 and rank 1 after 4 optimizer steps" in done.stderr
+    assert [path.name for path in sorted((tmp_path / "run" / "checkpoints").glob("0*"))] == ["000000", "000001"]

@@ -1,5 +1,6 @@
 """What is trained: the transformer's weights (a LoRA's or all), their optimizer and their running average."""
 
+import hashlib
 import json
 import os
 import shutil
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import gather_object
 from diffusers.training_utils import EMAModel
 
 from neighbor_grpo import checkpoint
@@ -22,6 +24,10 @@ from neighbor_grpo.update import accumulate
 
 class NotFinite(Exception):
     """A loss or gradient is infinite or NaN; the weights are those before it."""
+
+
+class RanksDiffer(Exception):
+    """The ranks no longer hold the same weights."""
 
 
 class Learner:
@@ -68,6 +74,17 @@ class Learner:
         if self.ema:
             self.ema.step(self.weights.values())
         return stats
+
+    def check_ranks(self) -> None:
+        """Raise RanksDiffer, on every rank, naming the first parameter whose bits are not the same on all."""
+        if self.accelerator.num_processes == 1:
+            return
+        here = {name: hashlib.sha256(p.detach().cpu().contiguous().view(torch.uint8).numpy()).digest()
+                for name, p in self.weights.items()}
+        ranks = gather_object([here])
+        for name in here:
+            if odd := [rank for rank, there in enumerate(ranks) if there[name] != ranks[0][name]]:
+                raise RanksDiffer(f"{name} is not the same on rank 0 and rank {odd[0]} after {self.updates} optimizer steps")
 
     @contextmanager
     def averaged(self) -> Iterator[None]:

@@ -28,10 +28,7 @@ def load_trained(
         path or "scenes", where, pick_dtype("auto", where), height, width, guidance_scale, length, 1.0 if cfg is None else cfg
     )
     if config:
-        export = (run / "best" if best else run) / ("lora" if config.model.lora else "transformer")
-        if not export.is_dir():
-            missing = "has kept no best weights" if best else f"is not finished: go on with {resume_command(run)}"
-            raise UserError(f"{run} {missing}")
+        export = learned_in(run, best)
         if config.model.lora:
             model.pipe.load_lora_weights(export)
         else:
@@ -46,3 +43,12 @@ def load_trained(
         "guidance_scale": guidance_scale, "cfg": model.cfg, "height": model.height, "width": model.width,
         "dtype": str(model.dtype), "device": str(where), "version": version("neighbor-grpo"),
     }
+
+
+def learned_in(run: Path, best: bool = False) -> Path:
+    """Where a run's weights lie, a LoRA's or all: those at its end, or where it was best."""
+    export = (run / "best" if best else run) / ("lora" if config_of(run).model.lora else "transformer")
+    if not export.is_dir():
+        missing = "has kept no best weights" if best else f"is not finished: go on with {resume_command(run)}"
+        raise UserError(f"{run} {missing}")
+    return export

@@ -24,7 +24,7 @@ from neighbor_grpo.data import TextCache, generator, read_prompts
 from neighbor_grpo.errors import UserError
 from neighbor_grpo.evaluate.held_out import HeldOut
 from neighbor_grpo.evaluate.measures import load_measures
-from neighbor_grpo.learner import Learner, NotFinite
+from neighbor_grpo.learner import Learner, NotFinite, RanksDiffer
 from neighbor_grpo.models import load_model, pick_device, pick_dtype
 from neighbor_grpo.plan import plan
 from neighbor_grpo.rewards import check_scorers
@@ -248,6 +248,13 @@ class Trainer:
     # ---------------------------------------------------------------- what stays of it
 
     def _save(self, iteration: int) -> None:
+        try:
+            self.learner.check_ranks()
+        except RanksDiffer as error:  # nothing is saved over the last checkpoint, which was the same on all
+            raise TrainingError(
+                f"{error}: the run cannot be trusted from there on; a rank's hardware or a collective failed. "
+                f"Go on from the last checkpoint with: {rundir.resume_command(self.run_dir)}"
+            ) from error
         if self.main:
             self.learner.save(self.run_dir / "checkpoints", iteration)
         self.accelerator.wait_for_everyone()

@@ -11,10 +11,21 @@ from torch import Tensor, nn
 from neighbor_grpo.errors import UserError
 from neighbor_grpo.models.family import Cond
 from neighbor_grpo.models.flux import Flux
+from neighbor_grpo.models.flux2 import Flux2
+from neighbor_grpo.models.qwen_image import QwenImage
+from neighbor_grpo.models.sd3 import SD3
+from neighbor_grpo.models.z_image import ZImage
 from neighbor_grpo.path import Time
 
 BUNDLED = Path(__file__).parent.parent / "scenes" / "model"
-MODELS = {"FluxPipeline": Flux}  # name of the diffusers pipeline class -> adapter
+MODELS = {  # name of the diffusers pipeline class -> adapter
+    "FluxPipeline": Flux,
+    "Flux2Pipeline": Flux2,
+    "Flux2KleinPipeline": Flux2,
+    "ZImagePipeline": ZImage,
+    "StableDiffusion3Pipeline": SD3,
+    "QwenImagePipeline": QwenImage,
+}
 
 
 class FlowModel(Protocol):
@@ -57,7 +68,8 @@ def load_model(
     """
     path = BUNDLED if str(path_or_id) == "scenes" else path_or_id
     try:
-        family = DiffusionPipeline.load_config(path)["_class_name"]
+        index = DiffusionPipeline.load_config(path)
+        family = index["_class_name"]
     except (OSError, ValueError, KeyError) as error:
         raise UserError(
             f"no diffusers pipeline at {str(path_or_id)!r}: give a directory with a model_index.json, a hub id, or 'scenes'"
@@ -67,8 +79,9 @@ def load_model(
             f"{str(path_or_id)!r} is a {family}, which has no adapter; there are {', '.join(MODELS)} "
             "(a new one is a file like neighbor_grpo/models/flux.py)"
         )
+    dropped = {name: None for name, kind in index.items() if kind == [None, None]}  # saved without, e.g. SD3's T5
     try:
-        pipe = DiffusionPipeline.from_pretrained(path, dtype=dtype, use_safetensors=True)
+        pipe = DiffusionPipeline.from_pretrained(path, dtype=dtype, use_safetensors=True, **dropped)
     except (OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
         raise UserError(f"the pipeline at {str(path_or_id)!r} does not load: {reason}") from error

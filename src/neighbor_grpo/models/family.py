@@ -3,10 +3,13 @@
 import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from copy import deepcopy
 from typing import ClassVar
 
+import numpy as np
 import torch
 from diffusers import DiffusionPipeline
+from diffusers.pipelines.flux.pipeline_flux import calculate_shift
 from torch import Tensor
 
 from neighbor_grpo.errors import UserError
@@ -25,6 +28,7 @@ class Family(ABC):
     Cond: ClassVar[type[Cond]]
     encoders: ClassVar[tuple[str, ...]]  # the pipeline's text encoders, by attribute
     patch: ClassVar[int] = 2  # positions of the VAE's grid along a side of a token
+    empty: ClassVar[str] = ""  # the prompt that classifier-free guidance leads away from
 
     def __init__(
         self, pipe: DiffusionPipeline, device: torch.device, dtype: torch.dtype, height: int | None, width: int | None,
@@ -64,15 +68,25 @@ class Family(ABC):
     def noise(self, n: int, generator: torch.Generator) -> Tensor: ...
 
     @abstractmethod
-    def times(self, num_steps: int) -> list[float]: ...
-
-    @abstractmethod
     def forward(self, x: Tensor, t: Tensor, cond: Cond) -> Tensor:
         """One pass of the transformer: v of rows x [R, *latent] in `dtype`, t [R] fp32, conditioning in `dtype`."""
 
     @abstractmethod
     def to_image(self, x: Tensor) -> Tensor:
         """The VAE's picture of x, in [-1, 1]."""
+
+    def mu(self, num_steps: int) -> float:
+        """The grid's shift, for a scheduler that shifts by the picture's size: a line through two sizes."""
+        config = self.pipe.scheduler.config
+        return calculate_shift(
+            self.grid[0] * self.grid[1], config.get("base_image_seq_len", 256), config.get("max_image_seq_len", 4096),
+            config.get("base_shift", 0.5), config.get("max_shift", 1.15),
+        )
+
+    def times(self, num_steps: int) -> list[float]:
+        scheduler = deepcopy(self.pipe.scheduler)
+        scheduler.set_timesteps(sigmas=np.linspace(1.0, 1 / num_steps, num_steps), mu=self.mu(num_steps))
+        return scheduler.sigmas.tolist()
 
     def guide(self, v: Tensor, empty: Tensor) -> Tensor:
         """Classifier-free guidance."""
@@ -106,7 +120,7 @@ class Family(ABC):
         if self.cfg == 1:
             return v
         if self._empty is None:
-            self._empty = self.encode([""])
+            self._empty = self.encode([self.empty])
         return self.guide(v, self._forward(x, t, self.Cond(*(c.expand(len(x), *c.shape[1:]) for c in self._empty))))
 
     @torch.no_grad()

@@ -1,0 +1,55 @@
+"""Z-Image and Z-Image-Turbo through diffusers' ZImagePipeline.
+
+A latent is [C, H, W] on the VAE's grid.  The transformer takes lists, a picture and a prompt of any length for each row,
+and looks from data to noise: its time is 1 - t and its output -v.
+
+The pipeline's guidance_scale is what is added to the plain velocity, v + scale·(v - v_empty): cfg is guidance_scale + 1.
+"""
+
+import inspect
+from typing import NamedTuple
+
+import torch
+from diffusers import ZImagePipeline
+from torch import Tensor
+from torch.nn.functional import pad
+
+from neighbor_grpo.models.family import Family
+
+_DEFAULTS = inspect.signature(ZImagePipeline.__call__).parameters
+
+
+class ZImageCond(NamedTuple):
+    text: Tensor  # [n, L, d]  zeros after the prompt's last token
+    length: Tensor  # [n]  tokens of the prompt
+
+
+class ZImage(Family):
+    Cond = ZImageCond
+    encoders = ("text_encoder",)
+
+    def sequence_length(self) -> int:
+        return min(_DEFAULTS["max_sequence_length"].default, self.pipe.tokenizer.model_max_length)
+
+    def side(self) -> int:
+        return self.vae.config.sample_size
+
+    def embed(self, prompts: list[str]) -> ZImageCond:
+        text, _ = self.pipe.encode_prompt(
+            prompts, device=self.device, do_classifier_free_guidance=False, max_sequence_length=self.max_sequence_length
+        )
+        padded = [pad(tokens, (0, 0, 0, self.max_sequence_length - len(tokens))) for tokens in text]
+        return ZImageCond(torch.stack(padded), torch.tensor([len(tokens) for tokens in text]))
+
+    def noise(self, n: int, generator: torch.Generator) -> Tensor:
+        rows, columns = (self.patch * tokens for tokens in self.grid)
+        return torch.randn(n, self.config.in_channels, rows, columns, generator=generator).to(self.device)
+
+    def forward(self, x: Tensor, t: Tensor, cond: ZImageCond) -> Tensor:
+        pictures = list(x[:, :, None].unbind())  # [C, 1, H, W] each: a film of one picture
+        text = [tokens[:n] for tokens, n in zip(cond.text, cond.length.tolist(), strict=True)]
+        return -torch.stack(self.transformer(pictures, 1 - t, text, return_dict=False)[0])[:, :, 0]
+
+    def to_image(self, x: Tensor) -> Tensor:
+        x = x / self.vae.config.scaling_factor + self.vae.config.shift_factor
+        return self.vae.decode(x.to(self.vae.dtype), return_dict=False)[0]
