@@ -110,6 +110,8 @@ class Trainer:
         if self.fresh and self.main:
             rundir.begin(self.run_dir, self.config, lines)
         self._say("\n".join(lines))
+        if self.config.model.cfg != 1:
+            self._say(f"warning: model.cfg = {self.config.model.cfg:g} doubles every forward; methods are published without it")
         evaluated = broadcast_object_list([bool(rundir.metrics(self.run_dir))])[0]
         with self.stop.listening(), self._resumable():
             if self.fresh:

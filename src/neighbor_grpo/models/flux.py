@@ -4,13 +4,10 @@ A latent is packed: [tokens, channels], a token being 2 x 2 positions of the VAE
 """
 
 import inspect
-from copy import deepcopy
 from typing import NamedTuple
 
-import numpy as np
 import torch
 from diffusers import FluxPipeline
-from diffusers.pipelines.flux.pipeline_flux import calculate_shift
 from torch import Tensor
 
 from neighbor_grpo.models.family import Family
@@ -48,16 +45,6 @@ class Flux(Family):
         channels, rows, columns = self.config.in_channels // 4, 2 * self.grid[0], 2 * self.grid[1]
         x = torch.randn(n, channels, rows, columns, generator=generator)
         return self.pipe._pack_latents(x, n, channels, rows, columns).to(self.device)
-
-    def times(self, num_steps: int) -> list[float]:
-        scheduler = deepcopy(self.pipe.scheduler)
-        mu = calculate_shift(
-            self.grid[0] * self.grid[1],
-            scheduler.config.get("base_image_seq_len", 256), scheduler.config.get("max_image_seq_len", 4096),
-            scheduler.config.get("base_shift", 0.5), scheduler.config.get("max_shift", 1.15),
-        )
-        scheduler.set_timesteps(sigmas=np.linspace(1.0, 1 / num_steps, num_steps), mu=mu)
-        return scheduler.sigmas.tolist()
 
     def forward(self, x: Tensor, t: Tensor, cond: FluxCond) -> Tensor:
         guidance = torch.full_like(t, self.guidance_scale) if self.config.guidance_embeds else None
