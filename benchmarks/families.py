@@ -1,0 +1,31 @@
+"""Strict correctness by kind of prompt, of an evaluation of the bundled world.
+
+    neighbor-grpo evaluate --run RUN --measure scenes_strict --seeds 8 --out DIR
+    python benchmarks/families.py DIR [DIR ...]
+"""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+
+from neighbor_grpo.data import read_prompts
+from neighbor_grpo.evaluate.ledger import Ledger, short
+from neighbor_grpo.rewards import REWARDS
+from neighbor_grpo.rewards.panel import identity
+from neighbor_grpo.scenes.world import FAMILIES, parse
+
+
+def main() -> None:
+    families = np.array([parse(prompt.text).family for prompt in read_prompts("scenes", held_out=True)])
+    print("| evaluation | all | " + " | ".join(FAMILIES) + " |")
+    print("|---" * (2 + len(FAMILIES)) + "|")
+    for directory in map(Path, sys.argv[1:]):
+        scorer = short(identity(REWARDS["scenes_strict"]))
+        values = Ledger(directory).table("scenes_strict", scorer, len(families))[0].mean(1)
+        cells = [f"{values.mean():.3f}", *(f"{values[families == family].mean():.3f}" for family in FAMILIES)]
+        print(f"| {directory.name} | " + " | ".join(cells) + " |")
+
+
+if __name__ == "__main__":
+    main()
