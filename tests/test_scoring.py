@@ -69,7 +69,7 @@ def test_failed_pictures_are_counted_told_and_left_out(tiny_flux, tmp_path):
 
 
 def test_two_processes_count_and_stop_alike(tiny_flux, tmp_path):
-    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--master-port=29619"]
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     done = {}
     for most in (0.9, 0.0):
         (tmp_path / str(most)).mkdir()

@@ -21,6 +21,15 @@ def main(argv: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("neighbor-grpo: stopped", file=sys.stderr)
         return 130
+    finally:
+        _part()
+
+
+def _part() -> None:
+    """Ranks that leave without a word may abort while they are taken down."""
+    distributed = sys.modules.get("torch.distributed")
+    if distributed and distributed.is_initialized():
+        distributed.destroy_process_group()
 
 
 def _quiet() -> None:
