@@ -262,3 +262,21 @@ def test_values_that_do_not_fit_are_refused(name, wrong, message):
     with pytest.raises(ValidationError) as caught:
         METHODS[name](**wrong)
     assert message in str(caught.value)
+
+
+@pytest.mark.parametrize("fusion", ["mean", "softmax"])
+def test_a_branch_is_worth_its_scored_leaves(fusion):
+    """Leaves without a score count neither for nor against their parent; a parent without any scored leaf has no credit."""
+    method = METHODS["branch_grpo"](group_size=8, num_steps=5, splits=(0, 1, 2), fusion=fusion)
+    tree, nan = rollout(method, torch.zeros(LATENT), prompts=1), float("nan")
+    level = [len(step.parent) for step in tree.steps]
+    assert level[:3] == [2, 4, 8]
+
+    def of_the_second_split(rewards):
+        return method.credit(tree, torch.tensor([rewards]), torch.tensor([rewards])).split(level, dim=1)[1][0]
+
+    same = of_the_second_split([1.0, 1.0, 5.0, 5.0, 2.0, 2.0, 8.0, 8.0])  # siblings alike: every fusion is their value
+    torch.testing.assert_close(same, z_score(torch.tensor([[1.0, 5.0, 2.0, 8.0]]))[0])
+    torch.testing.assert_close(of_the_second_split([1.0, nan, 5.0, 5.0, nan, 2.0, 8.0, nan]), same)
+    lost = of_the_second_split([1.0, nan, 5.0, 5.0, nan, nan, 8.0, nan])
+    torch.testing.assert_close(lost, z_score(torch.tensor([[1.0, 5.0, nan, 8.0]]))[0])
