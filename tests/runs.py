@@ -29,6 +29,10 @@ def sometimes(images, prompts, metadata):
 def darkness(images, prompts, metadata):
     return 1 - images.mean((1, 2, 3))
 
+def worth(images, prompts, metadata):
+    # of the picture and of its prompt
+    return images.mean((1, 2, 3)) + torch.tensor([len(p) / 100 for p in prompts])
+
 def slow(images, prompts, metadata):
     time.sleep(0.2)
     return images.mean((1, 2, 3))

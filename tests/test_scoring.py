@@ -24,7 +24,7 @@ def test_scoring_beside_the_rollout_is_the_same_run(tiny_flux, tmp_path, name):
         (tmp_path / where).mkdir()
         here = (f"reward.overlap={where}", f"run_dir={tmp_path / where / 'run'}")
         more = (SMALL[name], "iterations=2", "batch.rollout=4", *here)
-        config = load_config(None, [*settings(tiny_flux, tmp_path), *more])
+        config = load_config(None, [*settings(tiny_flux, tmp_path, function="worth"), *more])
         runs.append(Trainer(config).run())
     assert without_times(metrics(runs[0])) == without_times(metrics(runs[1]))
     assert same(weights(runs[0], 2), weights(runs[1], 2))
@@ -45,7 +45,7 @@ def test_groups_rolled_out_in_portions_are_those_rolled_out_at_once(tiny_flux, t
         (tmp_path / str(rows)).mkdir()
         here = (f"batch.rollout={rows}", f"run_dir={tmp_path / str(rows) / 'run'}")
         more = (SMALL[name], "iterations=1", "optimizer.lr=1e-5", *here)
-        runs.append(metrics(Trainer(load_config(None, [*settings(tiny_flux, tmp_path), *more])).run())[1])
+        runs.append(metrics(Trainer(load_config(None, [*settings(tiny_flux, tmp_path, function="worth"), *more])).run())[1])
     counts = ("nfe_old", "nfe_nominal", "nfe_theta")
     assert [runs[0][key] for key in counts] == [runs[1][key] for key in counts]
     reward = next(key for key in runs[0] if key.startswith("reward/"))
