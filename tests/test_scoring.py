@@ -1,14 +1,11 @@
 """Rewards inside a run: beside the rollout, failing now and then, watched, and left behind."""
 
 import json
-import os
-import subprocess
-import sys
 from math import isfinite
 
 import pytest
 import torch
-from runs import metrics, settings
+from runs import metrics, settings, torchrun
 from test_trainer import SMALL, same, train, weights, without_times
 
 from neighbor_grpo.config import load_config
@@ -69,15 +66,12 @@ def test_failed_pictures_are_counted_told_and_left_out(tiny_flux, tmp_path):
 
 
 def test_two_processes_count_and_stop_alike(tiny_flux, tmp_path):
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     done = {}
     for most in (0.9, 0.0):
-        (tmp_path / str(most)).mkdir()
-        arguments = settings(tiny_flux, tmp_path / str(most), f"reward.max_failed={most}", "iterations=4", function="sometimes")
-        done[most] = subprocess.run(
-            [*launch, "-m", "neighbor_grpo.cli", "train", *arguments],
-            capture_output=True, text=True, timeout=300, env=os.environ | {"OMP_NUM_THREADS": "1"},
-        )
+        here = tmp_path / str(most)
+        here.mkdir()
+        arguments = settings(tiny_flux, here, f"reward.max_failed={most}", "iterations=4", function="sometimes")
+        done[most] = torchrun("-m", "neighbor_grpo.cli", "train", *arguments, writes=here / "run")
     assert done[0.9].returncode == 0, done[0.9].stderr[-2000:]
     assert done[0.0].returncode != 0 and "RuntimeError: no view" in done[0.0].stderr
     one = train(tiny_flux, tmp_path, "reward.max_failed=0.9", "iterations=4", function="sometimes")

@@ -1,4 +1,3 @@
-import os
 import re
 import signal
 import subprocess
@@ -8,7 +7,7 @@ import time
 import pytest
 import torch
 from diffusers import FluxPipeline
-from runs import metrics, settings
+from runs import metrics, settings, torchrun
 from safetensors.torch import load_file
 
 from neighbor_grpo.config import load_config
@@ -243,11 +242,8 @@ def test_two_processes_make_the_run_of_one(tiny_flux, tmp_path, name):
     (tmp_path / "a").mkdir(), (tmp_path / "b").mkdir()
     more = ("iterations=2", "optimizer.lr=1e-3", SMALL[name])  # Adam blows a rounding error up to a share of the rate
     one = train(tiny_flux, tmp_path / "a", *more)
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    done = subprocess.run(
-        [*launch, "-m", "neighbor_grpo.cli", "train", *settings(tiny_flux, tmp_path / "b", *more)],
-        capture_output=True, text=True, timeout=300, env=os.environ | {"OMP_NUM_THREADS": "1"},
-    )
+    arguments = settings(tiny_flux, tmp_path / "b", *more)
+    done = torchrun("-m", "neighbor_grpo.cli", "train", *arguments, writes=tmp_path / "b" / "run")
     assert done.returncode == 0, done.stderr[-6000:]
     two = tmp_path / "b" / "run"
     for name, weight in weights(one, 2).items():
@@ -275,11 +271,9 @@ def drifting(decisions, cond):
 trainer.learner.step = drifting
 trainer.run()
 """)
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    done = subprocess.run(
-        [*launch, tmp_path / "drift.py", *settings(tiny_flux, tmp_path, "iterations=4")], capture_output=True, text=True,
-        timeout=300, env=os.environ | {"OMP_NUM_THREADS": "1"},
-    )
+    arguments = settings(tiny_flux, tmp_path, "iterations=4")
+    done = torchrun(tmp_path / "drift.py", *arguments, writes=tmp_path / "run")
+    assert "drifts: " in done.stdout, done.stderr[-6000:]
     name = re.search(r"drifts: (\S+)", done.stdout)[1]
     assert done.returncode != 0
     assert f"{name} is not the same on rank 0 and rank 1 after 4 optimizer steps" in done.stderr
