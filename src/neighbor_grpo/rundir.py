@@ -1,7 +1,7 @@
 """The files of a run: config.yaml, plan.txt, metrics.jsonl, failures.jsonl; checkpoint and report write what else is in it."""
 
 import json
-from collections.abc import Iterable
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -61,8 +61,10 @@ def record(run: Path, figures: dict) -> None:
         file.write(json.dumps(figures) + "\n")
 
 
-def record_failures(run: Path, iteration: int, name: str, failures: "Iterable[Failure]") -> None:
-    """A line of failures.jsonl for each picture that a reward could not score."""
+def record_failures(run: Path, iteration: int, name: str, failures: "Sequence[Failure]") -> None:
+    """A line of failures.jsonl for each picture that a reward could not score; no file without any."""
+    if not failures:
+        return
     with (run / "failures.jsonl").open("a", encoding="utf-8") as file:
         for failure in failures:
             line = {"iteration": iteration, "reward": name, "prompt": failure.prompt, "reason": failure.reason}
