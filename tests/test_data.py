@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from neighbor_grpo.data import TextCache, generator, read_prompts, scheduled
+from neighbor_grpo.data import Prompt, TextCache, generator, read_prompts, scheduled
 from neighbor_grpo.errors import UserError
 from neighbor_grpo.models import load_model
 
@@ -46,19 +46,23 @@ def test_schedule_visits_every_prompt_once_an_epoch():
     assert [scheduled(10, 4, n, 1) for n in range(5)] != rows
 
 
+def asked(texts):
+    return [Prompt(text) for text in texts]
+
+
 @pytest.fixture
 def counted(tiny_flux):
     """A model that lists what it is asked to encode."""
     model = load_model(tiny_flux)
     model.asked, encode = [], model.encode
-    model.encode = lambda prompts: (model.asked.extend(prompts), encode(prompts))[1]
+    model.encode = lambda prompts, images=(): (model.asked.extend(prompts), encode(prompts, images))[1]
     return model
 
 
 def test_cached_conditioning_is_the_encoders_own_and_gives_the_same_velocity(counted, tmp_path):
     cache = TextCache(counted, tmp_path, 1.0)
     wanted = [PROMPTS[1], PROMPTS[0], PROMPTS[1]]
-    first, second, direct = cache(wanted), cache(wanted), counted.encode(wanted)
+    first, second, direct = cache(asked(wanted)), cache(asked(wanted)), counted.encode(wanted)
     assert counted.asked == [PROMPTS[1], PROMPTS[0], *wanted]
     x = counted.noise(3, generator(0))
     for cond in (first, second):
@@ -67,10 +71,10 @@ def test_cached_conditioning_is_the_encoders_own_and_gives_the_same_velocity(cou
 
 def test_coming_prompts_are_encoded_ahead_once(counted, tmp_path):
     cache = TextCache(counted, tmp_path, 1.0)
-    cache(PROMPTS[:1], coming=PROMPTS)
+    cache(asked(PROMPTS[:1]), coming=asked(PROMPTS))
     assert sorted(counted.asked) == sorted(PROMPTS)
-    cache(PROMPTS)
-    TextCache(counted, tmp_path, 1.0)(PROMPTS)
+    cache(asked(PROMPTS))
+    TextCache(counted, tmp_path, 1.0)(asked(PROMPTS))
     assert len(counted.asked) == len(PROMPTS)
 
 
@@ -80,7 +84,7 @@ def test_the_disk_budget_holds_and_what_was_dropped_is_encoded_again(counted, tm
     cache = TextCache(counted, tmp_path, budget / 2**30)
     for _ in range(2):
         for prompt in PROMPTS:
-            cond, direct = cache([prompt]), counted.encode([prompt])
+            cond, direct = cache(asked([prompt])), counted.encode([prompt])
             assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(cond, direct, strict=True))
             assert sum(f.stat().st_size for f in tmp_path.rglob("*.safetensors")) <= budget
     assert counted.asked.count(PROMPTS[0]) > 3

@@ -42,13 +42,14 @@ class Collector:
         self.model, self.texts, self.prompts, self.panel, self.slots = model, texts, prompts, panel, slots
         self.config, self.accelerator, self.phases = config, accelerator, phases
         self.times = model.times(config.method.num_steps)
+        self.keep_on = torch.device("cpu") if config.batch.keep_on == "cpu" else accelerator.device
 
     def __call__(self, n: int) -> Collected:
         with self.phases("encode"):
             prompts = self._prompts_of(n)
             epoch = range(n + 1, min(n + 2 + len(self.prompts) // len(self.slots), self.config.iterations))
-            coming = (prompt.text for later in epoch for prompt in self._prompts_of(later))
-            cond = move(self.texts([prompt.text for prompt in prompts], coming), self.accelerator.device)
+            coming = (prompt for later in epoch for prompt in self._prompts_of(later))
+            cond = move(self.texts(prompts, coming), self.accelerator.device)
         trees, pending = [], []
         size = max(1, self.config.batch.rollout // self.config.method.group_size)
         for rows in torch.arange(len(prompts)).split(size):  # as many groups as are rolled out at once
@@ -72,7 +73,7 @@ class Collector:
         with self.phases("rollout"), torch.no_grad():
             tree = self.config.method.rollout(
                 batched_velocity(self.model, cond, batch.rollout),
-                lambda k: torch.stack([self.model.noise(k, g) for g in noises]), self.times, n,
+                lambda k: torch.stack([self.model.noise(k, g) for g in noises]).to(self.keep_on), self.times, n,
             )
         with self.phases("decode"):
             return tree, decode(self.model, tree.leaves, batch.decode)

@@ -8,21 +8,17 @@ from types import UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 
+from neighbor_grpo.drawing import Drawing, Positive, Section
 from neighbor_grpo.errors import UserError
 from neighbor_grpo.methods import METHODS
 from neighbor_grpo.methods.neighbor import Neighbor
 
 AnyMethod = Annotated[Union[tuple(METHODS.values())], Field(discriminator="name")]  # noqa: UP007
 DEMO = Path(__file__).parent / "demo.yaml"
-Positive = Annotated[int, Field(ge=1)]
 # the attention projections of diffusers' multimodal transformers
 ATTENTION = ("to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")
-
-
-class Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
 
 
 class Lora(Section):
@@ -31,16 +27,21 @@ class Lora(Section):
     targets: list[str] = Field(list(ATTENTION), description="endings of the names of the layers to adapt")
 
 
-class Model(Section):
+class Model(Drawing):
     path: str = Field("scenes", description="diffusers pipeline directory, hub id, or the bundled 'scenes'")
     lora: Lora | None = Field(Lora(), description="null = full fine-tuning")
     dtype: Literal["auto", "float32", "bfloat16"] = Field("auto", description="auto: bfloat16 on a GPU, float32 on a CPU")
-    height: Positive | None = Field(None, description="pixels; null = the family's own")
-    width: Positive | None = Field(None, description="pixels; null = the family's own")
-    guidance_scale: float = Field(3.5, description="for models with a guidance embedding; no second forward")
-    cfg: float = Field(1.0, ge=1, description="classifier-free guidance, a second forward each; 1 = none")
-    max_sequence_length: Positive | None = Field(None, description="T5 tokens; null = what the pipeline takes")
     gradient_checkpointing: bool = Field(False, description="a third more compute for far less memory")
+    compile: bool = Field(False, description="torch.compile of the transformer's repeated block; the first calls take minutes")
+    fp8_rollout: bool = Field(False, description="rollout products in 8 bits; ratio/noise_floor shows what it costs")
+
+    @model_validator(mode="after")
+    def _check(self) -> "Model":
+        if self.quantize and not self.lora:
+            raise ValueError(f"model.quantize={self.quantize} freezes the weights, so it needs model.lora")
+        if self.quantize and self.fp8_rollout:
+            raise ValueError("model.fp8_rollout is for weights that are not quantized: leave out model.quantize")
+        return self
 
 
 class Prompts(Section):
@@ -86,6 +87,7 @@ def spelled_out(value: Any) -> Any:
 
 
 class Optimizer(Section):
+    name: Literal["adamw", "adamw_8bit"] = Field("adamw", description="adamw_8bit: states in 8 bits, by bitsandbytes")
     lr: float = Field(1e-4, gt=0, description="AdamW's rate")
     weight_decay: float = Field(1e-4, ge=0, description="AdamW's")
     grad_clip: float = Field(1.0, gt=0, description="largest gradient norm")
@@ -119,6 +121,7 @@ class Batch(Section):
     rollout: Positive = Field(96, description="rows of a rollout forward")
     update: Positive = Field(64, description="rows of a forward-backward")
     decode: Positive = Field(16, description="latents decoded at once")
+    keep_on: Literal["device", "cpu"] = Field("device", description="where a rollout's states wait for the update")
 
 
 class Config(Section):

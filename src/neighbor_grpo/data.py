@@ -30,12 +30,17 @@ class Prompt:
     text: str
     metadata: dict = field(default_factory=dict)
 
+    @property
+    def image(self) -> Path | None:
+        """The picture that a video starts from."""
+        return Path(self.metadata["image"]) if "image" in self.metadata else None
+
 
 def read_prompts(path: str, held_out: bool = False) -> list[Prompt]:
     """One prompt a line (.txt), or one JSON object with "prompt" a line (.jsonl; other keys are metadata).
 
-    "scenes" is the bundled model's prompt set, the names in SETS are test sets of the field.  Raises UserError naming file
-    and line.
+    The key "image" is a picture that a video starts from, a file beside the prompt file or an absolute path.  "scenes" is the
+    bundled model's prompt set, the names in SETS are test sets of the field.  Raises UserError naming file and line.
     """
     scenes = SCENES / ("heldout.txt" if held_out else "train.txt")
     file = scenes if path == "scenes" else SETS.get(path, Path(path))
@@ -57,9 +62,27 @@ def read_prompts(path: str, held_out: bool = False) -> list[Prompt]:
             ) from error
         if not isinstance(prompts[-1].text, str) or not prompts[-1].text.strip():
             raise UserError(f'{path} line {number}: "prompt" must be a text that is not empty')
+        if "image" in prompts[-1].metadata:
+            prompts[-1].metadata["image"] = _picture(file, number, prompts[-1].metadata["image"])
     if not prompts:
         raise UserError(f"prompt file {path!r} is empty: write one prompt a line")
     return prompts
+
+
+def _picture(file: Path, number: int, name) -> str:
+    """Where the picture lies that line `number` names."""
+    picture = file.parent / name if isinstance(name, str) else None
+    if picture is None or not picture.is_file():
+        raise UserError(f'{file} line {number}: no picture {name!r}: "image" is a file, by its path from {file.parent}')
+    return str(picture)
+
+
+def encoded(model: FlowModel, prompts: Sequence[Prompt]) -> Cond:
+    """Conditioning by the prompts and the pictures they start from."""
+    images = [prompt.image for prompt in prompts if prompt.image]
+    if images and len(images) < len(prompts):
+        raise UserError(f'{len(prompts) - len(images)} prompts have no "image", the others do: give it to all or to none')
+    return model.encode([prompt.text for prompt in prompts], images)
 
 
 def for_each(prompts: Sequence[Prompt], pictures: int) -> tuple[list[str], list[dict]]:
@@ -98,40 +121,44 @@ class TextCache:
         self.directory.mkdir(parents=True, exist_ok=True)
         self.size = sum(file.stat().st_size for file in self.directory.glob("*.safetensors"))
 
-    def __call__(self, prompts: Sequence[str], coming: Iterable[str] = (), chunk: int = 32) -> Cond:
+    def __call__(self, prompts: Sequence[Prompt], coming: Iterable[Prompt] = (), chunk: int = 32) -> Cond:
         """Conditioning of `prompts`, in their order, on the CPU."""
-        here = {prompt: self._load(prompt) for prompt in dict.fromkeys(prompts)}
-        missing = [prompt for prompt, cond in here.items() if cond is None]
+        keys = [self._key(prompt) for prompt in prompts]
+        here = {key: self._load(key) for key in dict.fromkeys(keys)}
+        missing = {key: prompt for key, prompt in zip(keys, prompts, strict=True) if here[key] is None}
         if missing:
-            encoded = self._encode(missing, chunk)
-            here.update(encoded)
-            size = sum(tensor.nbytes for tensor in encoded[missing[0]])
+            fresh = self._encode(missing, chunk)
+            here.update(fresh)
+            size = sum(tensor.nbytes for tensor in next(iter(fresh.values())))
             room = max(0, int(self.budget / 2 / size) - len(here))
-            ahead = [prompt for prompt in dict.fromkeys(coming) if not self._path(prompt).is_file()][:room]
-            self._encode([prompt for prompt in ahead if prompt not in here], chunk)
-        kind = type(here[prompts[0]])
-        return kind(*(torch.stack(tensors) for tensors in zip(*(here[prompt] for prompt in prompts), strict=True)))
+            ahead = {key: prompt for prompt in coming if not self._path(key := self._key(prompt)).is_file()}
+            self._encode({key: ahead[key] for key in list(ahead)[:room] if key not in here}, chunk)
+        kind = type(here[keys[0]])
+        return kind(*(torch.stack(tensors) for tensors in zip(*(here[key] for key in keys), strict=True)))
 
-    def _path(self, prompt: str) -> Path:
-        return self.directory / f"{hashlib.sha256(prompt.encode()).hexdigest()[:32]}.safetensors"
+    def _key(self, prompt: Prompt) -> str:
+        picture = prompt.image.read_bytes() if prompt.image else b""
+        return hashlib.sha256(prompt.text.encode() + hashlib.sha256(picture).digest() * bool(picture)).hexdigest()[:32]
 
-    def _load(self, prompt: str) -> Cond | None:
-        path = self._path(prompt)
+    def _path(self, key: str) -> Path:
+        return self.directory / f"{key}.safetensors"
+
+    def _load(self, key: str) -> Cond | None:
+        path = self._path(key)
         try:
             os.utime(path)
             return self.model.Cond(**load_file(path))
         except FileNotFoundError:  # never there, or dropped by another run just now
             return None
 
-    def _encode(self, prompts: Sequence[str], chunk: int) -> dict[str, Cond]:
-        encoded = {}
-        for start in range(0, len(prompts), chunk):
-            part = prompts[start : start + chunk]
-            conds = self.model.encode(part)
-            for n, prompt in enumerate(part):
-                encoded[prompt] = type(conds)(*(tensor[n].contiguous() for tensor in conds))
-                self._store(self._path(prompt), encoded[prompt])
-        return encoded
+    def _encode(self, prompts: dict[str, Prompt], chunk: int) -> dict[str, Cond]:
+        done, keys = {}, list(prompts)
+        for part in (keys[start : start + chunk] for start in range(0, len(keys), chunk)):
+            conds = encoded(self.model, [prompts[key] for key in part])
+            for n, key in enumerate(part):
+                done[key] = type(conds)(*(tensor[n].contiguous() for tensor in conds))
+                self._store(self._path(key), done[key])
+        return done
 
     def _store(self, path: Path, cond: Cond) -> None:
         """Whole or not at all: written aside, then moved into place."""

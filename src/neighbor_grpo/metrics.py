@@ -4,15 +4,20 @@ Each is a function (images [P, S, 3, H, W] in [0, 1], prompts [P]) of S pictures
 each prompt [P], or one for the whole set [].  They say something beside the base model's own values, not by themselves.
 """
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from neighbor_grpo.errors import UserError
+from neighbor_grpo.pixels import key_frames
 from neighbor_grpo.rewards.jpeg import jpeg_bytes
 from neighbor_grpo.scenes.render import render
 from neighbor_grpo.scenes.world import parse, sample_scene
+
+Metric = Callable[[Tensor, list[str]], Tensor]
 
 
 def diversity(images: Tensor, prompts: list[str]) -> Tensor:
@@ -102,6 +107,29 @@ def scenes_distance(images: Tensor, prompts: list[str]) -> Tensor:
 
 scenes_distance.whole_set = True  # one number for all prompts together
 
+def motion(videos: Tensor, prompts: list[str]) -> Tensor:
+    """Mean absolute difference between one frame and the next: a video that a reward of pictures has frozen.  [P]
+
+    videos [P, S, F, 3, H, W], the frames those of `pixels.key_frames`.
+    """
+    return videos.float().diff(dim=2).abs().mean((1, 2, 3, 4, 5))
+
+
+motion.of_videos = True
+
 METRICS = {
-    metric.__name__: metric for metric in (diversity, jpeg_size, scenes_distance, grid_artefacts, saturation, sharpness)
+    metric.__name__: metric
+    for metric in (diversity, jpeg_size, scenes_distance, grid_artefacts, saturation, sharpness, motion)
 }
+
+
+def measure(metric: Metric, images: Tensor, prompts: list[str]) -> Tensor:
+    """A metric of pictures [P, S, 3, H, W], or of videos [P, S, T, 3, H, W]: its mean over frames, or of them if it is one."""
+    if images.ndim == 5:
+        if getattr(metric, "of_videos", False):
+            raise UserError(f"{metric.__name__} is a measure of videos, and these are pictures: leave it out")
+        return metric(images, prompts)
+    frames = key_frames(images)
+    if getattr(metric, "of_videos", False):
+        return metric(frames, prompts)
+    return torch.stack([metric(frame, prompts) for frame in frames.unbind(2)]).mean(0)

@@ -8,22 +8,24 @@ import numpy as np
 import torch
 from jinja2 import Environment, select_autoescape
 from matplotlib.figure import Figure
-from PIL import Image
 from torch import Tensor
 
 from neighbor_grpo import rundir
-from neighbor_grpo.sampling import gallery, to_pil
+from neighbor_grpo.pixels import gallery, read_file, save_png
 
 _PAGE = Path(__file__).parent / "page.html"
 
 
 def save_samples(directory: Path, iteration: int, images: Tensor, prompts: list[str]) -> None:
-    """directory/<iteration>/<prompt>-<seed>.png, and before_after.png of the first and this one.  [P, S, 3, H, W]"""
+    """directory/<iteration>/<prompt>-<seed>.png, and before_after.png of the first and this one.
+
+    Pictures [P, S, 3, H, W], or frames of videos [P, S, T, 3, H, W].
+    """
     folder = directory / f"{iteration:06d}"
     folder.mkdir(parents=True, exist_ok=True)
     for p, row in enumerate(images):
         for s, image in enumerate(row):
-            to_pil(image).save(folder / f"{p:02d}-{s}.png")
+            save_png(image, folder / f"{p:02d}-{s}.png")
     shown = prompts[: len(images)]
     (directory / "prompts.txt").write_text("\n".join(shown) + "\n", encoding="utf-8")
     columns = {"before": read_samples(directory / "000000")}
@@ -33,11 +35,10 @@ def save_samples(directory: Path, iteration: int, images: Tensor, prompts: list[
 
 
 def read_samples(folder: Path) -> Tensor:
-    """What save_samples wrote.  [P, S, 3, H, W]"""
+    """What save_samples wrote."""
     files = [tuple(map(int, file.stem.split("-"))) for file in folder.glob("*.png")]
     prompts, seeds = (1 + max(column) for column in zip(*files, strict=True))
-    rows = [[np.asarray(Image.open(folder / f"{p:02d}-{s}.png")) for s in range(seeds)] for p in range(prompts)]
-    return torch.from_numpy(np.array(rows)).permute(0, 1, 4, 2, 3) / 255
+    return torch.stack([torch.stack([read_file(folder / f"{p:02d}-{s}.png") for s in range(seeds)]) for p in range(prompts)])
 
 
 def data_url(file: Path) -> str:

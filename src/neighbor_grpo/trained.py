@@ -3,44 +3,45 @@
 from importlib.metadata import version
 from pathlib import Path
 
+from neighbor_grpo.drawing import Drawing
 from neighbor_grpo.errors import UserError
 from neighbor_grpo.models import FlowModel, load_model, pick_device, pick_dtype
+from neighbor_grpo.models.lora import load_all, load_lora
 from neighbor_grpo.rundir import config_of, resume_command
 
 
 def load_trained(
-    path: str | None, run: Path | None, device: str,
-    height: int | None = None, width: int | None = None, guidance_scale: float = 3.5,
-    best: bool = False, lora: str | None = None, cfg: float | None = None,
+    path: str | None, run: Path | None, device: str, best: bool = False, lora: str | None = None, **drawing
 ) -> tuple[FlowModel, dict]:
-    """A model, with what a run taught it (at its end, or where it was best) or a LoRA; and what it is, in words."""
+    """A model, with what a run taught it (at its end, or where it was best) or a LoRA; and what it is, in words.
+
+    drawing: keys of drawing.Drawing; those that are None are the run's, or the defaults.
+    """
     where = pick_device(device)
     if best and not run:
         raise UserError("--best is a run's: give --run too")
     if lora and run:
         raise UserError("--lora and --run are two ways to say what was learned: give one")
-    config, length = config_of(run) if run else None, None
-    if config:
-        path, height, width = path or config.model.path, height or config.model.height, width or config.model.width
-        guidance_scale, length = config.model.guidance_scale, config.model.max_sequence_length
-        cfg = config.model.cfg if cfg is None else cfg
-    model = load_model(
-        path or "scenes", where, pick_dtype("auto", where), height, width, guidance_scale, length, 1.0 if cfg is None else cfg
-    )
+    config = config_of(run) if run else None
+    path = path or (config.model.path if config else "scenes")
+    known = config.model.model_dump(include=set(Drawing.model_fields)) if config else {}
+    drawing = known | {key: value for key, value in drawing.items() if value is not None}
+    model = load_model(path, where, pick_dtype("auto", where), **drawing)
     if config:
         export = learned_in(run, best)
         if config.model.lora:
-            model.pipe.load_lora_weights(export)
+            load_lora(model.pipe, model.transformer, export)
         else:
-            model.transformer.load_state_dict(type(model.transformer).from_pretrained(export).state_dict())
+            load_all(model.transformer, export)
     if lora:
         try:
-            model.pipe.load_lora_weights(lora, use_safetensors=True)
+            load_lora(model.pipe, model.transformer, lora)
         except (OSError, ValueError, KeyError, RuntimeError) as error:
             raise UserError(f"no LoRA for this model at {lora!r}: {str(error).strip().splitlines()[0]}") from error
     return model, {
-        "model": path or "scenes", "run": str(run) if run else None, "best": best, "lora": lora,
-        "guidance_scale": guidance_scale, "cfg": model.cfg, "height": model.height, "width": model.width,
+        "model": path, "run": str(run) if run else None, "best": best, "lora": lora,
+        "guidance_scale": model.guidance_scale, "cfg": model.cfg, "height": model.height, "width": model.width,
+        **({"num_frames": model.frames} if model.frames else {}),
         "dtype": str(model.dtype), "device": str(where), "version": version("neighbor-grpo"),
     }
 

@@ -81,7 +81,7 @@ class Decisions:
     v_old: Tensor  # [R, *latent]  velocity whose step is the old policy's
     y: Tensor  # [R, C, *latent]  choices
     adv: Tensor  # [R, C]
-    prompt: Tensor  # [R]  which group's conditioning
+    prompt: Tensor  # [R]  which group's conditioning; on the CPU, where it is looked up
 
     def __len__(self) -> int:
         return len(self.t)
@@ -94,12 +94,12 @@ class Decisions:
 
 def rows(picked: Sequence[tuple[float, float, float, Tensor, Tensor, Tensor, Tensor, int]]) -> Decisions:
     """Decisions from rows, each a tuple in the order of the fields of Decisions."""
-    columns = list(zip(*picked, strict=True))
+    *columns, prompt = zip(*picked, strict=True)
     device = columns[3][0].device
     return Decisions(*(
         torch.stack(column).to(device) if isinstance(column[0], Tensor) else torch.tensor(column, device=device)
         for column in columns
-    ))
+    ), torch.tensor(prompt))
 
 
 def grow(tree: Tree, velocity: Velocity, times: Sequence[float], solver: str) -> Tree:

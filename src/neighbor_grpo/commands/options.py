@@ -37,7 +37,8 @@ def model_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", default="auto", help="auto, cuda, mps or cpu")
     parser.add_argument("--height", type=int)
     parser.add_argument("--width", type=int)
-    parser.add_argument("--guidance-scale", type=float, default=3.5, help="of a guidance embedding (default %(default)s)")
+    parser.add_argument("--num-frames", type=int, help="of a video")
+    parser.add_argument("--guidance-scale", type=float, help="of a guidance embedding (default: the run's, or 3.5)")
     parser.add_argument("--cfg", type=float, help="classifier-free guidance, 1 = none (default: the run's, or 1)")
 
 
@@ -46,8 +47,8 @@ def loaded(arguments: argparse.Namespace):
     from neighbor_grpo.trained import load_trained
 
     return load_trained(
-        arguments.model, arguments.run, arguments.device, arguments.height, arguments.width, arguments.guidance_scale,
-        arguments.best, arguments.lora, arguments.cfg,
+        arguments.model, arguments.run, arguments.device, arguments.best, arguments.lora, height=arguments.height,
+        width=arguments.width, num_frames=arguments.num_frames, guidance_scale=arguments.guidance_scale, cfg=arguments.cfg,
     )
 
 

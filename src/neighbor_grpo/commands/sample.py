@@ -8,9 +8,10 @@ from neighbor_grpo.errors import UserError
 
 
 def add(commands) -> None:
-    sample = commands.add_parser("sample", help="draw pictures")
+    sample = commands.add_parser("sample", help="draw pictures or videos")
     model_options(sample)
     sample.add_argument("--prompt", action="append", metavar="TEXT", help="a prompt; may be repeated")
+    sample.add_argument("--image", type=Path, metavar="FILE", help="the picture that a video of --prompt starts from")
     sample.add_argument("--seed", type=int, action="append", help="a seed; may be repeated (default 0)")
     sample.add_argument("--out", type=Path, default=Path("samples"), help="directory of the pictures (default %(default)s)")
     sample.set_defaults(command=run)
@@ -19,12 +20,16 @@ def add(commands) -> None:
 def run(arguments: argparse.Namespace) -> None:
     import torch
 
-    from neighbor_grpo.data import read_prompts
-    from neighbor_grpo.sampling import sample, to_pil
+    from neighbor_grpo.data import Prompt, encoded, read_prompts
+    from neighbor_grpo.pixels import save_png
+    from neighbor_grpo.sampling import sample
 
-    prompts = arguments.prompt or []
+    start = {"image": str(arguments.image)} if arguments.image else {}
+    prompts = [Prompt(text, start) for text in arguments.prompt or []]
     if arguments.prompts:
-        prompts += [prompt.text for prompt in read_prompts(arguments.prompts, held_out=True)]
+        prompts += read_prompts(arguments.prompts, held_out=True)
+    if arguments.image and not arguments.image.is_file():
+        raise UserError(f"--image {arguments.image}: there is no such file")
     if not prompts:
         raise UserError("nothing to draw: give --prompt TEXT or --prompts FILE")
     model, _ = loaded(arguments)
@@ -32,8 +37,8 @@ def run(arguments: argparse.Namespace) -> None:
     seeds = arguments.seed or [0]
     noise = torch.stack([model.noise(1, torch.Generator().manual_seed(seed))[0] for seed in seeds])
     for n, prompt in enumerate(prompts):
-        images = sample(model, model.encode([prompt]), noise[None], arguments.steps, arguments.solver)
+        images = sample(model, encoded(model, [prompt]), noise[None], arguments.steps, arguments.solver)
         for seed, image in zip(seeds, images[0], strict=True):
             file = arguments.out / f"{n:04d}-seed{seed}.png"
-            to_pil(image).save(file)
-            print(file, prompt)
+            save_png(image, file)
+            print(file, prompt.text)

@@ -37,7 +37,7 @@ def run_render(arguments: argparse.Namespace) -> None:
     import numpy as np
     import torch
 
-    from neighbor_grpo.sampling import to_pil
+    from neighbor_grpo.pixels import save_png
     from neighbor_grpo.scenes.render import render
     from neighbor_grpo.scenes.world import parse, sample_scene
 
@@ -46,5 +46,5 @@ def run_render(arguments: argparse.Namespace) -> None:
     rng = np.random.default_rng(arguments.seed)
     for n, spec in enumerate(specs):
         file = arguments.out / f"{n:04d}.png"
-        to_pil(torch.from_numpy(render(sample_scene(spec, rng), rng))).save(file)
+        save_png(torch.from_numpy(render(sample_scene(spec, rng), rng)), file)
         print(file, spec.prompt)

@@ -16,9 +16,9 @@ from accelerate import PartialState
 from neighbor_grpo.data import Prompt, for_each
 from neighbor_grpo.errors import UserError
 from neighbor_grpo.evaluate.ledger import Ledger, short
-from neighbor_grpo.evaluate.measures import Metric
 from neighbor_grpo.evaluate.pictures import Pictures
 from neighbor_grpo.evaluate.statistics import interval, paired, prompt_means
+from neighbor_grpo.metrics import Metric, measure
 from neighbor_grpo.rewards.panel import identity
 from neighbor_grpo.rewards.score import Reward, score
 
@@ -63,7 +63,8 @@ def judge(
                 continue
             here = images[[numbers.index(p) for p in missing]]
             if name in single:
-                for p, value in zip(missing, single[name](here, [prompts[p].text for p in missing]).tolist(), strict=True):
+                values = measure(single[name], here, [prompts[p].text for p in missing])
+                for p, value in zip(missing, values.tolist(), strict=True):
                     ledger.write(name, "", p, [value], {})
                 continue
             texts, metadata = for_each([prompts[p] for p in missing], pictures.seeds)
@@ -80,7 +81,7 @@ def judge(
         for name, metric in metrics.items():
             if name not in single and not ledger.done(name, "", 0):
                 images = torch.cat([pictures([p]) for p in range(len(prompts))])
-                value = metric(images, [prompt.text for prompt in prompts]).item()
+                value = measure(metric, images, [prompt.text for prompt in prompts]).item()
                 for p in range(len(prompts)):  # one number for the set, written beside every prompt
                     ledger.write(name, "", p, [value], {})
     state.wait_for_everyone()

@@ -9,11 +9,13 @@ from torch import Tensor
 
 from neighbor_grpo.config import Config
 from neighbor_grpo.data import Prompt, TextCache
-from neighbor_grpo.evaluate.measures import Metric, summary
+from neighbor_grpo.evaluate.measures import summary
+from neighbor_grpo.metrics import Metric, measure
 from neighbor_grpo.models import FlowModel
+from neighbor_grpo.pixels import key_frames, to_bytes
 from neighbor_grpo.rewards.panel import Panel, joined
-from neighbor_grpo.rewards.score import Failure, Reward
-from neighbor_grpo.sampling import as_saved, fixed_noise, sample
+from neighbor_grpo.rewards.score import Failure, Reward, Scores
+from neighbor_grpo.sampling import fixed_noise, sample
 
 
 class HeldOut:
@@ -27,19 +29,15 @@ class HeldOut:
     def __call__(self) -> tuple[dict[str, float], Tensor, dict[str, tuple[Failure, ...]]]:
         """Figures "eval/...", pictures [P, S, 3, H, W] as they are saved, and what could not be scored; the same on all ranks.
 
-        Every rank draws as many prompts, the last one more than once where they do not divide: all run the same forwards.
+        Of videos the pictures are their key frames [P, S, F, 3, H, W].  Every rank draws as many prompts, the last one more
+        than once where they do not divide: all run the same forwards.
         """
-        e, batch, total = self.config.evaluate, self.config.batch, len(self.prompts)
+        e, total = self.config.evaluate, len(self.prompts)
         share = -(-total // self.accelerator.num_processes)
         first = self.accelerator.process_index * share
         numbers = [min(n, total - 1) for n in range(first, first + share)]
-        prompts = [self.prompts[n] for n in numbers]
-        images = as_saved(sample(
-            self.model, self.texts([prompt.text for prompt in prompts]), fixed_noise(self.model, numbers, e.seeds),
-            e.num_steps or self.config.method.num_steps, e.solver, batch.rollout, batch.decode,
-        ))
-        here = (self.panel(images, prompts), (images * 255).round().byte())
-        parts = [here] if self.accelerator.num_processes == 1 else gather_object([here])
+        size = max(1, self.config.batch.rollout // e.seeds)
+        parts = gather_object([self._drawn(numbers[n : n + size]) for n in range(0, share, size)])
         scores = joined([part[0] for part in parts])
         images = torch.cat([part[1] for part in parts])[:total] / 255
         figures: dict[str, float] = {}
@@ -47,5 +45,14 @@ class HeldOut:
             figures |= summary(name, one.values[: total * e.seeds], self.config.reward.max_failed)
         if self.accelerator.is_main_process:
             texts = [prompt.text for prompt in self.prompts]
-            figures |= {f"eval/{name}": metric(images, texts).mean().item() for name, metric in self.metrics.items()}
+            figures |= {f"eval/{name}": measure(metric, images, texts).mean().item() for name, metric in self.metrics.items()}
         return broadcast_object_list([figures])[0], images, {name: one.failures for name, one in scores.items()}
+
+    def _drawn(self, numbers: Sequence[int]) -> tuple[dict[str, Scores], Tensor]:
+        """Scores of some prompts' pictures, and the pictures as bytes."""
+        e, batch, prompts = self.config.evaluate, self.config.batch, [self.prompts[n] for n in numbers]
+        images = to_bytes(sample(
+            self.model, self.texts(prompts), fixed_noise(self.model, numbers, e.seeds),
+            e.num_steps or self.config.method.num_steps, e.solver, batch.rollout, batch.decode,
+        ))
+        return self.panel(images / 255, prompts), key_frames(images) if images.ndim == 6 else images

@@ -1,17 +1,15 @@
 """Rewards and metrics by name, and what they say of a set of pictures."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from torch import Tensor
 
 from neighbor_grpo.errors import UserError
-from neighbor_grpo.metrics import METRICS
+from neighbor_grpo.metrics import METRICS, Metric
 from neighbor_grpo.rewards import REWARDS, load_reward
 from neighbor_grpo.rewards.score import Reward
-
-Metric = Callable[[Tensor, list[str]], Tensor]
 
 
 def load_measures(

@@ -6,15 +6,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
-from neighbor_grpo.data import Prompt
+from neighbor_grpo.data import Prompt, encoded
 from neighbor_grpo.errors import UserError
 from neighbor_grpo.models import FlowModel
-from neighbor_grpo.sampling import fixed_noise, sample, to_pil
+from neighbor_grpo.pixels import read_file, save_png
+from neighbor_grpo.sampling import fixed_noise, sample
 
 KINDS = (".png", ".jpg", ".jpeg", ".webp")
 
@@ -26,16 +25,7 @@ class Pictures(Protocol):
         """Where a picture lies."""
 
     def __call__(self, numbers: Sequence[int]) -> Tensor:
-        """Of prompts by number: [p, S, 3, H, W] in [0, 1], as the files hold them."""
-
-
-def read(file: Path) -> Tensor:
-    """[3, H, W] in [0, 1]"""
-    try:
-        with Image.open(file) as image:
-            return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1) / 255
-    except (UnidentifiedImageError, OSError) as error:
-        raise UserError(f"{file} is no picture that can be read: {error}") from error
+        """Of prompts by number: [p, S, 3, H, W] in [0, 1], as the files hold them; videos [p, S, T, 3, H, W]."""
 
 
 @dataclass(frozen=True)
@@ -55,15 +45,14 @@ class Drawn:
     def __call__(self, numbers: Sequence[int]) -> Tensor:
         missing = [p for p in numbers if not all(self.file(p, s).is_file() for s in range(self.seeds))]
         if missing:
-            with torch.no_grad():
-                cond = self.model.encode([self.prompts[p].text for p in missing])
+            cond = encoded(self.model, [self.prompts[p] for p in missing])
             noise = fixed_noise(self.model, missing, self.seeds)
             for p, row in zip(missing, sample(self.model, cond, noise, self.num_steps, self.solver), strict=True):
                 for s, image in enumerate(row):
                     aside = self.file(p, s).with_suffix(f".{os.getpid()}")  # a file that is there is whole
-                    to_pil(image).save(aside, "PNG")
+                    save_png(image, aside)
                     aside.rename(self.file(p, s))
-        return torch.stack([torch.stack([read(self.file(p, s)) for s in range(self.seeds)]) for p in numbers])
+        return torch.stack([torch.stack([read_file(self.file(p, s)) for s in range(self.seeds)]) for p in numbers])
 
 
 @dataclass(frozen=True)
@@ -91,13 +80,18 @@ class Folder:
         return self.files[prompt * self.seeds + seed]
 
     def __call__(self, numbers: Sequence[int]) -> Tensor:
-        rows = [[read(self.file(p, s)) for s in range(self.seeds)] for p in numbers]
+        rows = [[read_file(self.file(p, s)) for s in range(self.seeds)] for p in numbers]
         first = rows[0][0].shape
         for p, row in zip(numbers, rows, strict=True):
             for s, image in enumerate(row):
                 if image.shape != first:
                     raise UserError(
-                        f"{self.file(p, s)} is {image.shape[2]} x {image.shape[1]} pixels, {self.file(numbers[0], 0)} "
-                        f"{first[2]} x {first[1]}: pictures judged together have one size"
+                        f"{self.file(p, s)} is {_size(image)}, {self.file(numbers[0], 0)} {_size(rows[0][0])}: "
+                        "pictures judged together have one size"
                     )
         return torch.stack([torch.stack(row) for row in rows])
+
+
+def _size(x: Tensor) -> str:
+    frames = f"{x.shape[0]} frames of " if x.ndim == 4 else ""
+    return f"{frames}{x.shape[-1]} x {x.shape[-2]} pixels"

@@ -4,6 +4,7 @@ A latent is packed: [tokens, channels], a token being 2 x 2 positions of the VAE
 """
 
 import inspect
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -32,14 +33,21 @@ class Flux(Family):
     def sequence_length(self) -> int:
         return min(_DEFAULTS["max_sequence_length"].default, self.pipe.tokenizer_2.model_max_length)
 
-    def side(self) -> int:
-        return self.vae.config.sample_size
+    def size(self) -> tuple[int, int]:
+        return (self.vae.config.sample_size,) * 2
 
-    def embed(self, prompts: list[str]) -> FluxCond:
+    def embed(self, prompts: list[str], images: list[Path]) -> FluxCond:
         text, pooled, _ = self.pipe.encode_prompt(
             prompts, prompt_2=None, device=self.device, max_sequence_length=self.max_sequence_length
         )
         return FluxCond(text, pooled)
+
+    def blank(self, n: int) -> FluxCond:
+        kind = {"device": self.device, "dtype": self.dtype}
+        return FluxCond(
+            torch.zeros(n, self.max_sequence_length, self.config.joint_attention_dim, **kind),
+            torch.zeros(n, self.config.pooled_projection_dim, **kind),
+        )
 
     def noise(self, n: int, generator: torch.Generator) -> Tensor:
         channels, rows, columns = self.config.in_channels // 4, 2 * self.grid[0], 2 * self.grid[1]

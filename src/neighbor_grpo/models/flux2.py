@@ -5,6 +5,7 @@ VAE's batch norm.  dev was distilled to take a guidance_scale; klein base takes 
 """
 
 import inspect
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -38,12 +39,16 @@ class Flux2(Family):
         tokenizer = getattr(self.pipe.tokenizer, "tokenizer", self.pipe.tokenizer)  # dev's is inside of a processor
         return min(_DEFAULTS["max_sequence_length"].default, tokenizer.model_max_length)
 
-    def side(self) -> int:
-        return self.vae.config.sample_size
+    def size(self) -> tuple[int, int]:
+        return (self.vae.config.sample_size,) * 2
 
-    def embed(self, prompts: list[str]) -> Flux2Cond:
+    def embed(self, prompts: list[str], images: list[Path]) -> Flux2Cond:
         text, _ = self.pipe.encode_prompt(prompts, device=self.device, max_sequence_length=self.max_sequence_length)
         return Flux2Cond(text)
+
+    def blank(self, n: int) -> Flux2Cond:
+        shape = n, self.max_sequence_length, self.config.joint_attention_dim
+        return Flux2Cond(torch.zeros(shape, device=self.device, dtype=self.dtype))
 
     def noise(self, n: int, generator: torch.Generator) -> Tensor:
         x = torch.randn(n, self.config.in_channels, *self.grid, generator=generator)

@@ -5,6 +5,7 @@ is a single frame.
 """
 
 import inspect
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -30,14 +31,18 @@ class QwenImage(Family):
     def sequence_length(self) -> int:
         return _DEFAULTS["max_sequence_length"].default
 
-    def side(self) -> int:
-        return self.pipe.default_sample_size * self.pipe.vae_scale_factor
+    def size(self) -> tuple[int, int]:
+        return (self.pipe.default_sample_size * self.pipe.vae_scale_factor,) * 2
 
-    def embed(self, prompts: list[str]) -> QwenCond:
+    def embed(self, prompts: list[str], images: list[Path]) -> QwenCond:
         text, mask = self.pipe.encode_prompt(prompts, device=self.device, max_sequence_length=self.max_sequence_length)
         mask = torch.ones(text.shape[:2], device=text.device) if mask is None else mask  # None: no padding
         room = self.max_sequence_length - text.shape[1]
         return QwenCond(pad(text, (0, 0, 0, room)), pad(mask.bool(), (0, room)))
+
+    def blank(self, n: int) -> QwenCond:
+        shape = n, self.max_sequence_length, self.config.joint_attention_dim
+        return QwenCond(torch.zeros(shape, device=self.device, dtype=self.dtype), torch.ones(shape[:2], dtype=torch.bool))
 
     def noise(self, n: int, generator: torch.Generator) -> Tensor:
         channels, rows, columns = self.config.in_channels // 4, 2 * self.grid[0], 2 * self.grid[1]
@@ -49,7 +54,8 @@ class QwenImage(Family):
         mask = cond.mask[:, :length]
         return self.transformer(
             hidden_states=x, timestep=t, img_shapes=[[(1, *self.grid)]] * len(x), return_dict=False,
-            encoder_hidden_states=cond.text[:, :length], encoder_hidden_states_mask=None if mask.all() else mask,
+            encoder_hidden_states=cond.text[:, :length],
+            encoder_hidden_states_mask=None if mask.all() else mask.to(self.device),
         )[0]
 
     def guide(self, v: Tensor, empty: Tensor) -> Tensor:

@@ -5,6 +5,7 @@ A latent is the VAE's own: [channels, height, width] of its grid.
 
 import inspect
 from copy import deepcopy
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -33,15 +34,25 @@ class SD3(Family):
         default, t5 = _DEFAULTS["max_sequence_length"].default, self.pipe.tokenizer_3
         return default if t5 is None else min(default, t5.model_max_length)
 
-    def side(self) -> int:
-        return self.config.sample_size * self.pipe.vae_scale_factor
+    def size(self) -> tuple[int, int]:
+        return (self.config.sample_size * self.pipe.vae_scale_factor,) * 2
 
-    def embed(self, prompts: list[str]) -> SD3Cond:
+    def longest(self) -> int | None:
+        return self.config.pos_embed_max_size
+
+    def embed(self, prompts: list[str], images: list[Path]) -> SD3Cond:
         text, _, pooled, _ = self.pipe.encode_prompt(
             prompts, prompt_2=None, prompt_3=None, device=self.device, do_classifier_free_guidance=False,
             max_sequence_length=self.max_sequence_length,
         )
         return SD3Cond(text, pooled)
+
+    def blank(self, n: int) -> SD3Cond:
+        length, kind = self.pipe.tokenizer_max_length + self.max_sequence_length, {"device": self.device, "dtype": self.dtype}
+        return SD3Cond(
+            torch.zeros(n, length, self.config.joint_attention_dim, **kind),
+            torch.zeros(n, self.config.pooled_projection_dim, **kind),
+        )
 
     def noise(self, n: int, generator: torch.Generator) -> Tensor:
         rows, columns = (self.patch * tokens for tokens in self.grid)

@@ -7,6 +7,7 @@ The pipeline's guidance_scale is what is added to the plain velocity, v + scaleÂ
 """
 
 import inspect
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -31,15 +32,22 @@ class ZImage(Family):
     def sequence_length(self) -> int:
         return min(_DEFAULTS["max_sequence_length"].default, self.pipe.tokenizer.model_max_length)
 
-    def side(self) -> int:
-        return self.vae.config.sample_size
+    def size(self) -> tuple[int, int]:
+        return (self.vae.config.sample_size,) * 2
 
-    def embed(self, prompts: list[str]) -> ZImageCond:
+    def longest(self) -> int:
+        return min(self.config.axes_lens[1:])
+
+    def embed(self, prompts: list[str], images: list[Path]) -> ZImageCond:
         text, _ = self.pipe.encode_prompt(
             prompts, device=self.device, do_classifier_free_guidance=False, max_sequence_length=self.max_sequence_length
         )
         padded = [pad(tokens, (0, 0, 0, self.max_sequence_length - len(tokens))) for tokens in text]
         return ZImageCond(torch.stack(padded), torch.tensor([len(tokens) for tokens in text]))
+
+    def blank(self, n: int) -> ZImageCond:
+        shape = n, self.max_sequence_length, self.config.cap_feat_dim
+        return ZImageCond(torch.zeros(shape, device=self.device, dtype=self.dtype), torch.full((n,), self.max_sequence_length))
 
     def noise(self, n: int, generator: torch.Generator) -> Tensor:
         rows, columns = (self.patch * tokens for tokens in self.grid)

@@ -20,6 +20,7 @@ from transformers import (
 )
 
 from neighbor_grpo.errors import UserError
+from neighbor_grpo.pixels import to_bytes
 from neighbor_grpo.rewards.images import crop, normalise
 
 COLORS = ("red", "orange", "yellow", "green", "blue", "purple", "pink", "brown", "black", "white")  # GenEval's
@@ -80,7 +81,7 @@ class Detector(nn.Module):
     def find(self, images: Tensor, threshold: float) -> list[list[Detection]]:
         """Objects of pictures [n, 3, H, W] with scores above the threshold."""
         size = tuple(images.shape[2:])
-        pixels = list((images.float() * 255).round().byte().permute(0, 2, 3, 1).cpu().numpy())
+        pixels = list(to_bytes(images).permute(0, 2, 3, 1).numpy())
         inputs = self.processor(images=pixels, return_tensors="pt", input_data_format="channels_last")
         inputs = inputs.to(self.model.device, self.model.dtype)
         out = self.model(**inputs)

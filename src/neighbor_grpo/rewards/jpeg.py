@@ -2,16 +2,15 @@
 
 import io
 
-import torch
-from PIL import Image
 from torch import Tensor
+
+from neighbor_grpo.pixels import to_pil
 
 
 def jpeg_bytes(image: Tensor, quality: int = 95) -> int:
     """Size of one picture [3, H, W] in [0, 1] as a JPEG."""
-    pixels = (image.detach().float().cpu() * 255).round().to(torch.uint8).permute(1, 2, 0).numpy()
     buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, "JPEG", quality=quality)
+    to_pil(image).save(buffer, "JPEG", quality=quality)
     return buffer.tell()
 
 

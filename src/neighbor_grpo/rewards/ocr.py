@@ -5,12 +5,12 @@ import re
 from functools import cached_property
 from typing import Annotated, Any
 
-import torch
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 from torch import Tensor
 
 from neighbor_grpo.errors import STRICT, UserError
+from neighbor_grpo.pixels import to_bytes
 
 _DOUBLE = re.compile(r'"\s*([^"\s][^"]*)"|“\s*([^”\s][^”]*)”')
 _SINGLE = re.compile(r"(?<!\w)['‘](\S.*?)(?<=\S)['’](?!\w)")  # wraps a phrase; an apostrophe has a letter before it
@@ -62,7 +62,7 @@ class Ocr:
 
     def read(self, image: Tensor) -> str:
         """What is written in a picture [3, H, W]."""
-        pixels = (image.detach().float().cpu().clamp(0, 1) * 255).round().to(torch.uint8)
+        pixels = to_bytes(image)
         bgr = pixels.flip(0).permute(1, 2, 0).contiguous().numpy()  # the order that the engine takes arrays to have
         return "".join(self.engine(bgr).txts or ())
 

@@ -22,6 +22,10 @@ class WinRate:
     groupwise: ClassVar[bool] = True
     of: Reward
 
+    @property
+    def of_videos(self) -> bool:
+        return getattr(self.of, "of_videos", False)
+
     def load(self) -> None:
         """Read the weights of the reward within now."""
         if hasattr(self.of, "load"):

@@ -9,15 +9,19 @@ import torch
 from torch import Tensor
 
 from neighbor_grpo.errors import UserError
+from neighbor_grpo.pixels import key_frames
 
 
 class Reward(Protocol):
-    """A reward that sets `groupwise = True` is given one prompt's pictures at a time, so that it may compare them."""
+    """A reward that sets `groupwise = True` is given one prompt's pictures at a time, so that it may compare them.
+
+    One that sets `of_videos = True` is given videos [N, T, 3, H, W]; any other scores a video by its frames.
+    """
 
     def __call__(
         self, images: Tensor, prompts: list[str], metadata: list[dict]
     ) -> Tensor | Sequence[float | Exception]:
-        """images [N, 3, H, W] in [0, 1], prompts and metadata of length N -> N floats, higher is better.
+        """images [N, 3, H, W] (or videos) in [0, 1], prompts and metadata of length N -> N floats, higher is better.
 
         In the place of a picture that could not be scored: NaN, or better an exception that says why.
         """
@@ -43,11 +47,12 @@ class Scores:
 
 
 def score(reward: Reward, images: Tensor, prompts: list[str], metadata: list[dict], group: int = 1) -> Scores:
-    """Scores of N pictures, `group` of a prompt beside each other.
+    """Scores of N pictures or videos, `group` of a prompt beside each other.
 
     A batch that raises is scored again in halves, so that one bad picture costs no other its score; a groupwise reward fails
     by whole groups.  An answer of another length fails whole: nobody knows which number belongs to which picture.
     """
+    reward = _for(reward, images)
     parts = range(0, len(prompts), group) if getattr(reward, "groupwise", False) else [0]
     size = group if getattr(reward, "groupwise", False) else len(prompts)
     outcome: list[float | Exception] = []
@@ -60,6 +65,31 @@ def score(reward: Reward, images: Tensor, prompts: list[str], metadata: list[dic
     )
     values = [float("nan") if isinstance(value, Exception) else value for value in outcome]
     return Scores(torch.tensor(values, dtype=torch.float64), failures)
+
+
+@dataclass(frozen=True)
+class OfFrames:
+    """A reward of pictures over videos [N, T, 3, H, W]: its mean over `pixels.key_frames`, no score where one has none."""
+
+    reward: Reward
+    groupwise: bool
+
+    def __call__(self, images: Tensor, prompts: list[str], metadata: list[dict]) -> list[float | Exception]:
+        frames = [_outcome(self.reward, frame, prompts, metadata) for frame in key_frames(images).unbind(1)]
+        return [
+            next((value for value in values if isinstance(value, Exception)), None) or sum(values) / len(values)
+            for values in zip(*frames, strict=True)
+        ]
+
+
+def _for(reward: Reward, images: Tensor) -> Reward:
+    """The reward as one of what is there: pictures [N, 3, H, W], or videos."""
+    if images.ndim == 5 and not getattr(reward, "of_videos", False):
+        return OfFrames(reward, getattr(reward, "groupwise", False))
+    if images.ndim == 4 and getattr(reward, "of_videos", False):
+        name = getattr(reward, "__name__", type(reward).__name__)
+        raise UserError(f"{name} is a reward of videos: this model draws pictures")
+    return reward
 
 
 def _outcome(reward: Reward, images: Tensor, prompts: list[str], metadata: list[dict]) -> list[float | Exception]:

@@ -17,6 +17,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from neighbor_grpo.pixels import to_pil
 from neighbor_grpo.rewards.images import check_pictures
 from neighbor_grpo.rewards.score import Scores
 
@@ -37,9 +38,8 @@ def png(image: Tensor) -> bytes:
 
     ValueError for anything that is no such picture.
     """
-    pixels = (check_pictures(image[None])[0].detach().cpu() * 255).round().to(torch.uint8).permute(1, 2, 0).numpy()
     buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, "PNG", compress_level=1)
+    to_pil(check_pictures(image[None])[0]).save(buffer, "PNG", compress_level=1)
     return buffer.getvalue()
 
 

@@ -1,0 +1,88 @@
+"""Pictures [3, H, W] and videos [T, 3, H, W] in [0, 1]: as bytes, as files, as the few frames that are judged, side by side.
+
+A file is a PNG; of a video an animated one, which is as lossless and plays in a browser.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageDraw, ImageSequence, UnidentifiedImageError
+from torch import Tensor
+
+from neighbor_grpo.errors import UserError
+
+FRAMES = 8  # of a video, that stand for it where pictures are judged
+RATE = 16  # frames a second of an animated file; the pipelines' own differ (16 to 24) and write none down
+
+
+def to_bytes(x: Tensor) -> Tensor:
+    """uint8 on the CPU, rounded."""
+    return (x.detach().float().cpu().clamp(0, 1) * 255).round().to(torch.uint8)
+
+
+def as_saved(x: Tensor) -> Tensor:
+    """Rounded to 8 bits, as a PNG holds them: what is evaluated is what can be looked at."""
+    return to_bytes(x) / 255
+
+
+def key_frames(videos: Tensor) -> Tensor:
+    """At most FRAMES of the frames, evenly spaced, the first and the last among them.  [..., T, 3, H, W]"""
+    total = videos.shape[-4]
+    return videos[..., torch.linspace(0, total - 1, min(total, FRAMES)).round().long(), :, :, :]
+
+
+def to_pil(image: Tensor) -> Image.Image:
+    return Image.fromarray(to_bytes(image).permute(1, 2, 0).numpy())
+
+
+def save_png(x: Tensor, file: Path) -> None:
+    """A picture, or a video as an animated PNG."""
+    first, *others = [to_pil(frame) for frame in (x if x.ndim == 4 else [x])]
+    blends = [n % 2 for n in range(1 + len(others))]  # alike for opaque frames, but equal ones in a row would become one
+    film = {"save_all": True, "append_images": others, "duration": 1000 / RATE, "blend": blends} if others else {}
+    first.save(file, "PNG", **film)
+
+
+def read_file(file: Path) -> Tensor:
+    """A picture of any common format, or every frame of an animated one.  Raises UserError where it is none."""
+    try:
+        with Image.open(file) as image:
+            frames = [np.array(frame.convert("RGB")) for frame in ImageSequence.Iterator(image)]
+    except (UnidentifiedImageError, OSError) as error:
+        raise UserError(f"{file} is no picture that can be read: {error}") from error
+    x = torch.from_numpy(np.stack(frames)).permute(0, 3, 1, 2) / 255
+    return x if len(x) > 1 else x[0]
+
+
+def gallery(columns: dict[str, Tensor], prompts: Sequence[str], height: int = 128) -> Image.Image:
+    """A row for each prompt, a column of S pictures for each title, e.g. before and after.
+
+    Tensors [P, S, 3, H, W]; of videos [P, S, T, 3, H, W], shown by their first, middle and last frame.
+    """
+    columns = {title: _strips(images) if images.ndim == 6 else images for title, images in columns.items()}
+    gap, caption = 8, 18
+    first = next(iter(columns.values()))
+    seeds, width = first.shape[1], round(height * first.shape[-1] / first.shape[-2])
+    block = seeds * (width + 2) + gap
+    page = Image.new("RGB", (gap + block * len(columns), caption + len(prompts) * (height + caption)), "white")
+    draw = ImageDraw.Draw(page)
+    for c, (title, images) in enumerate(columns.items()):
+        left = gap + c * block
+        draw.text((left, 2), title, fill="black")
+        for p, prompt in enumerate(prompts):
+            top = caption + p * (height + caption)
+            if c == 0:
+                draw.text((left, top + height + 2), prompt[:160], fill="dimgray")
+            for s in range(seeds):
+                page.paste(
+                    to_pil(images[p, s]).resize((width, height), Image.Resampling.LANCZOS), (left + s * (width + 2), top)
+                )
+    return page
+
+
+def _strips(videos: Tensor) -> Tensor:
+    """Three frames of a video side by side.  [P, S, T, 3, H, W] -> [P, S, 3, H, 3 W]"""
+    frames = videos.shape[2]
+    return torch.cat([videos[:, :, at] for at in (0, frames // 2, frames - 1)], -1)
