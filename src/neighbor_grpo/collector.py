@@ -1,6 +1,7 @@
 """What an iteration learns from: this rank's prompts, rolled out and scored, a few groups at a time."""
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from neighbor_grpo import rundir
 from neighbor_grpo.config import Config
 from neighbor_grpo.data import Prompt, TextCache, generator, scheduled
 from neighbor_grpo.models import Cond, FlowModel, move, take
+from neighbor_grpo.models.lean import fp8_products
 from neighbor_grpo.rewards.panel import Panel, check_failed, joined
 from neighbor_grpo.rewards.score import Failure, Scores
 from neighbor_grpo.sampling import batched_velocity, decode
@@ -70,13 +72,16 @@ class Collector:
         """Trees of some of this rank's groups, and their leaves' pictures [·, G, 3, H, W]."""
         noises = [generator(self.config.seed, NOISE, n, self.slots[p]) for p in rows]
         batch = self.config.batch
-        with self.phases("rollout"), torch.no_grad():
+        with self.phases("rollout"), torch.no_grad(), self._precision():
             tree = self.config.method.rollout(
                 batched_velocity(self.model, cond, batch.rollout),
                 lambda k: torch.stack([self.model.noise(k, g) for g in noises]).to(self.keep_on), self.times, n,
             )
         with self.phases("decode"):
             return tree, decode(self.model, tree.leaves, batch.decode)
+
+    def _precision(self) -> AbstractContextManager:
+        return fp8_products(self.model.transformer) if self.config.model.fp8_rollout else nullcontext()
 
     def _scored(self, n: int, scores: dict[str, Scores]) -> tuple[Tensor, Tensor]:
         """Rewards of all ranks [M, P, G] and of this one [M, p, G]; too many failures stop all ranks alike."""

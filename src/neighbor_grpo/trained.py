@@ -3,11 +3,20 @@
 from importlib.metadata import version
 from pathlib import Path
 
+import torch
+
+from neighbor_grpo.config import Config
 from neighbor_grpo.drawing import Drawing
 from neighbor_grpo.errors import UserError
 from neighbor_grpo.models import FlowModel, load_model, pick_device, pick_dtype
 from neighbor_grpo.models.lora import load_all, load_lora
 from neighbor_grpo.rundir import config_of, resume_command
+
+
+def load_base(config: Config, device: torch.device) -> FlowModel:
+    """The model that a run starts from."""
+    m = config.model
+    return load_model(m.path, device, pick_dtype(m.dtype, device), **m.model_dump(include=set(Drawing.model_fields)))
 
 
 def load_trained(
