@@ -7,7 +7,7 @@ demo: .venv/installed
 	$(BIN)/neighbor-grpo train
 
 test: .venv/installed
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
 
 lint: .venv/installed
 	$(BIN)/pip install -q ruff && $(BIN)/ruff check src tests benchmarks

@@ -1,6 +1,6 @@
 """Time of an iteration over the time of its bare model calls, in one process, the two in turn.
 
-    python benchmarks/overhead.py [--iterations 10] [method.name=dance_grpo] [key=value ...]
+    python benchmarks/overhead.py [--iterations 10] [--families flux sd3 wan] [method.name=dance_grpo] [key=value ...]
 
 Bare calls: the rollout's forwards, the decodes and the update's forward-backwards, as many rows as the method runs, on
 random tensors, at the best of several batch sizes each; nothing else.  The reward's time is left out of the iteration and
@@ -13,7 +13,9 @@ import tempfile
 import time
 
 import torch
+from small import BUILT
 
+from neighbor_grpo.cli import _quiet
 from neighbor_grpo.config import load_config
 from neighbor_grpo.models import take
 from neighbor_grpo.trainer import Trainer
@@ -37,14 +39,9 @@ def work(method, prompts: int, iteration: int) -> tuple[list[int], list[int]]:
     return forwards, [len(d) for d in method.updates(tree, method.credit(tree, rewards, rewards), rng, iteration)]
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--iterations", type=int, default=10)
-    parser.add_argument("overrides", nargs="*")
-    arguments = parser.parse_args()
+def measure(iterations: int, overrides: list[str], title: str) -> None:
     with tempfile.TemporaryDirectory() as directory:
-        own = [f"run_dir={directory}/run", f"iterations={arguments.iterations + 1}"]
-        trainer = Trainer(load_config(None, [*own, *arguments.overrides]))
+        trainer = Trainer(load_config(None, [f"run_dir={directory}/run", f"iterations={iterations + 1}", *overrides]))
         method, model, p = trainer.config.method, trainer.model, trainer.config.prompts.per_iteration
         samples = p * method.group_size
         cond = model.encode([trainer.prompts[0].text])
@@ -76,8 +73,7 @@ def main() -> None:
             trainer.learner.optimizer.zero_grad()
 
         def decode(size: int) -> None:
-            for n in chunks(samples, size):
-                model.decode(x[:n])
+            model.decode(x, size)
 
         per_update = max(work(method, p, 0)[1])
         sizes = [size for size in (4, 8, 16, 32, 64, 128, 256) if size < 2 * samples]
@@ -88,7 +84,7 @@ def main() -> None:
         at = {"forward": best(forward, samples), "decode": best(decode), "backward": best(backward, per_update)}
         print("best rows:", at, "configured:", trainer.config.batch)
         whole, bare, rewards = [], [], []
-        for n in range(arguments.iterations + 1):
+        for n in range(iterations + 1):
             seconds = clock(lambda n=n: trainer._iteration(n))
             forwards, updates = work(method, p, n)
             floor = sum(clock(lambda total=total: forward(total, at["forward"])) for total in forwards)
@@ -100,9 +96,27 @@ def main() -> None:
                 rewards.append(trainer.phases["reward"])
         ratios = sorted(a / b for a, b in zip(whole, bare, strict=True))
         medians = [statistics.median(seconds) for seconds in (whole, bare, rewards)]
-        print(method.name, end=": ")
-        print("iteration {:.3f} s, bare model calls {:.3f} s, reward {:.3f} s".format(*medians))
-        print(f"overhead: median {statistics.median(ratios):.3f}, min {ratios[0]:.3f}, max {ratios[-1]:.3f} of {len(ratios)}")
+        print(f"{title}, {method.name}: iteration {medians[0]:.3f} s, bare model calls {medians[1]:.3f} s, "
+              f"reward {medians[2]:.3f} s")
+        print(f"overhead: median {statistics.median(ratios):.3f}, min {ratios[0]:.3f}, max {ratios[-1]:.3f} of {len(ratios)}",
+              flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--iterations", type=int, default=10)
+    parser.add_argument("--families", nargs="+", default=["flux"], choices=["flux", *BUILT], help="flux is the bundled model")
+    parser.add_argument("overrides", nargs="*")
+    arguments = parser.parse_args()
+    _quiet()
+    for name in arguments.families:
+        with tempfile.TemporaryDirectory() as place:
+            own = []
+            if name in BUILT:
+                build, own = BUILT[name]
+                build().save_pretrained(place)
+                own = [f"model.path={place}", *own, "reward=jpeg_compressibility", "watch=[jpeg_size]"]
+            measure(arguments.iterations, [*own, *arguments.overrides], name)
 
 
 if __name__ == "__main__":

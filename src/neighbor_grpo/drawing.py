@@ -17,7 +17,9 @@ class Drawing(Section):
     height: Positive | None = Field(None, description="pixels; null = the family's own")
     width: Positive | None = Field(None, description="pixels; null = the family's own")
     num_frames: Positive | None = Field(None, description="of a video; null = the family's own")
-    guidance_scale: float = Field(3.5, description="for models with a guidance embedding; no second forward")
+    guidance_scale: float | None = Field(
+        None, description="for models with a guidance embedding, no second forward; null = the pipeline's own"
+    )
     cfg: float = Field(1.0, ge=1, description="classifier-free guidance, a second forward each; 1 = none")
     max_sequence_length: Positive | None = Field(None, description="text tokens; null = what the pipeline takes")
     quantize: Literal["nf4", "int8", "fp8"] | None = Field(

@@ -16,8 +16,11 @@ from safetensors.torch import save_file
 
 from neighbor_grpo import rundir
 from neighbor_grpo.config import Config
-from neighbor_grpo.data import prompt_hash, read_prompts
+from neighbor_grpo.data import Prompt, prompt_hash, read_prompts
 from neighbor_grpo.errors import UserError
+from neighbor_grpo.models import adapter_of
+from neighbor_grpo.models.experts import parts
+from neighbor_grpo.models.wan import Wan
 from neighbor_grpo.trained import learned_in, load_trained
 
 Format = Literal["diffusers", "comfyui", "merged"]
@@ -30,6 +33,8 @@ def export(run: Path, form: Format, out: Path, best: bool = False) -> Path:
         raise UserError(f"{out} is not empty: choose another --out")
     if form == "comfyui" and not config.model.lora:
         raise UserError("comfyui takes LoRAs, and this run trained all weights: --format merged")
+    if form == "comfyui" and issubclass(adapter_of(config.model.path)[0], Wan):
+        raise UserError("ComfyUI knows Wan's layers by other names than diffusers: --format diffusers or merged")
     aside = out.with_name(f".{out.name}-aside")
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir(parents=True)
@@ -40,7 +45,7 @@ def export(run: Path, form: Format, out: Path, best: bool = False) -> Path:
     else:
         model, _ = load_trained(None, run, "cpu", best=best)
         if config.model.lora:
-            model.pipe.fuse_lora(components=["transformer"])
+            model.pipe.fuse_lora(components=[name for name, _, _ in parts(model.transformer)])
             model.pipe.unload_lora_weights()
         model.pipe.save_pretrained(aside)
     (aside / "README.md").write_text(card(run, config, form, best), encoding="utf-8")
@@ -73,7 +78,7 @@ def card(run: Path, config: Config, form: Format, best: bool) -> str:
         f"| {key[5:]} | {first[key]:.4g} | {last[key]:.4g} |" for key in first
         if key.startswith("eval/") and key in last and key != "eval/gap"
     ]
-    prompts = read_prompts(config.prompts.path) if _readable(config.prompts.path) else []
+    prompts = _prompts(config.prompts.path)
     data = f"{len(prompts)} prompts, sha256 {prompt_hash(prompts)}" if prompts else "the file is no longer there"
     settings = json.dumps(config.method.__dict__, indent=2, default=str)
     return "\n".join([
@@ -92,8 +97,9 @@ def card(run: Path, config: Config, form: Format, best: bool) -> str:
     ])
 
 
-def _readable(path: str) -> bool:
+def _prompts(path: str) -> list[Prompt]:
+    """None where the file is gone."""
     try:
-        return bool(read_prompts(path))
+        return read_prompts(path)
     except UserError:
-        return False
+        return []

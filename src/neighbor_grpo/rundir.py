@@ -14,9 +14,9 @@ if TYPE_CHECKING:  # the rewards bring transformers with them, which takes secon
     from neighbor_grpo.rewards.score import Failure
 
 
-def free() -> str:
-    """The first of runs/001, runs/002, ... that is not there."""
-    return next(f"runs/{n:03d}" for n in range(1, 10_000) if not Path(f"runs/{n:03d}").exists())
+def free(parent: str = "runs") -> str:
+    """The first of parent/001, parent/002, ... that is not there."""
+    return next(name for n in range(1, 10_000) if not Path(name := f"{parent}/{n:03d}").exists())
 
 
 def resume_command(run: Path) -> str:

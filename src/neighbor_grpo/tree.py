@@ -86,6 +86,11 @@ class Decisions:
     def __len__(self) -> int:
         return len(self.t)
 
+    def to(self, device: torch.device) -> "Decisions":
+        """On a device, but for the prompts' numbers."""
+        moved = {name: getattr(self, name).to(device) for name in self.__dataclass_fields__ if name != "prompt"}
+        return replace(self, **moved)
+
     def split(self, rows: int) -> "list[Decisions]":
         """Micro-batches of at most so many rows."""
         pieces = zip(*(getattr(self, name).split(rows) for name in self.__dataclass_fields__), strict=True)

@@ -1,9 +1,8 @@
 import pytest
 import torch
-from diffusers import FluxPipeline
+from diffusers import FlowMatchEulerDiscreteScheduler, FluxPipeline
 from pipelines import build_flux
 
-from neighbor_grpo.config import ATTENTION
 from neighbor_grpo.errors import UserError
 from neighbor_grpo.models import BUNDLED, load_model
 from neighbor_grpo.models.lora import add_lora
@@ -23,7 +22,7 @@ def pipeline_pictures(pipe, model, noise, steps, length):
 @pytest.mark.parametrize(("height", "width", "steps", "guidance"), [(32, 32, 5, 3.5), (48, 32, 3, 1.7)])
 def test_sampling_equals_the_pipelines_call(tiny_flux, height, width, steps, guidance):
     model = load_model(tiny_flux, height=height, width=width, guidance_scale=guidance)
-    add_lora(model.transformer, 4, 8, list(ATTENTION))
+    add_lora(model.transformer, 4, 8, list(model.lora_targets))
     noise = torch.cat([model.noise(1, torch.Generator().manual_seed(seed)) for seed in (1, 2)])
     ours = sample(model, model.encode(PROMPTS), noise[:, None], steps, "euler")[:, 0]
     pipe = FluxPipeline.from_pretrained(tiny_flux)
@@ -39,6 +38,20 @@ def test_guidance_embedding_and_shift_come_from_the_configuration(tmp_path, guid
     noise = model.noise(2, torch.Generator().manual_seed(0))
     ours = sample(model, model.encode(PROMPTS), noise[:, None], 4, "euler")[:, 0]
     theirs = pipeline_pictures(FluxPipeline.from_pretrained(tmp_path), model, noise, 4, 24)
+    torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("asked", [None, 128])
+def test_schnell_is_its_pipeline_in_four_even_steps(tmp_path, asked):
+    """No guidance embedding, a static schedule without a shift; text as long as its tokenizer allows, or as is asked."""
+    pipe = build_flux(guidance=False)
+    pipe.scheduler, pipe.tokenizer_2.model_max_length = FlowMatchEulerDiscreteScheduler(shift=1.0), 256
+    pipe.save_pretrained(tmp_path)
+    model = load_model(tmp_path, max_sequence_length=asked)
+    cond, noise = model.encode(PROMPTS), model.noise(2, torch.Generator().manual_seed(0))
+    assert model.times(4) == [1.0, 0.75, 0.5, 0.25, 0.0] and cond.text.shape == (2, asked or 256, 40)
+    ours = sample(model, cond, noise[:, None], 4, "euler")[:, 0]
+    theirs = pipeline_pictures(FluxPipeline.from_pretrained(tmp_path), model, noise, 4, asked or 256)
     torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=0)
 
 

@@ -1,9 +1,12 @@
 import pytest
 import torch
+from accelerate import Accelerator
 from diffusers import DiffusionPipeline, Flux2Pipeline
 from family_flux2 import LENGTH, build, parts
 
+from neighbor_grpo.config import load_config
 from neighbor_grpo.errors import UserError
+from neighbor_grpo.learner import Learner
 from neighbor_grpo.models import load_model
 from neighbor_grpo.models.lora import train_all
 from neighbor_grpo.sampling import sample
@@ -64,3 +67,15 @@ def test_bfloat16_is_near_float32(klein, full):
     x = exact.noise(2, seeded(0))
     v, near = exact.velocity(x, 0.6, exact.encode(PROMPTS)), model.velocity(x, 0.6, model.encode(PROMPTS))
     assert near.dtype == torch.float32 and (near - v).norm() < 0.05 * v.norm()
+
+
+def test_a_lora_reaches_every_attention_projection(klein):
+    """Of the double block its eight, of the single block the layer before the attention and the one after."""
+    learner = Learner(load_model(klein), load_config([]), Accelerator(cpu=True))
+    adapted = {name.split(".lora_")[0] for name in learner.weights}
+    double = ["to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out"]
+    single = ["to_qkv_mlp_proj", "to_out"]
+    assert adapted == {
+        *(f"transformer_blocks.0.attn.{name}" for name in double),
+        *(f"single_transformer_blocks.0.attn.{name}" for name in single),
+    }

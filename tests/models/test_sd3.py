@@ -3,6 +3,7 @@ import pytest
 import torch
 from diffusers import StableDiffusion3Pipeline
 
+from neighbor_grpo.errors import UserError
 from neighbor_grpo.models import load_model
 from neighbor_grpo.sampling import sample
 
@@ -32,3 +33,13 @@ def test_defaults_are_the_configurations(tmp_path):
     assert model.times(4) == pipe.scheduler.sigmas.tolist()
     theirs = pipe.prepare_latents(1, 4, 32, 32, torch.float32, "cpu", torch.Generator().manual_seed(3))
     assert torch.equal(model.noise(1, torch.Generator().manual_seed(3)), theirs)
+
+
+def test_sides_beyond_the_positions_of_the_model_are_refused(tmp_path):
+    """24 tokens a side, of 2 x 2 positions of 4 x 4 pixels."""
+    family.build().save_pretrained(tmp_path)
+    model = load_model(tmp_path, height=192, width=32)
+    x = model.noise(1, torch.Generator().manual_seed(0))
+    assert model.velocity(x, 0.5, model.encode(PROMPTS[:1])).isfinite().all()
+    with pytest.raises(UserError, match=r"^this model has positions for sides of up to 192 pixels, not 200 x 32: set .*$"):
+        load_model(tmp_path, height=200)

@@ -3,6 +3,7 @@ import torch
 from diffusers import ZImagePipeline
 from family_z_image import LENGTH, build, call
 
+from neighbor_grpo.errors import UserError
 from neighbor_grpo.models import load_model
 from neighbor_grpo.models.lora import train_all
 from neighbor_grpo.sampling import sample
@@ -55,3 +56,11 @@ def test_bfloat16_is_near_float32(place, full):
     cond, x = exact.encode(PROMPTS), exact.noise(2, seeded(0))
     v, near = exact.velocity(x, 0.6, cond), model.velocity(x, 0.6, model.encode(PROMPTS))
     assert near.dtype == torch.float32 and (near - v).norm() < 0.05 * v.norm()
+
+
+def test_sides_beyond_the_positions_of_the_model_are_refused(place):
+    """16 tokens a side, of 2 x 2 positions of 4 x 4 pixels."""
+    model = load_model(place, width=128)
+    assert model.velocity(model.noise(1, seeded(0)), 0.5, model.encode(PROMPTS[:1])).isfinite().all()
+    with pytest.raises(UserError, match=r"^this model has positions for sides of up to 128 pixels, not 32 x 136: set .*$"):
+        load_model(place, width=136)

@@ -40,11 +40,12 @@ def run(arguments: argparse.Namespace) -> None:
     from neighbor_grpo.evaluate.measures import load_measures
     from neighbor_grpo.evaluate.pictures import Drawn, Folder
     from neighbor_grpo.rewards import check_scorers
+    from neighbor_grpo.rundir import free
 
     state = PartialState(cpu=arguments.device == "cpu")
     if state.num_processes > 1 and not arguments.out:
         raise UserError("several processes must be told where: give --out DIR")
-    out = arguments.out or next(path for n in range(1, 10_000) if not (path := Path(f"evaluations/{n:03d}")).exists())
+    out = arguments.out or Path(free("evaluations"))
     if arguments.seeds < 1:
         raise UserError(f"--seeds must be 1 or more, not {arguments.seeds}")
     file = arguments.prompts or "scenes"
@@ -70,9 +71,9 @@ def run(arguments: argparse.Namespace) -> None:
     state.wait_for_everyone()
     judge(out, pictures, prompts, rewards, metrics)
     if state.is_main_process:
-        found = result(out, len(prompts), rewards, metrics, arguments.max_failed, arguments.against)
-        page.write(out, found, pictures, prompts, read_tables(out, len(prompts), rewards, metrics))
-        print(page.markdown(page.rows(found)), end="")
+        tables = read_tables(out, len(prompts), rewards, metrics)
+        found = result(out, tables, len(prompts), rewards, metrics, arguments.max_failed, arguments.against)
+        print(page.write(out, found, pictures, prompts, tables), end="")
         for name, reasons in found["reasons"].items():
             print(f"{name}: {found['failed'][name]} pictures without a score, for instance: {reasons[0]}")
         print(out / "gallery.html")

@@ -38,7 +38,7 @@ def model_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--height", type=int)
     parser.add_argument("--width", type=int)
     parser.add_argument("--num-frames", type=int, help="of a video")
-    parser.add_argument("--guidance-scale", type=float, help="of a guidance embedding (default: the run's, or 3.5)")
+    parser.add_argument("--guidance-scale", type=float, help="of a guidance embedding (default: the run's, or the pipeline's)")
     parser.add_argument("--cfg", type=float, help="classifier-free guidance, 1 = none (default: the run's, or 1)")
 
 

@@ -22,6 +22,8 @@ from neighbor_grpo.metrics import Metric, measure
 from neighbor_grpo.rewards.panel import identity
 from neighbor_grpo.rewards.score import Reward, score
 
+Tables = dict[str, tuple[np.ndarray, list[str]]]  # of every measure: values [P, S], and why some are missing
+
 
 def claim(out: Path, settings: Mapping[str, Any]) -> None:
     """Make `out` the place of an evaluation with these settings.  Raises UserError where it is another's."""
@@ -88,14 +90,13 @@ def judge(
 
 
 def result(
-    out: Path, prompts: int, rewards: Mapping[str, Reward], metrics: Mapping[str, Metric], max_failed: float,
+    out: Path, tables: Tables, prompts: int, rewards: Mapping[str, Reward], metrics: Mapping[str, Metric], max_failed: float,
     against: Path | None = None,
 ) -> dict[str, Any]:
     """Means with their intervals over prompts, what failed, every setting, and the comparison with another evaluation.
 
     A mean of which more than a share `max_failed` of the pictures is missing is None.
     """
-    tables = read_tables(out, prompts, rewards, metrics)
     found: dict[str, Any] = {"values": {}, "intervals": {}, "failed": {}, "reasons": {}}
     for name, (values, reasons) in tables.items():
         failed = int(np.isnan(values).sum())
@@ -115,7 +116,7 @@ def result(
 
 def read_tables(
     out: Path, prompts: int, rewards: Mapping[str, Reward], metrics: Mapping[str, Metric]
-) -> dict[str, tuple[np.ndarray, list[str]]]:
+) -> Tables:
     """(values [P, S], reasons) of every measure; KeyError where one is missing."""
     ledger = Ledger(out)
     ids = {name: short(identity(reward)) for name, reward in rewards.items()} | dict.fromkeys(metrics, "")
@@ -123,7 +124,7 @@ def read_tables(
 
 
 def _compared(
-    settings: Mapping[str, Any], tables: Mapping[str, tuple[np.ndarray, list[str]]], against: Path, prompts: int,
+    settings: Mapping[str, Any], tables: Tables, against: Path, prompts: int,
     rewards: Mapping[str, Reward], metrics: Mapping[str, Metric],
 ) -> dict[str, Any]:
     if not (against / "settings.json").is_file():

@@ -41,10 +41,11 @@ def markdown(table: Sequence[Sequence[str]]) -> str:
 def write(
     out: Path, found: Mapping[str, Any], pictures: Pictures, prompts: Sequence[Prompt],
     tables: Mapping[str, tuple[np.ndarray, list[str]]],
-) -> None:
-    """result.json, table.md and gallery.html, which shows the files where they lie."""
+) -> str:
+    """result.json, table.md, whose text is returned, and gallery.html, which shows the files where they lie."""
     (out / "result.json").write_text(json.dumps(found, indent=2) + "\n")
-    (out / "table.md").write_text(markdown(rows(found)), encoding="utf-8")
+    table = rows(found)
+    (out / "table.md").write_text(markdown(table), encoding="utf-8")
     shown = [
         {
             "text": prompt.text,
@@ -58,6 +59,7 @@ def write(
         for p, prompt in enumerate(prompts)
     ]
     page = Environment(autoescape=select_autoescape(default=True)).from_string(_PAGE.read_text()).render(
-        title=out.name, table=rows(found), prompts=shown, width=192, settings=json.dumps(found["settings"], indent=2),
+        title=out.name, table=table, prompts=shown, width=192, settings=json.dumps(found["settings"], indent=2),
     )
     (out / "gallery.html").write_text(page, encoding="utf-8")
+    return markdown(table)

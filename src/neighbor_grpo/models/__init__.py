@@ -8,12 +8,16 @@ import torch
 from diffusers import DiffusionPipeline
 from torch import Tensor, nn
 
+from neighbor_grpo.drawing import Drawing
 from neighbor_grpo.errors import UserError
-from neighbor_grpo.models.family import Cond
+from neighbor_grpo.models.family import Cond, Family
 from neighbor_grpo.models.flux import Flux
 from neighbor_grpo.models.flux2 import Flux2
+from neighbor_grpo.models.hunyuan_video import HunyuanVideo
+from neighbor_grpo.models.lean import choose_attention, quantization
 from neighbor_grpo.models.qwen_image import QwenImage
 from neighbor_grpo.models.sd3 import SD3
+from neighbor_grpo.models.wan import Wan, WanImage
 from neighbor_grpo.models.z_image import ZImage
 from neighbor_grpo.path import Time
 
@@ -25,6 +29,9 @@ MODELS = {  # name of the diffusers pipeline class -> adapter
     "ZImagePipeline": ZImage,
     "StableDiffusion3Pipeline": SD3,
     "QwenImagePipeline": QwenImage,
+    "HunyuanVideoPipeline": HunyuanVideo,
+    "WanPipeline": Wan,
+    "WanImageToVideoPipeline": WanImage,
 }
 
 
@@ -33,10 +40,11 @@ class FlowModel(Protocol):
 
     transformer: nn.Module  # what is trained
     fingerprint: str  # changes when the text encoders do
+    lora_targets: Sequence[str]  # endings of the names of the layers that a LoRA adapts when nothing else is said
     Cond: type[Cond]
 
-    def encode(self, prompts: Sequence[str]) -> Cond:
-        """Conditioning of each prompt: tensors [n, ...], on the CPU."""
+    def encode(self, prompts: Sequence[str], images: Sequence[Path] = ()) -> Cond:
+        """Conditioning of each prompt, and of the picture it starts from where the model takes one: [n, ...], on the CPU."""
 
     def noise(self, n: int, generator: torch.Generator) -> Tensor:
         """Standard normal [n, *latent], drawn on the CPU so that a seed means the same picture on every device."""
@@ -47,28 +55,37 @@ class FlowModel(Protocol):
     def velocity(self, x: Tensor, t: Time, cond: Cond) -> Tensor:
         """v(x, t) for rows x [R, *latent], t a float or [R], conditioning [R, ...]; fp32."""
 
-    def decode(self, x: Tensor) -> Tensor:
-        """Pictures [R, 3, H, W] in [0, 1], fp32."""
+    def decode(self, x: Tensor, rows: int = 16) -> Tensor:
+        """Pictures [R, 3, H, W] or videos [R, T, 3, H, W] in [0, 1], fp32, on the CPU; `rows` at once."""
 
 
 def load_model(
-    path_or_id: str | Path,
-    device: str | torch.device = "cpu",
-    dtype: torch.dtype = torch.float32,
-    height: int | None = None,
-    width: int | None = None,
-    guidance_scale: float = 3.5,
-    max_sequence_length: int | None = None,
-    cfg: float = 1.0,
+    path_or_id: str | Path, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32, **drawing
 ) -> FlowModel:
-    """A diffusers pipeline directory, a hub id, or "scenes", the bundled model.
+    """A diffusers pipeline directory, a hub id, or "scenes", the bundled model; `drawing`: keys of drawing.Drawing.
 
-    height and width in pixels, by default the family's own; cfg: classifier-free guidance, 1 = none.  Raises UserError, with
-    the remedy, when there is no pipeline or none that an adapter knows.
+    Raises UserError, with the remedy, when there is no pipeline or none that an adapter knows.
     """
     path = BUNDLED if str(path_or_id) == "scenes" else path_or_id
+    adapter, index = adapter_of(path_or_id)
+    drawing = Drawing(**drawing)
+    dropped = {name: None for name, kind in index.items() if kind == [None, None]}  # saved without, e.g. SD3's T5
+    quantized = {"quantization_config": quantization(drawing.quantize, dtype)} if drawing.quantize else {}
     try:
-        index = DiffusionPipeline.load_config(path)
+        pipe = DiffusionPipeline.from_pretrained(path, dtype=dtype, use_safetensors=True, **quantized, **dropped)
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise UserError(f"the pipeline at {str(path_or_id)!r} does not load: {reason}") from error
+    model = adapter(pipe, torch.device(device), dtype, drawing)
+    if drawing.attention:
+        choose_attention(model.transformer, drawing.attention)
+    return model
+
+
+def adapter_of(path_or_id: str | Path) -> tuple[type[Family], dict]:
+    """The adapter of a pipeline and its index of components, of which nothing is loaded."""
+    try:
+        index = DiffusionPipeline.load_config(BUNDLED if str(path_or_id) == "scenes" else path_or_id)
         family = index["_class_name"]
     except (OSError, ValueError, KeyError) as error:
         raise UserError(
@@ -79,13 +96,7 @@ def load_model(
             f"{str(path_or_id)!r} is a {family}, which has no adapter; there are {', '.join(MODELS)} "
             "(a new one is a file like neighbor_grpo/models/flux.py)"
         )
-    dropped = {name: None for name, kind in index.items() if kind == [None, None]}  # saved without, e.g. SD3's T5
-    try:
-        pipe = DiffusionPipeline.from_pretrained(path, dtype=dtype, use_safetensors=True, **dropped)
-    except (OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise UserError(f"the pipeline at {str(path_or_id)!r} does not load: {reason}") from error
-    return MODELS[family](pipe, torch.device(device), dtype, height, width, guidance_scale, max_sequence_length, cfg)
+    return MODELS[family], index
 
 
 def pick_device(name: str) -> torch.device:
@@ -106,10 +117,10 @@ def pick_dtype(name: str, device: torch.device) -> torch.dtype:
 
 
 def move(cond: Cond, device: torch.device) -> Cond:
-    """Conditioning on a device, so that a rollout's steps do not each carry it there."""
-    return type(cond)(*(tensor.to(device) for tensor in cond))
+    """Conditioning on a device, so that a rollout's steps do not each carry it there; counts and masks stay on the CPU."""
+    return type(cond)(*(tensor.to(device) if tensor.is_floating_point() else tensor for tensor in cond))
 
 
 def take(cond: Cond, rows: Tensor) -> Cond:
-    """Conditioning of the rows given by index."""
+    """Conditioning of the rows given by index, on the CPU."""
     return type(cond)(*(tensor[rows.to(tensor.device)] for tensor in cond))

@@ -1,6 +1,7 @@
 """What the adapters share: the parts of a pipeline and their devices, sizes, precision, classifier-free guidance."""
 
 import hashlib
+import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -43,7 +44,9 @@ class Family(ABC):
         self.vae = pipe.vae.requires_grad_(False).eval()
         for encoder in self._encoders():
             encoder.requires_grad_(False).eval()
-        self.guidance_scale, self.cfg, self._empty = drawing.guidance_scale, drawing.cfg, None
+        scale = drawing.guidance_scale
+        self.guidance_scale = self.default("guidance_scale") if scale is None else scale
+        self.cfg, self._empty = drawing.cfg, None
         self.max_sequence_length = drawing.max_sequence_length or self.sequence_length()
         height, width = self.size()
         self.height, self.width = drawing.height or height, drawing.width or width
@@ -131,6 +134,10 @@ class Family(ABC):
 
     # ---------------------------------------------------------------- what all do alike
 
+    def default(self, name: str):
+        """What the pipeline takes when it is called without an argument."""
+        return inspect.signature(type(self.pipe).__call__).parameters[name].default
+
     @property
     def fingerprint(self) -> str:
         """Of the encoders' weights (the ends of every tensor) and the sequence length; with first pictures of the VAE too."""
@@ -156,7 +163,7 @@ class Family(ABC):
         return self.Cond(*(tensor.cpu() for tensor in cond))
 
     def velocity(self, x: Tensor, t: Time, cond: Cond) -> Tensor:
-        t = torch.as_tensor(t, dtype=torch.float32, device=self.device).expand(len(x))
+        t = t.to(self.device, torch.float32) if isinstance(t, Tensor) else torch.full((len(x),), t, device=self.device)
         v = self._forward(x, t, cond)
         if self.cfg == 1:
             return v

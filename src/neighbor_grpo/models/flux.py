@@ -1,19 +1,16 @@
 """FLUX.1 (dev, schnell and whatever has their architecture) through diffusers' FluxPipeline.
 
-A latent is packed: [tokens, channels], a token being 2 x 2 positions of the VAE's grid.
+A latent is packed: [tokens, channels], a token being 2 x 2 positions of the VAE's grid.  dev was distilled to take a
+guidance_scale, schnell to need none, in four steps, from 256 text tokens: more are given it unless max_sequence_length says so.
 """
 
-import inspect
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from diffusers import FluxPipeline
 from torch import Tensor
 
 from neighbor_grpo.models.family import Family
-
-_DEFAULTS = inspect.signature(FluxPipeline.__call__).parameters
 
 
 class FluxCond(NamedTuple):
@@ -31,7 +28,7 @@ class Flux(Family):
         self.text_ids = torch.zeros(self.max_sequence_length, 3, device=self.device, dtype=self.dtype)
 
     def sequence_length(self) -> int:
-        return min(_DEFAULTS["max_sequence_length"].default, self.pipe.tokenizer_2.model_max_length)
+        return min(self.default("max_sequence_length"), self.pipe.tokenizer_2.model_max_length)
 
     def size(self) -> tuple[int, int]:
         return (self.vae.config.sample_size,) * 2

@@ -4,19 +4,15 @@ A latent is packed: [tokens, channels], a token being 2 x 2 positions of the VAE
 VAE's batch norm.  dev was distilled to take a guidance_scale; klein base takes cfg; klein was distilled to need neither.
 """
 
-import inspect
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from diffusers import Flux2Pipeline
 from diffusers.pipelines.flux2.pipeline_flux2 import compute_empirical_mu
 from torch import Tensor
 
 from neighbor_grpo.errors import UserError
 from neighbor_grpo.models.family import Family
-
-_DEFAULTS = inspect.signature(Flux2Pipeline.__call__).parameters
 
 
 class Flux2Cond(NamedTuple):
@@ -35,9 +31,15 @@ class Flux2(Family):
         text_ids = self.pipe._prepare_text_ids(torch.empty(1, self.max_sequence_length, 1))[0]
         self.image_ids, self.text_ids = ids.to(self.device), text_ids.to(self.device)
 
+    @property
+    def lora_targets(self) -> list[str]:
+        """A single block's projections are one layer before the attention and one after, which has a double block's name."""
+        after = [f"single_transformer_blocks.{n}.attn.to_out" for n in range(self.config.num_single_layers)]
+        return [*super().lora_targets, "to_qkv_mlp_proj", *after]
+
     def sequence_length(self) -> int:
         tokenizer = getattr(self.pipe.tokenizer, "tokenizer", self.pipe.tokenizer)  # dev's is inside of a processor
-        return min(_DEFAULTS["max_sequence_length"].default, tokenizer.model_max_length)
+        return min(self.default("max_sequence_length"), tokenizer.model_max_length)
 
     def size(self) -> tuple[int, int]:
         return (self.vae.config.sample_size,) * 2

@@ -15,7 +15,7 @@ LARGEST = torch.finfo(E4M3).max  # 448
 
 
 def quantization(kind: str, dtype: torch.dtype) -> PipelineQuantizationConfig:
-    """diffusers' own configuration of a pipeline whose transformer alone is quantized.  Raises UserError without a library."""
+    """diffusers' own configuration of a pipeline whose transformers alone are quantized.  UserError without a library."""
     try:
         if kind == "nf4":
             if not torch.cuda.is_available():
@@ -29,7 +29,7 @@ def quantization(kind: str, dtype: torch.dtype) -> PipelineQuantizationConfig:
             config = TorchAoConfig({"int8": Int8WeightOnlyConfig, "fp8": Float8WeightOnlyConfig}[kind](version=2))
     except ImportError as error:
         raise UserError(f"model.quantize={kind} needs the package {error.name}: pip install 'neighbor-grpo[lean]'") from error
-    return PipelineQuantizationConfig(quant_mapping={"transformer": config})
+    return PipelineQuantizationConfig(quant_mapping={"transformer": config, "transformer_2": config})
 
 
 def choose_attention(transformer: nn.Module, name: str) -> None:
@@ -78,7 +78,7 @@ def rounded(x: Tensor) -> tuple[Tensor, Tensor]:
 def _product(weight: Tensor, weight_scale: Tensor, bias: Tensor | None, x: Tensor) -> Tensor:
     """x @ weight.T + bias"""
     rows, scale = rounded(x.flatten(0, -2))
-    if x.is_cuda:
+    if x.is_cuda or x.is_meta:
         y = torch._scaled_mm(rows, weight.t(), scale_a=scale, scale_b=weight_scale.t(), out_dtype=torch.bfloat16)
     else:  # the same numbers without the speed
         y = (rows.float() @ weight.float().t()) * scale * weight_scale.t()

@@ -4,18 +4,14 @@ A latent is packed: [tokens, channels], a token being 2 x 2 positions of the VAE
 is a single frame.
 """
 
-import inspect
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from diffusers import QwenImagePipeline
 from torch import Tensor
 from torch.nn.functional import pad
 
 from neighbor_grpo.models.family import Family
-
-_DEFAULTS = inspect.signature(QwenImagePipeline.__call__).parameters
 
 
 class QwenCond(NamedTuple):
@@ -29,7 +25,7 @@ class QwenImage(Family):
     empty = " "  # as Qwen-Image is guided by its makers
 
     def sequence_length(self) -> int:
-        return _DEFAULTS["max_sequence_length"].default
+        return self.default("max_sequence_length")
 
     def size(self) -> tuple[int, int]:
         return (self.pipe.default_sample_size * self.pipe.vae_scale_factor,) * 2

@@ -3,18 +3,14 @@
 A latent is the VAE's own: [channels, height, width] of its grid.
 """
 
-import inspect
 from copy import deepcopy
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from diffusers import StableDiffusion3Pipeline
 from torch import Tensor
 
 from neighbor_grpo.models.family import Family
-
-_DEFAULTS = inspect.signature(StableDiffusion3Pipeline.__call__).parameters
 
 
 class SD3Cond(NamedTuple):
@@ -31,7 +27,7 @@ class SD3(Family):
         return self.config.patch_size
 
     def sequence_length(self) -> int:
-        default, t5 = _DEFAULTS["max_sequence_length"].default, self.pipe.tokenizer_3
+        default, t5 = self.default("max_sequence_length"), self.pipe.tokenizer_3
         return default if t5 is None else min(default, t5.model_max_length)
 
     def size(self) -> tuple[int, int]:

@@ -6,18 +6,14 @@ and looks from data to noise: its time is 1 - t and its output -v.
 The pipeline's guidance_scale is what is added to the plain velocity, v + scale·(v - v_empty): cfg is guidance_scale + 1.
 """
 
-import inspect
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from diffusers import ZImagePipeline
 from torch import Tensor
 from torch.nn.functional import pad
 
 from neighbor_grpo.models.family import Family
-
-_DEFAULTS = inspect.signature(ZImagePipeline.__call__).parameters
 
 
 class ZImageCond(NamedTuple):
@@ -30,7 +26,7 @@ class ZImage(Family):
     encoders = ("text_encoder",)
 
     def sequence_length(self) -> int:
-        return min(_DEFAULTS["max_sequence_length"].default, self.pipe.tokenizer.model_max_length)
+        return min(self.default("max_sequence_length"), self.pipe.tokenizer.model_max_length)
 
     def size(self) -> tuple[int, int]:
         return (self.vae.config.sample_size,) * 2

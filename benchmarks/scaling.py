@@ -1,0 +1,95 @@
+"""Time and cost of a whole training on 8, 32 and 256 GPUs, on paper.
+
+    python benchmarks/scaling.py [--rate 790] [--rollout 0.60] [--update 0.50] [--link 50] [--price 3]
+
+Counted: FLOPs of a forward, a forward-backward and a decode (the model of true size run on the meta device), what an
+iteration runs, bytes that ranks exchange.  Assumed, and to be replaced by what benchmarks/flux_size.py measures on your
+GPUs: the bf16 matrix rate (TFLOP/s), the share of it that the phases reach, the link between ranks (GB/s each), the price.
+"""
+
+import argparse
+import json
+import tempfile
+from math import ceil
+from pathlib import Path
+
+import torch
+from diffusers import FluxTransformer2DModel, QwenImageTransformer2DModel
+from torch.utils.flop_counter import FlopCounterMode
+
+from neighbor_grpo.config import load_config
+from neighbor_grpo.footprint import Kernels
+from neighbor_grpo.models.family import Family
+from neighbor_grpo.models.lora import add_lora
+from neighbor_grpo.plan import plan
+
+CONFIGS = Path(__file__).parent.parent / "configs" / "flux_dev"
+ROWS = {"neighbor_8": "Neighbor, 8 steps", "neighbor_25": "Neighbor, 25 steps", "mix_grpo": "MixGRPO (25/14)",
+        "dance_grpo": "DanceGRPO (25/14)"}
+META = torch.device("meta")
+
+
+def sizes(model: torch.nn.Module, **inputs) -> tuple[float, float, float]:
+    """(parameters, those of a LoRA of rank 32, FLOPs of a forward)"""
+    with torch.no_grad(), Kernels("cuda"), FlopCounterMode(display=False) as counter:
+        model(**inputs)
+    parameters = sum(p.numel() for p in model.parameters())
+    add_lora(model, 32, 32, list(Family.lora_targets))
+    return parameters, sum(p.numel() for p in model.parameters() if p.requires_grad), counter.get_total_flops()
+
+
+def flux(side: int) -> tuple[float, float, float]:
+    """FLUX.1-dev at side x side pixels."""
+    tokens, kind = (side // 16) ** 2, {"dtype": torch.bfloat16}
+    with META:
+        return sizes(
+            FluxTransformer2DModel(guidance_embeds=True).to(torch.bfloat16).requires_grad_(False),
+            hidden_states=torch.empty(1, tokens, 64, **kind), timestep=torch.empty(1, **kind),
+            guidance=torch.empty(1, **kind), pooled_projections=torch.empty(1, 768, **kind),
+            encoder_hidden_states=torch.empty(1, 512, 4096, **kind), txt_ids=torch.empty(512, 3), img_ids=torch.empty(tokens, 3),
+        )
+
+
+def qwen(side: int) -> tuple[float, float, float]:
+    """Qwen-Image at side x side pixels and 512 tokens of text."""
+    rows, kind = side // 16, {"dtype": torch.bfloat16}
+    with META:
+        return sizes(
+            QwenImageTransformer2DModel().to(torch.bfloat16).requires_grad_(False),
+            hidden_states=torch.empty(1, rows * rows, 64, **kind), timestep=torch.empty(1, **kind),
+            encoder_hidden_states=torch.empty(1, 512, 3584, **kind), encoder_hidden_states_mask=None,
+            img_shapes=[[(1, rows, rows)]],
+        )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    for name, default, text in (("rate", 790, "TFLOP/s"), ("rollout", 0.6, "share"), ("update", 0.5, "share"),
+                                ("link", 50, "GB/s between ranks"), ("price", 3, "of a GPU hour")):
+        parser.add_argument(f"--{name}", type=float, default=default, help=text)
+    a = parser.parse_args()
+    models = {"FLUX.1-dev, 720 x 720": flux(720), "Qwen-Image, 1024 x 1024": qwen(1024)}
+    for title, (parameters, lora, forward) in models.items():
+        print(f"\n{title}: {parameters / 1e9:.1f} B parameters, {lora / 1e6:.0f} M in a LoRA of rank 32, {forward / 1e12:.1f} TFLOP a forward\n")
+        print("| method | GPUs | prompts | seconds an iteration | hours | GPU hours | cost | exchange, LoRA | exchange, FSDP2 |")
+        print("|---" * 9 + "|")
+        for name, method in ROWS.items():
+            config = load_config([CONFIGS / "base.yaml", CONFIGS / f"{name}.yaml"])
+            work, groups = plan(config), config.prompts.per_iteration
+            for gpus in (8, 32, 256):
+                prompts = max(groups, gpus)  # a group is one GPU's
+                share = ceil(prompts / gpus) / groups  # of the plan's work, on the busiest GPU
+                rollout = work.forwards * share * forward / (a.rate * 1e12 * a.rollout)
+                update = 4 * work.forward_backwards * share * forward / (a.rate * 1e12 * a.update)  # checkpointed
+                seconds = rollout + update
+                reduced = work.updates * 2 * 4 * lora / (a.link * 1e9)
+                rows = config.batch.update
+                passes = work.forwards * share / config.batch.rollout + 2 * work.forward_backwards * share / rows
+                sharded = (passes * 2 * parameters + work.updates * 4 * parameters) / (a.link * 1e9)
+                hours = config.iterations * seconds / 3600
+                print(f"| {method} | {gpus} | {prompts} | {seconds:.1f} ({rollout:.1f} + {update:.1f}) | {hours:.1f} | "
+                      f"{hours * gpus:,.0f} | {hours * gpus * a.price:,.0f} | {reduced:.2f} s | {sharded:.1f} s |")
+
+
+if __name__ == "__main__":
+    main()
