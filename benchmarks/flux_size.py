@@ -9,17 +9,21 @@ model.compile=true model.fp8_rollout=true.  --tiny: a small model instead, on an
 """
 
 import argparse
+import json
 import statistics
+import tempfile
 from pathlib import Path
 
 import torch
 from accelerate import Accelerator
 from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, FluxPipeline, FluxTransformer2DModel
 
+from neighbor_grpo.cli import _quiet
 from neighbor_grpo.collector import Collector
 from neighbor_grpo.config import Config, load_config
 from neighbor_grpo.data import Prompt
 from neighbor_grpo.drawing import Drawing
+from neighbor_grpo.estimate import estimate
 from neighbor_grpo.footprint import matrix_rate
 from neighbor_grpo.learner import Learner
 from neighbor_grpo.models import move
@@ -28,6 +32,8 @@ from neighbor_grpo.rewards.panel import Panel
 from neighbor_grpo.watch import Phases
 
 HERE = Path(__file__).parent.parent / "configs" / "flux_dev"
+PHASES = ("rollout", "decode", "update")
+ENCODERS = ("text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2")
 ROWS = ["neighbor_8", "neighbor_16", "neighbor_25", "mix_grpo", "dance_grpo"]
 TRANSFORMER = {"guidance_embeds": True}  # diffusers' defaults are FLUX.1's
 VAE = {
@@ -40,33 +46,43 @@ TINY = {"num_layers": 1, "num_single_layers": 2, "attention_head_dim": 16, "num_
 TINY_VAE = {"block_out_channels": (8, 8, 8, 8), "layers_per_block": 1, "norm_num_groups": 4}
 
 
-def model_of(config: Config, device: torch.device, dtype: torch.dtype, tiny: bool) -> Flux:
-    """Random weights, made on the device; no text encoders, so conditioning is blank."""
+def parts(device: torch.device, dtype: torch.dtype, tiny: bool) -> dict:
+    """Of a FluxPipeline without text encoders: random weights, made on the device."""
     torch.manual_seed(0)
     torch.set_default_dtype(dtype)
     with device:
-        transformer = FluxTransformer2DModel(**TRANSFORMER | (TINY if tiny else {}))
-        vae = AutoencoderKL(**VAE | (TINY_VAE if tiny else {}))
+        made = {
+            "transformer": FluxTransformer2DModel(**TRANSFORMER | (TINY if tiny else {})),
+            "vae": AutoencoderKL(**VAE | (TINY_VAE if tiny else {})),
+        }
     torch.set_default_dtype(torch.float32)
-    scheduler = FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True, shift=3.0)
-    pipe = FluxPipeline(scheduler, vae, None, None, None, None, transformer)
-    drawing = config.model.model_dump(include=set(Drawing.model_fields)) | {"max_sequence_length": 512}
-    return Flux(pipe, device, dtype, Drawing(**drawing))
+    return made | {"scheduler": FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True, shift=3.0)} | dict.fromkeys(ENCODERS)
+
+
+def configurations(place: Path, tiny: bool) -> None:
+    """The pipeline's directory without weights, from which the plan is made."""
+    index = {"_class_name": "FluxPipeline"}
+    for name, part in parts(torch.device("meta"), torch.bfloat16, tiny).items():
+        index[name] = ["diffusers", type(part).__name__] if part is not None else [None, None]
+        if part is not None:
+            part.save_config(place / name)
+    (place / "model_index.json").write_text(json.dumps(index))
 
 
 def row(name: str, config: Config, iterations: int, tiny: bool) -> None:
     accelerator = Accelerator(cpu=not torch.cuda.is_available(), mixed_precision="no")
     device = accelerator.device
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
-    model, phases = model_of(config, device, dtype, tiny), Phases(device)
+    drawing = Drawing(**config.model.model_dump(include=set(Drawing.model_fields)))
+    model, phases = Flux(FluxPipeline(**parts(device, dtype, tiny)), device, dtype, drawing), Phases(device)
     learner = Learner(model, config, accelerator)
-    cond = model.blank(1)
+    cond = move(model.blank(1), device)
     collector = Collector(
-        model, lambda prompts, coming: move(cond, device), [Prompt("")],
+        model, lambda prompts, coming: cond, [Prompt("")],
         Panel({"brightness": lambda images, prompts, metadata: images.mean((1, 2, 3))}), range(1), config, accelerator, phases,
     )
     seconds: dict[str, list[float]] = {}
-    peaks: dict[str, float] = {}
+    peak = 0
     for n in range(iterations + 1):
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats()
@@ -79,38 +95,18 @@ def row(name: str, config: Config, iterations: int, tiny: bool) -> None:
             for decisions in updates:
                 learner.step(decisions, got.cond)
         if n:  # the first warms up, and compiles
-            for phase in ("rollout", "decode", "update"):
+            for phase in PHASES:
                 seconds.setdefault(phase, []).append(phases[phase])
-            seconds.setdefault("all", []).append(sum(phases[phase] for phase in ("rollout", "decode", "update")))
-            if device.type == "cuda":
-                peaks["all"] = max(peaks.get("all", 0.0), torch.cuda.max_memory_allocated() / 2**30)
-    report(name, config, model, got.tree.evaluations, sum(map(len, updates)), seconds, peaks, device, dtype)
-
-
-def report(name, config, model, forwards, backwards, seconds, peaks, device, dtype) -> None:
-    forward = flops(model, 1)  # of a row
-    again = 4 if config.model.gradient_checkpointing else 3  # a backward is two forwards, checkpointing one more
-    rate = matrix_rate(device, dtype)
-    share = {
-        "rollout": forwards * forward / statistics.median(seconds["rollout"]) / rate,
-        "update": backwards * again * forward / statistics.median(seconds["update"]) / rate,
-    }
-    spread = "{:.2f} ({:.2f} to {:.2f})".format(
-        statistics.median(seconds["all"]), min(seconds["all"]), max(seconds["all"])
-    )
-    phases = ", ".join(f"{phase} {statistics.median(seconds[phase]):.2f}" for phase in ("rollout", "decode", "update"))
-    print(f"| {name} | {forwards} | {backwards} | {spread} | {phases} | {share['rollout']:.0%} | {share['update']:.0%} | "
-          + (f"{peaks['all']:.1f} GiB" if peaks else "not a GPU") + " |", flush=True)
-
-
-def flops(model: Flux, rows: int) -> float:
-    """Of a forward, counted on the device itself."""
-    from torch.utils.flop_counter import FlopCounterMode
-
-    x = model.noise(rows, torch.Generator().manual_seed(0))
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        model.velocity(x, 0.5, model.blank(rows))
-    return counter.get_total_flops() / rows
+            seconds.setdefault("all", []).append(sum(phases[phase] for phase in PHASES))
+            peak = max(peak, torch.cuda.max_memory_allocated() if device.type == "cuda" else 0)
+    held, trained = estimate(config, device.type), sum(map(len, updates))
+    flops = {"rollout": got.tree.evaluations * held.forward, "update": trained * held.update}
+    median = {phase: statistics.median(times) for phase, times in seconds.items()}
+    share = {phase: work / median[phase] / matrix_rate(device, dtype) for phase, work in flops.items()}
+    memory = f"{peak / 1e9:.1f} GB" if peak else "not a GPU"
+    print(f"| {name} | {got.tree.evaluations} | {trained} | {median['all']:.2f} ({min(seconds['all']):.2f} to "
+          f"{max(seconds['all']):.2f}) | {', '.join(f'{phase} {median[phase]:.2f}' for phase in PHASES)} | "
+          f"{share['rollout']:.0%} | {share['update']:.0%} | {memory} | {held.peak / 1e9:.1f} GB |", flush=True)
 
 
 def main() -> None:
@@ -123,16 +119,21 @@ def main() -> None:
     files = [Path(item) for item in arguments.what if "=" not in item] or [HERE / f"{name}.yaml" for name in ROWS]
     small = ["model.height=64", "model.width=64"] if arguments.tiny else []
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    _quiet()
     name = torch.cuda.get_device_name() if device.type == "cuda" else "this machine's CPU"
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
-    print(f"{name}: {matrix_rate(device, dtype) / 1e12:.3g} TFLOP/s in {str(dtype)[6:]} matrix products, torch {torch.__version__}")
-    print("| | forwards | forward-backwards | seconds an iteration | of these | rollout MFU | update MFU | peak allocated |")
-    print("|---" * 8 + "|")
-    for file in files:
-        own = ["prompts.per_iteration=1", "iterations=100", *small]
-        row(file.stem, load_config([HERE / "base.yaml", file], [*own, *overrides]), arguments.iterations, arguments.tiny)
-        if device.type == "cuda":
-            torch.cuda.empty_cache()
+    rate = matrix_rate(device, dtype) / 1e12
+    print(f"{name}: {rate:.3g} TFLOP/s in {str(dtype)[6:]} matrix products, torch {torch.__version__}")
+    print("| | forwards | forward-backwards | seconds an iteration | of these | rollout MFU | update MFU | peak allocated "
+          "| planned |")
+    print("|---" * 9 + "|")
+    with tempfile.TemporaryDirectory() as place:
+        configurations(Path(place), arguments.tiny)
+        own = [f"model.path={place}", "model.max_sequence_length=512", "prompts.per_iteration=1", "iterations=100", *small]
+        for file in files:
+            row(file.stem, load_config([HERE / "base.yaml", file], [*own, *overrides]), arguments.iterations, arguments.tiny)
+            if device.type == "cuda":
+                torch.cuda.empty_cache()
 
 
 if __name__ == "__main__":

@@ -79,7 +79,7 @@ def processes(iterations: int, overrides: list[str], rounds: int = 3) -> None:
         for _ in range(rounds):
             one, two = (statistics.median(run_of(n, iterations, overrides, directory)) for n in (1, 2))
             ratios.append(2 * one / two)
-            print(f"one process {one:.3f} s an iteration, two {two:.3f} s on twice the prompts: {ratios[-1]:.2f} times the work")
+            print(f"one process {one:.3f} s an iteration, two {two:.3f} s on twice the prompts: {ratios[-1]:.2f} x the work")
     print(f"median {statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f}) of {rounds}")
 
 

@@ -8,8 +8,6 @@ GPUs: the bf16 matrix rate (TFLOP/s), the share of it that the phases reach, the
 """
 
 import argparse
-import json
-import tempfile
 from math import ceil
 from pathlib import Path
 
@@ -46,7 +44,8 @@ def flux(side: int) -> tuple[float, float, float]:
             FluxTransformer2DModel(guidance_embeds=True).to(torch.bfloat16).requires_grad_(False),
             hidden_states=torch.empty(1, tokens, 64, **kind), timestep=torch.empty(1, **kind),
             guidance=torch.empty(1, **kind), pooled_projections=torch.empty(1, 768, **kind),
-            encoder_hidden_states=torch.empty(1, 512, 4096, **kind), txt_ids=torch.empty(512, 3), img_ids=torch.empty(tokens, 3),
+            encoder_hidden_states=torch.empty(1, 512, 4096, **kind),
+            txt_ids=torch.empty(512, 3), img_ids=torch.empty(tokens, 3),
         )
 
 
@@ -70,8 +69,10 @@ def main() -> None:
     a = parser.parse_args()
     models = {"FLUX.1-dev, 720 x 720": flux(720), "Qwen-Image, 1024 x 1024": qwen(1024)}
     for title, (parameters, lora, forward) in models.items():
-        print(f"\n{title}: {parameters / 1e9:.1f} B parameters, {lora / 1e6:.0f} M in a LoRA of rank 32, {forward / 1e12:.1f} TFLOP a forward\n")
-        print("| method | GPUs | prompts | seconds an iteration | hours | GPU hours | cost | exchange, LoRA | exchange, FSDP2 |")
+        print(f"\n{title}: {parameters / 1e9:.1f} B parameters, {lora / 1e6:.0f} M in a LoRA of rank 32, "
+              f"{forward / 1e12:.1f} TFLOP a forward\n")
+        print("| method | GPUs | prompts | seconds an iteration | hours | GPU hours | cost | exchange, LoRA "
+              "| exchange, FSDP2 |")
         print("|---" * 9 + "|")
         for name, method in ROWS.items():
             config = load_config([CONFIGS / "base.yaml", CONFIGS / f"{name}.yaml"])

@@ -2,8 +2,13 @@
 
 import torch
 from diffusers import (
-    AutoencoderKL, AutoencoderKLWan, FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel, StableDiffusion3Pipeline,
-    WanPipeline, WanTransformer3DModel,
+    AutoencoderKL,
+    AutoencoderKLWan,
+    FlowMatchEulerDiscreteScheduler,
+    SD3Transformer2DModel,
+    StableDiffusion3Pipeline,
+    WanPipeline,
+    WanTransformer3DModel,
 )
 from transformers import CLIPTextConfig, CLIPTextModelWithProjection, T5Config, T5EncoderModel, UMT5Config, UMT5EncoderModel
 
@@ -27,8 +32,8 @@ def sd3() -> StableDiffusion3Pipeline:
     ))
     vae = AutoencoderKL(
         down_block_types=("DownEncoderBlock2D",) * 4, up_block_types=("UpDecoderBlock2D",) * 4,
-        block_out_channels=(16, 32, 64, 64), layers_per_block=1, latent_channels=16, norm_num_groups=8, sample_size=64, scaling_factor=1.5, shift_factor=0.06,
-        use_quant_conv=False, use_post_quant_conv=False,
+        block_out_channels=(16, 32, 64, 64), layers_per_block=1, latent_channels=16, norm_num_groups=8, sample_size=64,
+        scaling_factor=1.5, shift_factor=0.06, use_quant_conv=False, use_post_quant_conv=False,
     )
     transformer = SD3Transformer2DModel(
         sample_size=8, in_channels=16, out_channels=16, num_layers=4, attention_head_dim=32, num_attention_heads=4,

@@ -46,6 +46,9 @@ def flat(images, prompts, metadata):
 """
 
 
+LOOPBACK = {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}  # environment of ranks on one machine
+
+
 def settings(model: Path, tmp: Path, *more: str, function: str = "brightness") -> list[str]:
     """Overrides of a run of 3 iterations of 2 prompts of 4 samples, in tmp/run."""
     (tmp / "reward.py").write_text(REWARD)
@@ -63,17 +66,19 @@ def metrics(run: Path) -> list[dict]:
     return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
 
 
-def torchrun(*arguments, writes: Path) -> subprocess.CompletedProcess:
-    """Two processes on the loopback interface; `writes` is the directory that they make.
+def torchrun(*arguments, writes: Path, processes: int = 2) -> subprocess.CompletedProcess:
+    """Processes on the loopback interface; `writes` is the directory that they make.
 
     On a busy machine a rank's C++ runtime aborts now and then, outside our code (about one start in a hundred): such a start
     is made again.  Whatever else goes wrong is the test's to judge.
     """
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", *map(str, arguments)]
+    command = [
+        sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}", *map(str, arguments)
+    ]
     for _ in range(3):
         done = subprocess.run(
             command, capture_output=True, text=True, timeout=300,
-            env=os.environ | {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"},
+            env=os.environ | LOOPBACK,
         )
         if "SIGABRT" not in done.stderr:
             break

@@ -57,7 +57,7 @@ def compare(*arguments):
 def lines_of(out):
     return {
         str(run.relative_to(out)): [
-            {key: value for key, value in line.items() if not key.startswith("time/")} for line in rundir.metrics(run)
+            {key: value for key, value in line.items() if not key.startswith(("time/", "mfu/"))} for line in rundir.metrics(run)
         ]
         for run in sorted(out.glob("*/*/")) if (run / "metrics.jsonl").exists()
     }

@@ -1,6 +1,7 @@
 """What a run needs to go on: trained weights, optimizer, average, iteration.  Nothing random: seeds are derived.
 
-A checkpoint appears whole or not at all (written aside, then renamed), so a run killed at any moment can be resumed.
+A checkpoint appears whole or not at all (written aside, then renamed), so a run killed at any moment can be resumed.  It
+holds whole tensors, so that any number of ranks can go on with it, sharded or not.
 """
 
 import os
@@ -8,19 +9,27 @@ import shutil
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from neighbor_grpo.errors import UserError
+from neighbor_grpo.sharding import divided
 
 
 def trainable(transformer: nn.Module) -> dict[str, nn.Parameter]:
     return {name: p for name, p in transformer.named_parameters() if p.requires_grad}
 
 
-def save(directory: Path, iteration: int, weights: dict[str, Tensor], state: dict, keep: int = 2) -> Path:
-    """Write directory/<iteration>; older ones beyond `keep` go."""
-    target = directory / f"{iteration:06d}"
+def place(directory: Path, iteration: int) -> Path:
+    return directory / f"{iteration:06d}"
+
+
+def save(directory: Path, iteration: int, weights: dict[str, Tensor], state: dict, keep: int = 2) -> None:
+    """Write directory/<iteration>; older ones beyond `keep` go, and what a killed run left aside."""
+    target = place(directory, iteration)
+    for left in directory.glob(".[0-9]*"):
+        shutil.rmtree(left)
     aside = directory / f".{target.name}-{os.getpid()}"
     aside.mkdir(parents=True)
     save_file({name: weight.detach().contiguous() for name, weight in weights.items()}, aside / "weights.safetensors")
@@ -29,7 +38,6 @@ def save(directory: Path, iteration: int, weights: dict[str, Tensor], state: dic
     aside.rename(target)
     for old in finished(directory)[:-keep]:
         shutil.rmtree(old)
-    return target
 
 
 def finished(directory: Path) -> list[Path]:
@@ -37,17 +45,16 @@ def finished(directory: Path) -> list[Path]:
     return sorted(path for path in directory.glob("[0-9]*") if path.is_dir())
 
 
-def load(directory: Path, transformer: nn.Module) -> tuple[int, dict]:
-    """Put the newest checkpoint's weights into the transformer; its iteration and the remaining state."""
+@torch.no_grad()
+def load(directory: Path, weights: dict[str, nn.Parameter]) -> tuple[int, dict]:
+    """Put the newest checkpoint's weights into these; its iteration and the remaining state, read as it is used."""
     found = finished(directory)
     if not found:
         raise UserError(f"no checkpoint in {directory} to go on from")
-    weights, parameters = load_file(found[-1] / "weights.safetensors"), trainable(transformer)
-    if weights.keys() != parameters.keys():
-        odd = sorted(weights.keys() ^ parameters.keys())[0]
-        raise UserError(f"checkpoint {found[-1]} does not fit this model: {odd} is in one of them only")
-    with torch.no_grad():
-        for name, parameter in parameters.items():
-            parameter.copy_(weights[name])
-    state = torch.load(found[-1] / "state.pt", weights_only=True, map_location="cpu")
+    with safe_open(found[-1] / "weights.safetensors", "pt") as stored:
+        if odd := sorted(weights.keys() ^ set(stored.keys())):
+            raise UserError(f"checkpoint {found[-1]} does not fit this model: {odd[0]} is in one of them only")
+        for name, weight in weights.items():
+            weight.copy_(divided(stored.get_tensor(name), weight))
+    state = torch.load(found[-1] / "state.pt", weights_only=True, map_location="cpu", mmap=True)
     return int(found[-1].name), state

@@ -4,7 +4,7 @@ import argparse
 import os
 import sys
 
-from neighbor_grpo.commands import compare, evaluate, export, probe, rewards, sample, scenes, train
+from neighbor_grpo.commands import compare, evaluate, export, plan, probe, rewards, sample, scenes, train
 from neighbor_grpo.errors import UserError
 
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # read when it is imported, by the commands
@@ -45,7 +45,7 @@ def _quiet() -> None:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="neighbor-grpo", description="Align flow-matching models with rewards.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for command in (train, probe, compare, sample, evaluate, export, rewards, scenes):
+    for command in (train, plan, probe, compare, sample, evaluate, export, rewards, scenes):
         command.add(commands)
     return parser
 

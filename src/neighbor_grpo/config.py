@@ -17,14 +17,14 @@ from neighbor_grpo.methods.neighbor import Neighbor
 
 AnyMethod = Annotated[Union[tuple(METHODS.values())], Field(discriminator="name")]  # noqa: UP007
 DEMO = Path(__file__).parent / "demo.yaml"
-# the attention projections of diffusers' multimodal transformers
-ATTENTION = ("to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")
 
 
 class Lora(Section):
     rank: Positive = Field(16, description="rank of the update of each layer")
     alpha: float = Field(16.0, gt=0, description="the update is scaled by alpha / rank")
-    targets: list[str] = Field(list(ATTENTION), description="endings of the names of the layers to adapt")
+    targets: list[str] | None = Field(
+        None, description="endings of the names of the layers to adapt; null = the family's attention projections"
+    )
 
 
 class Model(Drawing):

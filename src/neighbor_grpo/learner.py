@@ -11,13 +11,17 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import gather_object
+from accelerate.utils import broadcast_object_list, gather_object
 from diffusers.training_utils import EMAModel
 
 from neighbor_grpo import checkpoint
 from neighbor_grpo.config import Config
+from neighbor_grpo.errors import UserError
 from neighbor_grpo.models import Cond, FlowModel
-from neighbor_grpo.models.lora import add_lora, save_lora, train_all
+from neighbor_grpo.models.experts import Experts
+from neighbor_grpo.models.lean import adamw, compile_blocks
+from neighbor_grpo.models.lora import add_lora, save_all, save_lora, train_all
+from neighbor_grpo.sharding import divided, on_main, reshard, whole
 from neighbor_grpo.tree import Decisions
 from neighbor_grpo.update import accumulate
 
@@ -31,20 +35,30 @@ class RanksDiffer(Exception):
 
 
 class Learner:
+    """The weights are whole on every rank, or divided by FSDP2.  Every rank calls every method; the main one writes files."""
+
     def __init__(self, model: FlowModel, config: Config, accelerator: Accelerator) -> None:
         self.model, self.config, self.accelerator, self.updates = model, config, accelerator, 0
         torch.manual_seed(config.seed)  # the LoRA's initial weights
         m, o = config.model, config.optimizer
-        self.bare = model.transformer
+        self.transformer = model.transformer
+        if accelerator.is_fsdp2 and isinstance(self.transformer, Experts):  # its collectives want all ranks in one of them
+            raise UserError("a model of two experts is not divided by FSDP2: train it without, with a LoRA (model.lora)")
+        if accelerator.is_fsdp2 and (m.quantize or m.fp8_rollout or o.name == "adamw_8bit"):
+            raise UserError("FSDP2 divides 16 or 32 bits: leave out model.quantize, model.fp8_rollout and adamw_8bit")
         if m.lora:
-            add_lora(self.bare, m.lora.rank, m.lora.alpha, m.lora.targets)
+            add_lora(self.transformer, m.lora.rank, m.lora.alpha, m.lora.targets or list(model.lora_targets))
         else:
-            train_all(self.bare)
+            train_all(self.transformer)
         if m.gradient_checkpointing:
-            self.bare.enable_gradient_checkpointing()
-        self.weights = checkpoint.trainable(self.bare)
-        optimizer = torch.optim.AdamW(self.weights.values(), lr=o.lr, weight_decay=o.weight_decay)
-        model.transformer, self.optimizer = accelerator.prepare(self.bare, optimizer)
+            self.transformer.enable_gradient_checkpointing()
+        if m.compile:
+            compile_blocks(self.transformer)
+        self.weights = checkpoint.trainable(self.transformer)
+        self.optimizer = adamw(o.name)(self.weights.values(), lr=o.lr, weight_decay=o.weight_decay)
+        if accelerator.is_fsdp2:
+            accelerator.prepare(self.transformer, self.optimizer)  # divides the weights of both, in place
+            self.weights = checkpoint.trainable(self.transformer)
         self.ema = EMAModel(list(self.weights.values()), decay=config.ema.decay) if config.ema else None
 
     @property
@@ -56,11 +70,11 @@ class Learner:
         o = self.config.optimizer
         for group in self.optimizer.param_groups:
             group["lr"] = o.lr * min(1.0, (self.updates + 1) / (o.warmup + 1))
-        total = len(decisions) * self.accelerator.num_processes
+        weights = list(self.weights.values())
         stats = accumulate(
-            self.config.method, self.model, cond, decisions, total, self.config.batch.update, self.accelerator
+            self.config.method, self.model, cond, decisions, self.config.batch.update, weights, self.accelerator
         )
-        norm = self.accelerator.clip_grad_norm_(self.weights.values(), o.grad_clip)
+        norm = whole(torch.nn.utils.clip_grad_norm_(weights, o.grad_clip))
         stats = {name: float(value) for name, value in (stats | {"grad_norm": norm}).items()}
         if not (isfinite(stats["grad_norm"]) and isfinite(stats["loss"])):
             odd = "gradient norm" if isfinite(stats["loss"]) else "loss"
@@ -77,7 +91,7 @@ class Learner:
 
     def check_ranks(self) -> None:
         """Raise RanksDiffer, on every rank, naming the first parameter whose bits are not the same on all."""
-        if self.accelerator.num_processes == 1:
+        if self.accelerator.num_processes == 1 or self.accelerator.is_fsdp2:  # what is divided is on one rank only
             return
         here = {name: hashlib.sha256(p.detach().cpu().contiguous().view(torch.uint8).numpy()).digest()
                 for name, p in self.weights.items()}
@@ -92,48 +106,67 @@ class Learner:
         if not self.ema:
             yield
             return
-        self.ema.store(self.weights.values())
-        self.ema.copy_to(self.weights.values())
+        self._swap()
         try:
             yield
         finally:
-            self.ema.restore(self.weights.values())
+            self._swap()
+
+    @torch.no_grad()
+    def _swap(self) -> None:
+        """Exchange the trained weights and their average, one after another."""
+        for average, weight in zip(self.ema.shadow_params, self.weights.values(), strict=True):
+            kept = weight.clone()
+            weight.copy_(average)
+            average.copy_(kept)
+        reshard(self.transformer)
 
     def save(self, directory: Path, number: int) -> Path:
-        """A checkpoint from which `load` goes on."""
-        state = {
+        """A checkpoint from which `load` goes on, complete when a rank returns."""
+        main = self.accelerator.is_main_process
+        weights = on_main(self.weights, main)
+        state = on_main({
             "optimizer": self.optimizer.state_dict(), "ema": self.ema.state_dict() if self.ema else None,
             "updates_done": self.updates,
-        }
-        return checkpoint.save(directory, number, self.weights, state)
+        }, main)
+        if main:
+            checkpoint.save(directory, number, weights, state)
+        self.accelerator.wait_for_everyone()
+        return checkpoint.place(directory, number)
 
     def load(self, directory: Path) -> int:
         """Take up the newest checkpoint; its number."""
-        number, state = checkpoint.load(directory, self.bare)
+        number, state = checkpoint.load(directory, self.weights)
+        weights, moments = list(self.weights.values()), state["optimizer"]["state"]
+        for n, kept in moments.items() if self.accelerator.is_fsdp2 else ():
+            moments[n] = {name: divided(value, weights[n]) for name, value in kept.items()}
         self.optimizer.load_state_dict(state["optimizer"])
         self.updates = state["updates_done"]
         if self.ema:
-            self.ema.load_state_dict(state["ema"])
-            self.ema.to(self.accelerator.device)
+            average = zip(state["ema"]["shadow_params"], weights, strict=True)
+            self.ema.load_state_dict(state["ema"] | {"shadow_params": [divided(value, weight) for value, weight in average]})
         return number
 
     def export(self, directory: Path) -> None:
         """The averaged weights in diffusers' layout: directory/lora, or directory/transformer after a full fine-tune."""
+        main = self.accelerator.is_main_process
         with self.averaged():
-            if self.config.model.lora:
-                save_lora(self.model.pipe, self.bare, directory / "lora")
-            else:
-                self.bare.save_pretrained(directory / "transformer")
+            weights = on_main(self.weights, main)
+            if main and self.config.model.lora:
+                save_lora(self.model.pipe, self.transformer, directory / "lora", weights)
+            elif main:
+                save_all(self.transformer, directory / "transformer", weights)
 
     def keep_best(self, directory: Path, iteration: int, measure: str, value: float) -> bool:
         """Export to `directory`, in place of what it holds, if the value is higher than that one's; whether it was."""
         record = directory / "best.json"
-        if record.is_file() and json.loads(record.read_text())["value"] >= value:
+        better = not record.is_file() or json.loads(record.read_text())["value"] < value
+        if not broadcast_object_list([better])[0]:
             return False
         aside = directory.with_name(f".{directory.name}-{os.getpid()}")
-        shutil.rmtree(aside, ignore_errors=True)
         self.export(aside)
-        (aside / record.name).write_text(json.dumps({"iteration": iteration, "measure": measure, "value": value}) + "\n")
-        shutil.rmtree(directory, ignore_errors=True)
-        aside.rename(directory)
+        if self.accelerator.is_main_process:
+            (aside / record.name).write_text(json.dumps({"iteration": iteration, "measure": measure, "value": value}) + "\n")
+            shutil.rmtree(directory, ignore_errors=True)
+            aside.rename(directory)
         return True

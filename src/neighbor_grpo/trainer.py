@@ -22,16 +22,20 @@ from neighbor_grpo.collector import Collector
 from neighbor_grpo.config import Config
 from neighbor_grpo.data import TextCache, generator, read_prompts
 from neighbor_grpo.errors import UserError
+from neighbor_grpo.estimate import estimate
 from neighbor_grpo.evaluate.held_out import HeldOut
 from neighbor_grpo.evaluate.measures import load_measures
+from neighbor_grpo.footprint import matrix_rate, memory_of
 from neighbor_grpo.learner import Learner, NotFinite, RanksDiffer
-from neighbor_grpo.models import load_model, pick_device, pick_dtype
-from neighbor_grpo.plan import plan
+from neighbor_grpo.models import pick_device
+from neighbor_grpo.plan import plan, refuse
 from neighbor_grpo.rewards import check_scorers
 from neighbor_grpo.rewards.panel import load_panel
 from neighbor_grpo.rewards.score import RewardError
+from neighbor_grpo.sharding import slots_of_rank
+from neighbor_grpo.trained import load_base
 from neighbor_grpo.tree import Decisions, Tree
-from neighbor_grpo.watch import Phases, Stop, health_figures, progress, reward_figures, reward_gap, training_seconds
+from neighbor_grpo.watch import Phases, Stop, health_figures, phase_figures, progress, reward_figures, reward_gap, training_seconds
 
 DRAW = 2  # stream of random numbers, beside the collector's
 
@@ -52,8 +56,8 @@ class Trainer:
     """Trainer(config).run() is a whole training run; Trainer.resume(run_dir).run() the rest of one."""
 
     def __init__(self, config: Config, resume: bool = False) -> None:
-        pick_device(config.device)
-        self.accelerator = Accelerator(cpu=config.device == "cpu", mixed_precision="no")
+        self.accelerator = Accelerator(cpu=pick_device(config.device).type == "cpu", mixed_precision="no")
+        slots = slots_of_rank(config.prompts.per_iteration, self.accelerator)
         self.run_dir = Path(config.run_dir or broadcast_object_list([rundir.free()])[0])
         self.config = config.model_copy(update={"run_dir": str(self.run_dir)})
         if not resume:
@@ -68,19 +72,12 @@ class Trainer:
             raise UserError(f"evaluate.best: {self.best!r} is not measured; measured are "
                             f"{', '.join([*config.reward.train, *config.watched])}")
         self.plan = plan(config)
-        processes, rank = self.accelerator.num_processes, self.accelerator.process_index
-        groups, uneven = divmod(config.prompts.per_iteration, processes)
-        if uneven:
-            raise UserError(
-                f"prompts.per_iteration ({config.prompts.per_iteration}) must be a multiple of the {processes} processes: "
-                "a group never straddles two"
-            )
-        slots = range(rank * groups, (rank + 1) * groups)  # this rank's groups among the iteration's
-        device = self.accelerator.device
-        m = config.model
-        self.model = load_model(
-            m.path, device, pick_dtype(m.dtype, device), m.height, m.width, m.guidance_scale, m.max_sequence_length, m.cfg
-        )
+        device, ranks = self.accelerator.device, self.accelerator.num_processes
+        self.estimate = estimate(config, device.type, ranks, self.accelerator.is_fsdp2)
+        if not self.accelerator.is_fsdp2:  # of which what is gathered for a moment is not estimated
+            refuse(config, self.estimate, device.type, memory_of(device), ranks)
+        self.model = load_base(config, device)
+        self.rate = matrix_rate(device, self.model.dtype)
         self.learner = Learner(self.model, config, self.accelerator)
         texts = TextCache(self.model, Path(config.prompts.cache_dir).expanduser(), config.prompts.cache_gb)
         self.start, self.phases, self.stop = 0, Phases(device), Stop()
@@ -174,9 +171,7 @@ class Trainer:
 
     def _diverged(self, error: NotFinite) -> TrainingError:
         """Keep the weights before it, and say where."""
-        where = self.run_dir / "failed"
-        if self.main:
-            where = self.learner.save(where, self.learner.updates)
+        where = self.learner.save(self.run_dir / "failed", self.learner.updates)
         return TrainingError(
             f"{error}; weights before it are in {where}. A smaller optimizer.lr or method.temperature=dim often helps; the run "
             f"goes on from its last checkpoint with: {rundir.resume_command(self.run_dir)}"
@@ -186,12 +181,17 @@ class Trainer:
 
     def _figures(self, rewards: Tensor, tree: Tree, updates: list[Decisions], health: list[dict]) -> dict[str, float]:
         """One line of metrics.jsonl, from rewards [M, P, G] of all ranks, what was computed, and the updates' health."""
-        group = self.config.method.group_size
+        group, groups, trained = self.config.method.group_size, len(self.collector.slots), sum(map(len, updates))
         costs = {
             "nfe_old": tree.evaluations / group, "nfe_nominal": tree.nominal_evaluations / group,
-            "nfe_theta": sum(map(len, updates)) / (group * len(self.collector.slots)), "lr": self.learner.lr,
+            "nfe_theta": trained / (group * groups), "lr": self.learner.lr,
         }
-        times = {f"time/{phase}": seconds for phase, seconds in self.phases.items()}
+        held = self.estimate
+        flops = {
+            "rollout": groups * tree.evaluations * held.forward, "decode": groups * group * held.decode,
+            "update": trained * held.update,
+        }
+        times = phase_figures(self.phases, flops, self.rate)
         asked = {  # of rewards on a server, since the run began here: requests, retries, and faults by kind
             f"scorer/{name}/{kind}": count
             for name, reward in self.panel.rewards.items() for kind, count in getattr(reward, "counts", {}).items()
@@ -210,8 +210,8 @@ class Trainer:
             report.save_samples(self.run_dir / "samples", iteration, shown, [prompt.text for prompt in self.held_out])
             for name, found in failures.items():
                 rundir.record_failures(self.run_dir, iteration, name, found)
-            self._keep_best(iteration, figures)
             self._say(f"iteration {iteration}: " + ", ".join(f"{k} {v:.4g}" for k, v in figures.items()))
+        self._keep_best(iteration, figures)
         self.accelerator.wait_for_everyone()
         return figures
 
@@ -230,22 +230,7 @@ class Trainer:
             raise TrainingError(f"{error}; mend it and go on with: {rundir.resume_command(self.run_dir)}") from error
 
     def _plan_lines(self) -> list[str]:
-        def megabytes(tensors) -> float:
-            return sum(t.nbytes for t in tensors) / 2**20
-
-        learner = self.learner
-        frozen = [p for p in learner.bare.parameters() if not p.requires_grad]
-        latent = self.model.noise(1, generator(0))[0]
-        states = 2 * len(self.collector.slots) * self.config.method.group_size * self.config.method.num_steps
-        memory = {
-            "weights": megabytes(learner.bare.parameters()) + megabytes(self.model.vae.parameters()),
-            "gradients, optimizer and average": (3 + bool(learner.ema)) * megabytes(learner.weights.values()),
-            "rollout": states * latent.nbytes / 2**20,
-        }
-        return self.plan.lines(
-            self.config, self.accelerator.num_processes, sum(p.numel() for p in learner.weights.values()),
-            sum(p.numel() for p in frozen), latent.numel(), memory,
-        )
+        return self.plan.lines(self.config, self.accelerator.num_processes, self.estimate, self.rate)
 
     # ---------------------------------------------------------------- what stays of it
 
@@ -257,9 +242,7 @@ class Trainer:
                 f"{error}: the run cannot be trusted from there on; a rank's hardware or a collective failed. "
                 f"Go on from the last checkpoint with: {rundir.resume_command(self.run_dir)}"
             ) from error
-        if self.main:
-            self.learner.save(self.run_dir / "checkpoints", iteration)
-        self.accelerator.wait_for_everyone()
+        self.learner.save(self.run_dir / "checkpoints", iteration)
 
     def _record(self, figures: dict) -> None:
         if self.main:
@@ -267,8 +250,8 @@ class Trainer:
 
     def _finish(self) -> None:
         """Export the averaged weights and write the page."""
+        self.learner.export(self.run_dir)
         if self.main:
-            self.learner.export(self.run_dir)
             report.write(self.run_dir)
             self._say(f"done: {self.run_dir / 'report.html'}")
         self.accelerator.wait_for_everyone()

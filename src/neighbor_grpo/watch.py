@@ -2,7 +2,7 @@
 
 import signal
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
@@ -89,6 +89,13 @@ def health_figures(updates: list[dict[str, float]]) -> dict[str, float]:
     return divergence | {
         "ratio/noise_floor": updates[0]["log_ratio"], "ratio/log_max": max(update["log_ratio"] for update in updates),
         "ratio/clipped": mean["clipped"], "loss": mean["loss"], "grad_norm": mean["grad_norm"],
+    }
+
+
+def phase_figures(seconds: Mapping[str, float], flops: Mapping[str, float], rate: float) -> dict[str, float]:
+    """Seconds by phase and, of phases that are the model's work, their share of the device's rate of matrix products."""
+    return {f"time/{phase}": spent for phase, spent in seconds.items()} | {
+        f"mfu/{phase}": work / (rate * seconds[phase]) for phase, work in flops.items()
     }
 
 

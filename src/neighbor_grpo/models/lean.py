@@ -32,6 +32,17 @@ def quantization(kind: str, dtype: torch.dtype) -> PipelineQuantizationConfig:
     return PipelineQuantizationConfig(quant_mapping={"transformer": config, "transformer_2": config})
 
 
+def adamw(name: str) -> type[torch.optim.Optimizer]:
+    """The optimizer of a name: AdamW, or AdamW with its moments in 8 bits (of weights of 4096 numbers and more)."""
+    if name == "adamw":
+        return torch.optim.AdamW
+    try:
+        from bitsandbytes.optim import AdamW8bit
+    except ImportError as error:
+        raise UserError(f"optimizer.name={name} needs bitsandbytes: pip install 'neighbor-grpo[lean]'") from error
+    return AdamW8bit
+
+
 def choose_attention(transformer: nn.Module, name: str) -> None:
     """Raises UserError where diffusers has no such backend or lacks what it needs."""
     try:

@@ -1,0 +1,72 @@
+"""Models without weights: every family is planned, on any device, and trains what the true one does."""
+
+import shutil
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+import torch
+
+from neighbor_grpo.config import load_config
+from neighbor_grpo.errors import UserError
+from neighbor_grpo.estimate import estimate
+from neighbor_grpo.methods import METHODS
+from neighbor_grpo.models import load_model
+from neighbor_grpo.models.skeleton import skeleton
+
+FAMILIES = {file.stem[7:]: import_module(file.stem) for file in sorted(Path(__file__).parent.glob("family_*.py"))}
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def made(request, tmp_path_factory):
+    """(family, saved pipeline, the same without weights)"""
+    place = tmp_path_factory.mktemp(request.param)
+    FAMILIES[request.param].build().save_pretrained(place / "whole")
+    shutil.copytree(place / "whole", place / "bare", ignore=shutil.ignore_patterns("*.safetensors"))
+    return FAMILIES[request.param], place / "whole", place / "bare"
+
+
+def drawing(family) -> dict:
+    height, width = family.SIZES[0]
+    frames = {"num_frames": family.FRAMES} if hasattr(family, "FRAMES") else {}
+    return {"height": height, "width": width, **frames}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_parameters_are_the_loaded_ones_but_for_their_values(made, dtype):
+    family, whole, bare = made
+    true, model = load_model(whole, dtype=dtype, **drawing(family)), skeleton(bare, dtype, **drawing(family))
+    names = ("transformer", "vae", *model.encoders)
+    for name in names:
+        there, here = (getattr(pipe, name).state_dict() if getattr(pipe, name) else {} for pipe in (true.pipe, model.pipe))
+        assert {key: (t.shape, t.dtype) for key, t in here.items()} == {key: (t.shape, t.dtype) for key, t in there.items()}
+        assert all(tensor.is_meta for tensor in here.values())
+    assert model.times(4) == true.times(4)
+
+
+@pytest.mark.parametrize("device", ["cuda", "cpu"])
+@pytest.mark.parametrize("lora", [True, False])
+def test_every_family_is_planned_without_weights(made, device, lora):
+    family, _, bare = made
+    settings = [f"model.{key}={value}" for key, value in drawing(family).items()]
+    targets = f"model.lora.targets=[{', '.join(family.LORA)}]" if lora else "model.lora=null"
+    held = estimate(load_config(None, [f"model.path={bare}", *settings, targets]), device)
+    assert held.update > 2 * held.forward * 0.9 > 0 and held.decode > 0
+    assert all(parts.get("activations", 1) > 0 for parts in held.phases.values())
+    assert (held.trained == held.parameters) != lora
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_is_planned(method):
+    held = estimate(load_config(None, [f"method.name={method}"]), "cuda")
+    assert {"states", "choices", "activations"} <= held.phases["update"].keys()
+
+
+def test_a_configuration_that_is_broken_is_a_users_mistake(made):
+    _, _, bare = made
+    (bare / "transformer" / "config.json").rename(bare / "transformer" / "aside.json")
+    try:
+        with pytest.raises(UserError, match="does not load"):
+            skeleton(bare)
+    finally:
+        (bare / "transformer" / "aside.json").rename(bare / "transformer" / "config.json")

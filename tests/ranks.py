@@ -1,0 +1,136 @@
+"""Jobs of several ranks, forked off one process that has imported everything: python ranks.py JOBS.json
+
+A job is {out, processes, sharded, ...} and one of
+    measured: {case: settings}      what an iteration learns and communicates, see `measured`
+    command: arguments              of the command line
+    resume: [run, where]            the command that goes on with a copy of a run, its newest checkpoint taken away
+Rank n writes what it found, or [exit code, stderr], to out.n
+"""
+
+import io
+import json
+import multiprocessing
+import os
+import shutil
+import socket
+import sys
+from argparse import Namespace
+from contextlib import redirect_stderr
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator, PartialState
+from accelerate.commands.launch import _validate_launch_command, launch_command_parser
+from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
+from accelerate.utils.launch import prepare_multi_gpu_env
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from neighbor_grpo import trainer
+from neighbor_grpo.cli import _part, main
+from neighbor_grpo.config import load_config
+from neighbor_grpo.sharding import divided, whole
+
+CONFIGS = Path(__file__).parent.parent / "configs" / "accelerate"
+
+
+def launched(config: str, *arguments: str) -> tuple[Namespace, dict[str, str]]:
+    """What `accelerate launch --config_file configs/accelerate/<config>` understands, and the environment that it makes."""
+    given = ["--config_file", str(CONFIGS / config), "--main_process_port", "0", *arguments, "train.py"]
+    understood, _, _ = _validate_launch_command(launch_command_parser().parse_args(given))
+    return understood, prepare_multi_gpu_env(understood)
+
+
+class Sharding(Accelerator):
+    """By FSDP2 as gpu_8_fsdp2.yaml says; accelerate takes it up on GPUs only, so its state is told on a CPU."""
+
+    def __init__(self, **settings) -> None:
+        super().__init__(**settings)
+        os.environ |= launched("gpu_8_fsdp2.yaml")[1]
+        self.state.fsdp_plugin = FullyShardedDataParallelPlugin()
+        PartialState._shared_state["distributed_type"] = self.state.distributed_type = DistributedType.FSDP
+
+
+class Traffic(TorchDispatchMode):
+    """[collective, bytes given to it] of all that is called."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: list[tuple[str, int]] = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func.namespace == "c10d":
+            given = args[1 if "gather" in func._opname or "scatter" in func._opname else 0]  # after the outputs
+            size = sum(leaf.nbytes for leaf in tree_leaves(given) if isinstance(leaf, torch.Tensor))
+            self.calls.append((func._opname.strip("_"), size))
+        return func(*args, **(kwargs or {}))
+
+
+def measured(settings: list[str]) -> dict:
+    """Of an iteration whose optimizer does not step: the gradients, figures and traffic of each update.
+
+    The weights have been moved from their start, where half of a LoRA's gradients are zero.
+    """
+    run = trainer.Trainer(load_config(None, settings))
+    learner, generator = run.learner, torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for weight in learner.weights.values():
+            weight.add_(divided(0.02 * torch.randn(weight.shape, generator=generator), weight))
+    found, step = {"gradients": [], "figures": [], "traffic": []}, learner.step
+    learner.optimizer.step = lambda: found["gradients"].append(
+        {name: whole(weight.grad).clone() for name, weight in learner.weights.items()}
+    )
+
+    def watched(decisions, cond):
+        with Traffic() as traffic:
+            found["figures"].append(step(decisions, cond))
+        found["traffic"].append(traffic.calls)
+        return found["figures"][-1]
+
+    learner.step = watched
+    run._iteration(0)
+    assert all(weight.requires_grad for weight in learner.weights.values())  # or the average would follow, not average
+    return found
+
+
+def command(arguments: list[str]) -> tuple[int, str]:
+    with redirect_stderr(io.StringIO()) as said:
+        return main(arguments), said.getvalue()
+
+
+def work(job: dict, rank: int, port: int) -> None:
+    if (n := job["processes"]) > 1:
+        ranks = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": n, "LOCAL_WORLD_SIZE": n, "MASTER_PORT": port}
+        os.environ |= {name: str(value) for name, value in ranks.items()} | {"MASTER_ADDR": "127.0.0.1"}
+    if job["sharded"]:
+        trainer.Accelerator = Sharding
+    if "measured" in job:
+        found = {case: measured(settings) for case, settings in job["measured"].items()}
+    else:
+        found = command(job["command"])
+    torch.save(found, f"{job['out']}.{rank}")
+    _part()
+
+
+def run(job: dict) -> None:
+    if "resume" in job:
+        whole_run, where = job["resume"]
+        shutil.copytree(whole_run, where)
+        shutil.rmtree(max(Path(where, "checkpoints").iterdir()))
+        job["command"] = ["train", "--resume", where]
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    ranks = [multiprocessing.get_context("fork").Process(target=work, args=(job, n, port)) for n in range(job["processes"])]
+    for rank in ranks:
+        rank.start()
+    for rank in ranks:
+        rank.join()
+    if codes := [rank.exitcode for rank in ranks if rank.exitcode]:
+        raise SystemExit(f"a rank of {job['out']} ended with {codes[0]}")
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    for each in json.loads(Path(sys.argv[1]).read_text()):
+        run(each)

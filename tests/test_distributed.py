@@ -1,0 +1,237 @@
+"""Several ranks make the run of one: gradients, traffic, FSDP2, checkpoints, and what happens when a rank dies."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+import yaml
+from accelerate.utils import DistributedType
+from models import family_qwen_image
+from ranks import CONFIGS, launched
+from runs import LOOPBACK, metrics, settings
+from safetensors.torch import load_file
+from test_trainer import SMALL, wait_for_line, weights, without_times
+
+from neighbor_grpo.errors import UserError
+from neighbor_grpo.sharding import slots_of_rank
+
+HERE = Path(__file__).parent
+EACH = ("prompts.per_iteration=4", "batch.update=3", "batch.rollout=4")  # so that no forward's batch depends on the ranks
+CASES = {name: (method,) for name, method in SMALL.items()} | {
+    "full": ("model.lora=null",),
+    "bfloat16": ("model.dtype=bfloat16", "batch.update=1", "model.gradient_checkpointing=true"),
+    "kl": ("method={name: flow_grpo, group_size: 4, num_steps: 3, kl: 1.0}", "model.lora.targets=[to_q, proj_out, x_embedder]"),
+    "qwen_image": (f"model.lora.targets=[{', '.join(family_qwen_image.LORA)}]", "model.height=32", "model.width=32"),
+}
+RANKS = {"1": (1, False), "2": (2, False), "4": (4, False), "2 by FSDP2": (2, True)}
+SLOW = ("iterations=6", "save_every=2", "evaluate.prompts=1")
+# MKL's products depend on where numbers lie in memory unless it is told otherwise, by 1e-7, which a z-score of rewards that
+# hardly differ makes 1e-4
+ENVIRONMENT = os.environ | LOOPBACK | {"MKL_CBWR": "COMPATIBLE"}
+BY_FSDP2 = [case for case in CASES if case not in SMALL or case in ("neighbor", "dance_grpo", "branch_grpo")]
+RUNS = {"lora": (), "full": ("model.lora=null", "optimizer.lr=1e-5")}
+
+
+@pytest.fixture(scope="module")
+def jobs(tiny_flux, tmp_path_factory):
+    """What every rank of every job found, from one start of Python."""
+    place, todo = tmp_path_factory.mktemp("jobs"), {}
+    family_qwen_image.build().save_pretrained(place / "qwen_image")
+
+    def job(name, ranks, **what):
+        todo[name] = {"out": str(place / name), "processes": RANKS[ranks][0], "sharded": RANKS[ranks][1], **what}
+
+    def here(name):
+        (place / f"in {name}").mkdir()
+        return place / f"in {name}"
+
+    asked = {}
+    for case, more in CASES.items():
+        asked[case] = settings(place / case if case == "qwen_image" else tiny_flux, here(case), *EACH, *more)
+    for ranks in RANKS:
+        job(ranks, ranks, measured={case: asked[case] for case in (BY_FSDP2 if RANKS[ranks][1] else CASES)})
+    for kind, more in RUNS.items():
+        for ranks in ("1", "2 by FSDP2"):
+            where = here(f"{kind} on {ranks}")
+            watched = ("watch=[saturation]", "evaluate.best=saturation", "evaluate.every=1")
+            job(f"{kind} on {ranks}", ranks, command=["train", *settings(tiny_flux, where, *EACH, *watched, *more)])
+        for first, then in (("1", "2 by FSDP2"), ("2 by FSDP2", "1")):
+            name = f"{kind} on {then} after {first}"
+            job(name, then, resume=[str(place / f"in {kind} on {first}" / "run"), str(here(name) / "run")])
+    job("uneven", "4", command=["train", *settings(tiny_flux, here("uneven"), "prompts.per_iteration=6", "device=auto")])
+    job("slow", "2", command=["train", *settings(tiny_flux, here("slow"), *SLOW, function="slow")])
+    return done(place, todo) | {"place": place}
+
+
+def done(place, todo):
+    """What every rank found, by job."""
+    (place / "jobs.json").write_text(json.dumps(list(todo.values())))
+    process = subprocess.run(
+        [sys.executable, HERE / "ranks.py", place / "jobs.json"], capture_output=True, text=True, timeout=600, env=ENVIRONMENT
+    )
+    assert process.returncode == 0, process.stderr[-6000:]
+    return {name: [torch.load(f"{job['out']}.{n}") for n in range(job["processes"])] for name, job in todo.items()}
+
+
+@pytest.mark.parametrize(("case", "ranks"), [
+    *((case, ranks) for case in CASES for ranks in ("2", "4")), *((case, "2 by FSDP2") for case in BY_FSDP2),
+])
+def test_an_equal_global_batch_gives_equal_gradients(jobs, case, ranks):
+    one, first = jobs["1"][0][case], jobs[ranks][0][case]
+    assert len(one["gradients"]) == len(first["gradients"]) > 0
+    for ours, theirs in zip(first["gradients"], one["gradients"], strict=True):
+        assert ours.keys() == theirs.keys()
+        scale = max(float(gradient.abs().max()) for gradient in theirs.values())
+        for name, gradient in theirs.items():
+            torch.testing.assert_close(ours[name] / scale, gradient / scale, atol=1e-5, rtol=0)
+    for there in jobs[ranks]:  # every rank's figures are those of all ranks
+        for ours, theirs in zip(there[case]["figures"], one["figures"], strict=True):
+            assert ours == pytest.approx(theirs, rel=1e-4, abs=1e-5)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_an_optimizer_step_sends_every_gradient_once(jobs, case):
+    """As many bytes as there are trained weights, in one all-reduce, or by FSDP2 in a reduce-scatter for each of its groups.
+
+    Micro-batches are several; beside the gradients go a few health figures.
+    """
+    size = sum(gradient.nbytes for gradient in jobs["1"][0][case]["gradients"][0].values())
+    for ranks in ("2", "4"):
+        for there in jobs[ranks]:
+            for (reduced, sent), (gathered, figures) in there[case]["traffic"]:
+                assert (reduced, sent, gathered) == ("allreduce", size, "allgather") and figures <= 6 * 4
+    for there in jobs["2 by FSDP2"] if case in BY_FSDP2 else ():
+        for calls in there[case]["traffic"]:
+            scattered = [sent for name, sent in calls if name == "reduce_scatter_base"]
+            assert 0.9 * size < sum(scattered) < 1.01 * size  # uneven parts are padded, and what got no gradient is left out
+            assert len(scattered) <= 5 and {name for name, _ in calls} <= {"reduce_scatter_base", "allgather_base", "allgather"}
+
+
+def test_a_layer_whose_output_is_discarded_gets_zero(jobs):
+    """Qwen-Image's last block makes a text that nobody reads; DDP would wait for its gradients."""
+    for ranks in RANKS:
+        for gradients in jobs[ranks][0]["qwen_image"]["gradients"]:
+            zero = {name.split(".lora_")[0] for name, gradient in gradients.items() if not gradient.any()}
+            assert "transformer_blocks.1.attn.to_add_out" in zero <= family_qwen_image.UNUSED
+
+
+@pytest.mark.parametrize("kind", RUNS)
+def test_a_run_divided_by_fsdp2_is_the_run_of_one(jobs, kind):
+    """Weights, optimizer, average, evaluations and best of it, exported."""
+    one, two = (jobs["place"] / f"in {kind} on {ranks}" / "run" for ranks in ("1", "2 by FSDP2"))
+    assert [code for code, _ in jobs[f"{kind} on 1"] + jobs[f"{kind} on 2 by FSDP2"]] == [0, 0, 0]
+    equal_runs(one, two)
+    exported = "lora" if kind == "lora" else "transformer"
+    for place in (exported, f"best/{exported}"):
+        files = sorted(path.name for path in (one / place).iterdir())
+        assert files == sorted(path.name for path in (two / place).iterdir())
+        for name in files:
+            if name.endswith(".json"):
+                assert (one / place / name).read_text() == (two / place / name).read_text()
+            else:
+                close(load_file(one / place / name), load_file(two / place / name))
+    average = torch.load(two / "checkpoints" / "000003" / "state.pt", weights_only=True)["ema"]["shadow_params"]
+    final = next((two / exported).glob("*.safetensors"))
+    assert sorted(t.sum().item() for t in load_file(final).values()) == sorted(t.sum().item() for t in average)
+    assert len({json.loads((run / "best" / "best.json").read_text())["iteration"] for run in (one, two)}) == 1
+
+
+@pytest.mark.parametrize("kind", RUNS)
+def test_a_checkpoint_goes_on_with_other_ranks(jobs, kind):
+    """One process's two divided ones, and theirs one, from after the second iteration."""
+    whole_run = jobs["place"] / f"in {kind} on 1" / "run"
+    for name in (f"{kind} on 2 by FSDP2 after 1", f"{kind} on 1 after 2 by FSDP2"):
+        assert [code for code, _ in jobs[name]] in ([0], [0, 0]), jobs[name]
+        equal_runs(whole_run, jobs["place"] / f"in {name}" / "run")
+
+
+def equal_runs(a, b):
+    for one, two in zip(without_times(metrics(a)), without_times(metrics(b)), strict=True):
+        assert {key.split("/")[-1] for key in one} == {key.split("/")[-1] for key in two}
+        assert list(two.values()) == pytest.approx(list(one.values()), rel=1e-3, abs=1e-5)
+    close(weights(a, 3), weights(b, 3))
+    ours, theirs = (torch.load(run / "checkpoints" / "000003" / "state.pt", weights_only=True) for run in (b, a))
+    assert ours["updates_done"] == theirs["updates_done"] == 6
+    for n, moments in theirs["optimizer"]["state"].items():
+        close(moments, ours["optimizer"]["state"][n])
+    close(*(dict(enumerate(state["ema"]["shadow_params"])) for state in (theirs, ours)))
+
+
+def close(a, b):
+    assert a.keys() == b.keys()
+    for name, tensor in a.items():
+        assert type(tensor) is type(b[name]) is torch.Tensor and tensor.shape == b[name].shape
+        torch.testing.assert_close(b[name], tensor, atol=1e-5, rtol=0)
+
+
+def test_prompts_that_do_not_divide_are_one_line_on_every_rank(jobs):
+    assert jobs["uneven"] == 4 * [(
+        2, "neighbor-grpo: prompts.per_iteration (6) must be a multiple of the 4 processes: a group never straddles two\n"
+    )]
+
+
+@pytest.mark.parametrize(("kind", "environment", "message"), [
+    (DistributedType.DEEPSPEED, {}, "FSDP2 instead"),
+    (DistributedType.MULTI_CPU, {"ACCELERATE_USE_FSDP": "true"}, "FSDP needs GPUs, and fsdp_version: 2"),
+])
+def test_what_cannot_be_done_is_refused(monkeypatch, kind, environment, message):
+    """As accelerate's state is under such a launch; version 1 of FSDP, too, is not FSDP2."""
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(UserError, match=message):
+        slots_of_rank(4, SimpleNamespace(num_processes=2, process_index=1, distributed_type=kind, is_fsdp2=False))
+
+
+def test_a_rank_that_dies_takes_the_job_down_and_the_run_goes_on(jobs, tiny_flux, tmp_path):
+    """kill -9 in the middle of an iteration; what is left resumes to the metrics of the uninterrupted run, bit for bit."""
+    run, whole_run = tmp_path / "run", jobs["place"] / "in slow" / "run"
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "neighbor_grpo.cli"]
+    arguments = settings(tiny_flux, tmp_path, *SLOW, function="slow")
+    job = subprocess.Popen([*command, "train", *arguments], env=ENVIRONMENT, stdout=subprocess.DEVNULL)
+    wait_for_line(run, 3)
+    os.kill(rank_of(job.pid, 1), signal.SIGKILL)
+    died = time.monotonic()
+    assert job.wait(60) != 0
+    assert time.monotonic() - died < 60
+    assert [path.name for path in sorted((run / "checkpoints").glob("0*"))] == ["000000", "000002"]
+    rest = {"out": str(tmp_path / "rest"), "processes": 2, "sharded": False, "command": ["train", "--resume", str(run)]}
+    assert [code for code, _ in done(tmp_path, {"rest": rest})["rest"]] == [0, 0]
+    for ours, theirs in zip(without_times(metrics(run)), without_times(metrics(whole_run)), strict=True):
+        assert list(ours.values()) == list(theirs.values())
+    assert all(torch.equal(weight, weights(run, 6)[name]) for name, weight in weights(whole_run, 6).items())
+
+
+def rank_of(agent, rank):
+    """Process of a rank that torchrun started."""
+    for pid in Path(f"/proc/{agent}/task/{agent}/children").read_text().split():
+        if f"\0RANK={rank}\0" in Path(f"/proc/{pid}/environ").read_text():
+            return int(pid)
+    raise AssertionError("no such rank")
+
+
+@pytest.mark.parametrize("file", sorted(path.name for path in CONFIGS.iterdir()))
+def test_accelerate_understands_the_configurations(file):
+    """As its launcher does: numbers of processes and machines, and what FSDP's plugin reads in the environment."""
+    machines = ("--machine_rank", "1", "--main_process_ip", "node-1") if "32" in file else ()
+    understood, environment = launched(file, *machines)
+    size = int(file.split("_")[1].removesuffix(".yaml"))
+    assert (understood.num_processes, understood.num_machines) == (size, max(1, size // 8))
+    assert environment["ACCELERATE_MIXED_PRECISION"] == "no"
+    keys = yaml.safe_load((CONFIGS / file).read_text()).get("fsdp_config", {})
+    assert bool(keys) == understood.use_fsdp == ("fsdp2" in file) and understood.multi_gpu == ("fsdp2" not in file and size > 1)
+    if keys:
+        read = ("FSDP_VERSION", "FSDP_AUTO_WRAP_POLICY", "FSDP_RESHARD_AFTER_FORWARD", "FSDP_CPU_RAM_EFFICIENT_LOADING")
+        assert [environment[name] for name in read] == ["2", "TRANSFORMER_BASED_WRAP", "true", "false"]
+        assert all(f"{key}".upper() in environment for key in keys)
+
+
+def test_the_slurm_script_is_sound():
+    script = HERE.parent / "configs" / "slurm" / "two_nodes.sh"
+    assert subprocess.run(["bash", "-n", script]).returncode == 0
