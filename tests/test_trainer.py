@@ -241,7 +241,7 @@ def test_divergence_needs_a_lora(tiny_flux, tmp_path):
 
 
 def test_two_processes_make_the_run_of_one(tiny_flux, tmp_path):
-    """torchrun with gloo: the same global batch, the same weights to rounding (test_distributed has every method's gradients)."""
+    """torchrun with gloo: the same global batch, the same weights to rounding; test_distributed has every method."""
     (tmp_path / "a").mkdir(), (tmp_path / "b").mkdir()
     more = ("iterations=2", "optimizer.lr=1e-3")  # Adam blows a rounding error up to a share of the rate
     one = train(tiny_flux, tmp_path / "a", *more)

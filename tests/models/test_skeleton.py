@@ -10,8 +10,10 @@ import torch
 from neighbor_grpo.config import load_config
 from neighbor_grpo.errors import UserError
 from neighbor_grpo.estimate import estimate
+from neighbor_grpo.footprint import nbytes
 from neighbor_grpo.methods import METHODS
-from neighbor_grpo.models import load_model
+from neighbor_grpo.models import load_model, pick_dtype
+from neighbor_grpo.models.lora import train_all
 from neighbor_grpo.models.skeleton import skeleton
 
 FAMILIES = {file.stem[7:]: import_module(file.stem) for file in sorted(Path(__file__).parent.glob("family_*.py"))}
@@ -47,13 +49,17 @@ def test_parameters_are_the_loaded_ones_but_for_their_values(made, dtype):
 @pytest.mark.parametrize("device", ["cuda", "cpu"])
 @pytest.mark.parametrize("lora", [True, False])
 def test_every_family_is_planned_without_weights(made, device, lora):
-    family, _, bare = made
+    family, whole, bare = made
     settings = [f"model.{key}={value}" for key, value in drawing(family).items()]
     targets = f"model.lora.targets=[{', '.join(family.LORA)}]" if lora else "model.lora=null"
     held = estimate(load_config(None, [f"model.path={bare}", *settings, targets]), device)
     assert held.update > 2 * held.forward * 0.9 > 0 and held.decode > 0
     assert all(parts.get("activations", 1) > 0 for parts in held.phases.values())
     assert (held.trained == held.parameters) != lora
+    transformer = load_model(whole, dtype=pick_dtype("auto", torch.device(device))).transformer
+    if not lora:
+        train_all(transformer)
+    assert held.resident["transformer"] == nbytes((*transformer.parameters(), *transformer.buffers()))
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -40,7 +40,7 @@ def test_a_run_with_a_thousand_faults_is_the_run_without(tiny_flux, tmp_path):
     faulty, injected = run_with(plan, tiny_flux, tmp_path / "faulty", 1000)
     assert sum(none.values()) == 0 and sum(injected.values()) == 1000
     ours, theirs = (
-        [{key: value for key, value in line.items() if not key.startswith(("time/", "mfu/", "scorer/"))} for line in metrics(run)]
+        [{k: v for k, v in line.items() if not k.startswith(("time/", "mfu/", "scorer/"))} for line in metrics(run)]
         for run in (clean, faulty)
     )
     assert ours == theirs

@@ -184,7 +184,8 @@ class Family(ABC):
         cond = self.Cond(*(c.to(self.device, self.dtype) if c.is_floating_point() else c.cpu() for c in cond))
         cast = self.dtype != torch.float32 and self.transformer.dtype == torch.float32
         real = self.device.type != "meta"  # which has no autocast: footprint.Kernels stands in for it
-        with torch.autocast(self.device.type, self.dtype) if cast and real else nullcontext():
+        keep = torch.is_grad_enabled()  # the copies of weights, which a rollout would hold for nothing
+        with torch.autocast(self.device.type, self.dtype, cache_enabled=keep) if cast and real else nullcontext():
             return self.forward(x.to(self.device, self.dtype), t, cond).float()
 
     def _encoders(self) -> list[nn.Module]:

@@ -44,7 +44,7 @@ def adamw(name: str) -> type[torch.optim.Optimizer]:
 
 
 def choose_attention(transformer: nn.Module, name: str) -> None:
-    """Raises UserError where diffusers has no such backend or lacks what it needs."""
+    """For all models of the process, as diffusers keeps it.  Raises UserError where it has no such backend, or no package."""
     try:
         transformer.set_attention_backend(name)
     except (ValueError, ImportError, RuntimeError) as error:
