@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from neighbor_grpo.data import generator
-from neighbor_grpo.models import Cond, FlowModel, take
+from neighbor_grpo.models import Cond, FlowModel, move, take
 from neighbor_grpo.solvers import Velocity, solve
 
 
@@ -36,7 +36,7 @@ def sample(
     model: FlowModel, cond: Cond, noise: Tensor, num_steps: int, solver: str, rows: int = 96, decode_rows: int = 16
 ) -> Tensor:
     """Pictures [P, S, 3, H, W] or videos [P, S, T, 3, H, W] on the CPU from noise [P, S, *latent]."""
-    velocity = batched_velocity(model, cond, rows)
+    velocity = batched_velocity(model, move(cond, noise.device), rows)
     return decode(model, solve(solver, velocity, noise, model.times(num_steps)), decode_rows)
 
 

@@ -36,7 +36,14 @@ from neighbor_grpo.sharding import slots_of_rank
 from neighbor_grpo.trained import load_base
 from neighbor_grpo.tree import Decisions, Tree
 from neighbor_grpo.watch import (
-    Phases, Stop, health_figures, phase_figures, progress, reward_figures, reward_gap, training_seconds,
+    Phases,
+    Stop,
+    health_figures,
+    phase_figures,
+    progress,
+    reward_figures,
+    reward_gap,
+    training_seconds,
 )
 
 DRAW = 2  # stream of random numbers, beside the collector's

@@ -11,6 +11,7 @@ from typing import ClassVar
 
 import numpy as np
 import torch
+from accelerate.utils import send_to_device
 from diffusers import DiffusionPipeline
 from diffusers.pipelines.flux.pipeline_flux import calculate_shift
 from torch import Tensor, nn
@@ -204,12 +205,21 @@ def placed(module: nn.Module, device: torch.device) -> Iterator[None]:
 
 @contextmanager
 def visiting(modules: Sequence[nn.Module], device: torch.device) -> Iterator[None]:
-    """Each module on the device during its own forward only: the largest of them decides the peak, not their sum."""
+    """Each module on the device during its own forward only: the largest of them decides the peak, not their sum.
+
+    Its inputs come along, for some pipelines send them to where they find the module before it.
+    """
+
+    def arrive(module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
+        module.to(device)
+        return send_to_device(args, device), send_to_device(kwargs, device)
+
+    def leave(module: nn.Module, *_) -> None:
+        module.to("cpu")
+
     hooks = [
-        hook for module in modules for hook in (
-            module.register_forward_pre_hook(lambda module, _: module.to(device) and None),
-            module.register_forward_hook(lambda module, *_: module.to("cpu") and None),
-        )
+        hook for module in modules
+        for hook in (module.register_forward_pre_hook(arrive, with_kwargs=True), module.register_forward_hook(leave))
     ]
     try:
         yield
