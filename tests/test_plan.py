@@ -124,8 +124,19 @@ def test_sharding_divides_weights_gradients_and_optimizer(flux):
     config = load_config(FLUX, [f"model.path={flux}", "model.lora=null"])
     whole, eighth = estimate(config, "cuda", 8), estimate(config, "cuda", 8, sharded=True)
     assert sum(eighth.resident.values()) == pytest.approx(sum(whole.resident.values()) / 8)
-    assert eighth.phases["update"]["gradients"] == 4 * whole.trained / 8
+    assert eighth.phases["update"]["gradients"] == 4 * whole.trained  # whole until a step's last backward
+    assert eighth.phases["step"]["gradients"] == 4 * whole.trained / 8
+    once = estimate(changed(config, ["batch.update=64"]), "cuda", 8, sharded=True)
+    assert once.phases["update"]["gradients"] == 4 * whole.trained / 8
     assert eighth.phases["rollout"] == whole.phases["rollout"]
+
+
+def test_all_weights_of_flux_dev_are_planned_for_fsdp2(capsys, flux):
+    """Advice names nothing that FSDP2 refuses."""
+    keys, ranks = [*FLUX, f"model.path={flux}", "model.lora=null"], ["--processes", 8, "--fsdp2"]
+    code, _, err = run(capsys, "plan", *keys, *ranks, "--memory", 60)
+    assert code == 2 and "8bit" not in err and "quantize" not in err
+    assert run(capsys, "plan", *keys, "batch.update=16", *ranks, "--memory", 141)[0] == 0
 
 
 def test_what_takes_less(flux):

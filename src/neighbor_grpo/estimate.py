@@ -76,6 +76,7 @@ def estimate(config: Config, device: str, processes: int = 1, sharded: bool = Fa
     decode = trial.decode(taken["decode"])
 
     weights = 4 * trial.trained / shards
+    gathered = 4 * trial.trained if learned > batch.update else weights  # FSDP2 divides them in a step's last backward
     at_once = weights if device == "cuda" and config.optimizer.name == "adamw" else 0  # it works on all weights side by side
     choices = groups * group.choices
     unpacked = trial.largest if m.quantize == "nf4" else 0  # a layer's weights while they multiply
@@ -95,7 +96,7 @@ def estimate(config: Config, device: str, processes: int = 1, sharded: bool = Fa
         ),
         "decode": {"VAE": trial.vae, "states": kept, "activations": decode.peak},
         "update": {
-            "states": tree, "choices": choices, "gradients": weights if several else 0, "activations": update.peak + unpacked,
+            "states": tree, "choices": choices, "gradients": gathered if several else 0, "activations": update.peak + unpacked,
         },
         "step": {"states": tree, "choices": choices, "gradients": weights, "the optimizer's work": at_once},
     }

@@ -127,11 +127,13 @@ class Fit:
         return " ".join(f"{key}={value}" for key, value in self.changes.items())
 
 
-def refuse(config: Config, held: Estimate, device: str, limit: float, processes: int = 1) -> None:
+def refuse(
+    config: Config, held: Estimate, device: str, limit: float, processes: int = 1, sharded: bool = False
+) -> None:
     """Raise UserError, with what to change, where an estimate is over the bytes of a device."""
     if held.peak <= limit:
         return
-    found = fit(config, device, (1 - SPARED) * limit, processes)
+    found = fit(config, device, (1 - SPARED) * limit, processes, sharded)
     if found.held.peak <= limit:
         way_out = f"it fits ({_in(found.held.peak, 'B')}) with {found.overrides}"
     else:
@@ -142,7 +144,7 @@ def refuse(config: Config, held: Estimate, device: str, limit: float, processes:
     )
 
 
-def fit(config: Config, device: str, limit: float, processes: int = 1) -> Fit:
+def fit(config: Config, device: str, limit: float, processes: int = 1, sharded: bool = False) -> Fit:
     """The changes, cheap ones before dear ones, with which the estimate is within the limit; or all that help.
 
     What the phase that needs most takes is made less until none is over; then what proved unnecessary is taken back.
@@ -151,11 +153,11 @@ def fit(config: Config, device: str, limit: float, processes: int = 1) -> Fit:
     def tried(changes: dict[str, str]) -> Fit:
         overrides = [f"{key}={value}" for key, value in changes.items()]
         changed = configured(override(config.model_dump(mode="json"), overrides))
-        return Fit(changes, changed, estimate(changed, device, processes))
+        return Fit(changes, changed, estimate(changed, device, processes, sharded))
 
     now = tried({})
     while now.held.peak > limit:
-        steps = (tried(now.changes | change) for change in _changes(now, device, limit))
+        steps = (tried(now.changes | change) for change in _changes(now, device, limit, sharded))
         better = next((step for step in steps if step.held.bytes(now.held.deciding) < now.held.peak), None)
         if better is None:
             return now
@@ -171,8 +173,8 @@ def fit(config: Config, device: str, limit: float, processes: int = 1) -> Fit:
     return now
 
 
-def _changes(now: Fit, device: str, limit: float) -> Iterator[dict[str, str]]:
-    """What could make the phase that needs most take less, the dearest last."""
+def _changes(now: Fit, device: str, limit: float, sharded: bool) -> Iterator[dict[str, str]]:
+    """What could make the phase that needs most take less, the dearest last; FSDP2 has nothing in 8 bits."""
     phase, c = now.held.deciding, now.config
     if "activations" in now.held.phases[phase] and now.held.rows.get(phase, 1) > 1:
         yield {f"batch.{phase}": str(min(now.held.rows[phase] - 1, _rows(now.held, phase, limit)))}
@@ -180,7 +182,7 @@ def _changes(now: Fit, device: str, limit: float) -> Iterator[dict[str, str]]:
         yield {"model.gradient_checkpointing": "true"}
     if device == "cuda" and c.batch.keep_on == "device":
         yield {"batch.keep_on": "cpu"}
-    if device == "cuda" and c.optimizer.name == "adamw":
+    if device == "cuda" and c.optimizer.name == "adamw" and not sharded:
         yield {"optimizer.name": "adamw_8bit"}
     if phase == "decode" and not c.model.vae_tiling:
         yield {"model.vae_tiling": "true"}
@@ -188,9 +190,9 @@ def _changes(now: Fit, device: str, limit: float) -> Iterator[dict[str, str]]:
         yield {"model.fp8_rollout": "false"}
     if not c.model.lora:
         yield {"model.lora.rank": "16"}
-    elif c.model.quantize is None:
+    elif c.model.quantize is None and not sharded:
         yield {"model.quantize": "int8"}
-    if c.model.lora and device == "cuda":
+    if c.model.lora and device == "cuda" and not sharded:
         yield {"model.quantize": "nf4"}
 
 

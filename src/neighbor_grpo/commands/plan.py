@@ -11,7 +11,7 @@ def add(commands) -> None:
         "plan", help="what a configuration takes, before weights are loaded",
         description="Counts, memory and time of a configuration, from the configurations of its model: weights are not read. "
         "Where it does not fit the exit code is 2, and what to change is said. Memory is that of tensors: a GPU's context, "
-        "workspaces of its libraries, fragmentation and rewards on the device come on top. Sharding by FSDP2 is not planned.",
+        "workspaces of its libraries, fragmentation and rewards on the device come on top.",
     )
     plan.add_argument(
         "config", nargs="*", metavar="CONFIG | key=value", help="YAML files, each over the one before, then changes"
@@ -19,6 +19,10 @@ def add(commands) -> None:
     plan.add_argument("--memory", type=float, metavar="GB", help="of a GPU (10^9 bytes; default: this device's)")
     plan.add_argument("--tflops", type=float, metavar="N", help="of the device's matrix products (default: measured, if here)")
     plan.add_argument("--processes", type=int, default=1, metavar="N", help="each with a device and a share of the prompts")
+    plan.add_argument(
+        "--fsdp2", action="store_true", help="which divides weights, gradients and optimizer over the processes; what a rank "
+        "gathers of the others' for a moment is not counted"
+    )
     plan.set_defaults(command=run)
 
 
@@ -38,7 +42,7 @@ def run(arguments: argparse.Namespace) -> None:
         config.device == "cuda" or (config.device == "auto" and arguments.memory is not None)
     )
     device = torch.device("cuda") if elsewhere else pick_device(config.device)
-    held = estimate(config, device.type, processes)
+    held = estimate(config, device.type, processes, arguments.fsdp2)
     limit = arguments.memory and arguments.memory * 1e9
     rate = arguments.tflops and arguments.tflops * 1e12
     if not elsewhere:
@@ -46,4 +50,4 @@ def run(arguments: argparse.Namespace) -> None:
         rate = rate or matrix_rate(device, pick_dtype(config.model.dtype, device))
     print("\n".join(plan(config).lines(config, processes, held, rate)))
     if limit:
-        refuse(config, held, device.type, limit, processes)
+        refuse(config, held, device.type, limit, processes, arguments.fsdp2)
