@@ -3,9 +3,10 @@
     python benchmarks/flux_size.py [--iterations 3] [CONFIG ...] [key=value ...]
 
 CONFIG: files of configs/flux_dev, each a row of the table (default: the paper's three rows, DanceGRPO and MixGRPO), over
-configs/flux_dev/base.yaml with one prompt a GPU.  Rewards cost nothing here: pictures are scored by their brightness.
-Utilisation is FLOPs over seconds, over the bf16 matrix rate measured on the same device.  key=value: e.g. model.height=512
-model.compile=true model.fp8_rollout=true.  --tiny: a small model instead, on any device, to try the benchmark itself.
+configs/flux_dev/base.yaml with one prompt a GPU and blank conditioning.  Rewards cost nothing: pictures are scored by their
+brightness.  Utilisation (MFU): the plan's FLOPs over seconds, over the bf16 matrix rate measured on the same device.
+key=value: e.g. model.height=512 model.quantize=nf4, model.compile=true, model.fp8_rollout=true.
+--tiny: a small model instead, on any device, to try the benchmark itself.
 """
 
 import argparse
@@ -26,7 +27,7 @@ from neighbor_grpo.drawing import Drawing
 from neighbor_grpo.estimate import estimate
 from neighbor_grpo.footprint import matrix_rate
 from neighbor_grpo.learner import Learner
-from neighbor_grpo.models import move
+from neighbor_grpo.models import FlowModel, load_model, move
 from neighbor_grpo.models.flux import Flux
 from neighbor_grpo.rewards.panel import Panel
 from neighbor_grpo.watch import Phases
@@ -69,12 +70,21 @@ def configurations(place: Path, tiny: bool) -> None:
     (place / "model_index.json").write_text(json.dumps(index))
 
 
+def model_of(config: Config, device: torch.device, dtype: torch.dtype, tiny: bool) -> FlowModel:
+    """Quantized weights are loaded as they are in a run, from files (24 GB of them, written once)."""
+    drawing, place = config.model.model_dump(include=set(Drawing.model_fields)), Path(config.model.path)
+    if not config.model.quantize:
+        return Flux(FluxPipeline(**parts(device, dtype, tiny)), device, dtype, Drawing(**drawing))
+    if not any(place.glob("transformer/*.safetensors")):
+        FluxPipeline(**parts(device, dtype, tiny)).save_pretrained(place)
+    return load_model(place, device, dtype, **drawing)
+
+
 def row(name: str, config: Config, iterations: int, tiny: bool) -> None:
     accelerator = Accelerator(cpu=not torch.cuda.is_available(), mixed_precision="no")
     device = accelerator.device
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
-    drawing = Drawing(**config.model.model_dump(include=set(Drawing.model_fields)))
-    model, phases = Flux(FluxPipeline(**parts(device, dtype, tiny)), device, dtype, drawing), Phases(device)
+    model, phases = model_of(config, device, dtype, tiny), Phases(device)
     learner = Learner(model, config, accelerator)
     cond = move(model.blank(1), device)
     collector = Collector(
@@ -103,7 +113,7 @@ def row(name: str, config: Config, iterations: int, tiny: bool) -> None:
     flops = {"rollout": got.tree.evaluations * held.forward, "update": trained * held.update}
     median = {phase: statistics.median(times) for phase, times in seconds.items()}
     share = {phase: work / median[phase] / matrix_rate(device, dtype) for phase, work in flops.items()}
-    memory = f"{peak / 1e9:.1f} GB" if peak else "not a GPU"
+    memory = f"{peak / 1e9:.2f} GB" if peak else "not a GPU"
     print(f"| {name} | {got.tree.evaluations} | {trained} | {median['all']:.2f} ({min(seconds['all']):.2f} to "
           f"{max(seconds['all']):.2f}) | {', '.join(f'{phase} {median[phase]:.2f}' for phase in PHASES)} | "
           f"{share['rollout']:.0%} | {share['update']:.0%} | {memory} | {held.peak / 1e9:.1f} GB |", flush=True)
