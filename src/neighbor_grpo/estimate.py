@@ -133,8 +133,7 @@ class Trial:
         self.bytes = nbytes((*transformer.parameters(), *transformer.buffers())) - self.adapter
         self.trained = sum(weight.numel() for weight in self.weights)
         self.parameters = sum(weight.numel() for weight in transformer.parameters())
-        cast = dtype != torch.float32 and next(transformer.parameters()).dtype == torch.float32  # as Family has it
-        self.lower, self.block = dtype if cast else None, BLOCK if device == "cuda" else 1
+        self.lower, self.block = dtype if self.model.autocast else None, BLOCK if device == "cuda" else 1
 
     def transformer(self, quantize: str | None) -> float:
         """Bytes of its weights without the LoRA's."""

@@ -135,6 +135,15 @@ class Family(ABC):
 
     # ---------------------------------------------------------------- what all do alike
 
+    @property
+    def autocast(self) -> bool:
+        """Whether forwards run under autocast: only for weights that are trained in fp32.
+
+        A LoRA's layers cast their own (models.lora), and a frozen transformer runs as in its pipeline, in `dtype` but for what
+        its architecture keeps in fp32.
+        """
+        return self.dtype != torch.float32 and self.transformer.dtype == torch.float32
+
     def default(self, name: str):
         """What the pipeline takes when it is called without an argument."""
         return inspect.signature(type(self.pipe).__call__).parameters[name].default
@@ -177,16 +186,11 @@ class Family(ABC):
         return torch.cat(parts)
 
     def _forward(self, x: Tensor, t: Tensor, cond: Cond) -> Tensor:
-        """Conditioning that is no number but a count or a mask stays on the CPU, where reading it does not wait for the GPU.
-
-        Only weights trained in fp32 need autocast: a LoRA's layers cast their own (models.lora), and a frozen transformer
-        runs as in its pipeline, in `dtype` but for what its architecture keeps in fp32.
-        """
+        """Conditioning that is no number but a count or a mask stays on the CPU, where reading it does not wait for the GPU."""
         cond = self.Cond(*(c.to(self.device, self.dtype) if c.is_floating_point() else c.cpu() for c in cond))
-        cast = self.dtype != torch.float32 and self.transformer.dtype == torch.float32
-        real = self.device.type != "meta"  # which has no autocast: footprint.Kernels stands in for it
+        cast = self.autocast and self.device.type != "meta"  # which has none: footprint.Kernels stands in for it
         keep = torch.is_grad_enabled()  # the copies of weights, which a rollout would hold for nothing
-        with torch.autocast(self.device.type, self.dtype, cache_enabled=keep) if cast and real else nullcontext():
+        with torch.autocast(self.device.type, self.dtype, cache_enabled=keep) if cast else nullcontext():
             return self.forward(x.to(self.device, self.dtype), t, cond).float()
 
     def _encoders(self) -> list[nn.Module]:
