@@ -254,6 +254,23 @@ def test_two_processes_make_the_run_of_one(tiny_flux, tmp_path):
     assert metrics(two)[1]["grad_norm"] == pytest.approx(metrics(one)[1]["grad_norm"], rel=1e-4)
 
 
+def test_memory_that_runs_out_is_one_line_and_the_run_goes_on(tiny_flux, tmp_path):
+    trainer = Trainer(load_config(None, settings(tiny_flux, tmp_path)))
+    step = trainer.learner.step
+
+    def full(decisions, cond):
+        if trainer.learner.updates == 3:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has 1.00 GiB free.")
+        return step(decisions, cond)
+
+    trainer.learner.step = full
+    said = r"after 1 iterations \(CUDA out of memory\): set .*batch\.update .*plan says .* go on with: neighbor-grpo train"
+    with pytest.raises(TrainingError, match=said):
+        trainer.run()
+    assert Trainer.resume(tmp_path / "run").run() == tmp_path / "run"
+    assert [line["iteration"] for line in metrics(tmp_path / "run")] == [0, 1, 2, 3]
+
+
 def test_ranks_that_differ_by_a_bit_stop_the_run_and_the_parameter_is_named(tiny_flux, tmp_path):
     (tmp_path / "drift.py").write_text("""
 import sys

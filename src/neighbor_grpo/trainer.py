@@ -231,12 +231,18 @@ class Trainer:
 
     @contextmanager
     def _resumable(self) -> Iterator[None]:
-        """A reward that fails ends the run with a checkpoint and a word on how to go on."""
+        """What ends a run from outside of it, a reward or the memory, ends it with a word on how to go on."""
         try:
             yield
         except RewardError as error:
             self._save(self.done)  # nothing of the iteration at hand has been learned yet
             raise TrainingError(f"{error}; mend it and go on with: {rundir.resume_command(self.run_dir)}") from error
+        except torch.OutOfMemoryError as error:
+            raise TrainingError(
+                f"the device's memory ran out after {self.done} iterations ({str(error).split('. ')[0]}): set "
+                f"batch.rollout, batch.update or batch.decode lower in {self.run_dir / 'config.yaml'} (neighbor-grpo plan says what would fit) "
+                f"and go on with: {rundir.resume_command(self.run_dir)}"
+            ) from error
 
     def _plan_lines(self) -> list[str]:
         return self.plan.lines(self.config, self.accelerator.num_processes, self.estimate, self.rate)

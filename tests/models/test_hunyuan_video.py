@@ -5,6 +5,7 @@ from diffusers import HunyuanVideoPipeline
 
 from neighbor_grpo.errors import UserError
 from neighbor_grpo.models import load_model
+from neighbor_grpo.models.lean import choose_attention
 from neighbor_grpo.models.lora import train_all
 from neighbor_grpo.sampling import sample
 
@@ -76,7 +77,17 @@ def test_a_step_in_bfloat16_is_the_pipelines(place):
     assert (theirs - (noise - v)).norm() < 0.01 * v.norm()
 
 
+def test_an_attention_backend_that_takes_no_masks_is_a_users_mistake(place):
+    model = load_model(place, attention="_native_flash", **SMALL)
+    try:
+        with pytest.raises(UserError, match=r"model\.attention: this model masks its text's padding, and `attn_mask` is not"):
+            model.velocity(model.noise(1, torch.Generator()), 0.5, model.blank(1))
+    finally:
+        choose_attention(model.transformer, "native")
+
+
 def test_guidance_scale_is_read(place):
+    assert load_model(place, **SMALL).guidance_scale == 6.0  # its pipeline's own
     weak, strong = (load_model(place, guidance_scale=scale, **SMALL) for scale in (1.0, 6.0))
     cond, x = weak.encode(PROMPTS), weak.noise(2, seeded(0))
     assert (weak.velocity(x, 0.6, cond) - strong.velocity(x, 0.6, cond)).abs().max() > 1e-4

@@ -191,7 +191,12 @@ class Family(ABC):
         cast = self.autocast and self.device.type != "meta"  # which has none: footprint.Kernels stands in for it
         keep = torch.is_grad_enabled()  # the copies of weights, which a rollout would hold for nothing
         with torch.autocast(self.device.type, self.dtype, cache_enabled=keep) if cast else nullcontext():
-            return self.forward(x.to(self.device, self.dtype), t, cond).float()
+            try:
+                return self.forward(x.to(self.device, self.dtype), t, cond).float()
+            except ValueError as error:
+                if "attn_mask" not in str(error):
+                    raise
+                raise UserError(f"model.attention: this model masks its text's padding, and {error}") from error
 
     def _encoders(self) -> list[nn.Module]:
         return [encoder for name in self.encoders if (encoder := getattr(self.pipe, name)) is not None]
