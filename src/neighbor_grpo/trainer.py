@@ -238,10 +238,11 @@ class Trainer:
             self._save(self.done)  # nothing of the iteration at hand has been learned yet
             raise TrainingError(f"{error}; mend it and go on with: {rundir.resume_command(self.run_dir)}") from error
         except torch.OutOfMemoryError as error:
+            reason = str(error).split(". ")[0]
             raise TrainingError(
-                f"the device's memory ran out after {self.done} iterations ({str(error).split('. ')[0]}): set "
-                f"batch.rollout, batch.update or batch.decode lower in {self.run_dir / 'config.yaml'} (neighbor-grpo plan says what would fit) "
-                f"and go on with: {rundir.resume_command(self.run_dir)}"
+                f"the device's memory ran out after {self.done} iterations ({reason}): set batch.rollout, batch.update or "
+                f"batch.decode lower in {self.run_dir / 'config.yaml'} (neighbor-grpo plan says what would fit) and go on with: "
+                f"{rundir.resume_command(self.run_dir)}"
             ) from error
 
     def _plan_lines(self) -> list[str]:
