@@ -241,8 +241,8 @@ class Trainer:
             reason = str(error).split(". ")[0]
             raise TrainingError(
                 f"the device's memory ran out after {self.done} iterations ({reason}): set batch.rollout, batch.update or "
-                f"batch.decode lower in {self.run_dir / 'config.yaml'} (neighbor-grpo plan says what would fit) and go on with: "
-                f"{rundir.resume_command(self.run_dir)}"
+                f"batch.decode lower in {self.run_dir / 'config.yaml'} (neighbor-grpo plan says what would fit) and go on "
+                f"with: {rundir.resume_command(self.run_dir)}"
             ) from error
 
     def _plan_lines(self) -> list[str]:
