@@ -4,7 +4,6 @@ A checkpoint appears whole or not at all (written aside, then renamed), so a run
 holds whole tensors, so that any number of ranks can go on with it, sharded or not.
 """
 
-import os
 import shutil
 from pathlib import Path
 
@@ -15,6 +14,7 @@ from torch import Tensor, nn
 
 from neighbor_grpo.errors import UserError
 from neighbor_grpo.sharding import divided
+from neighbor_grpo.whole import written_whole
 
 
 def trainable(transformer: nn.Module) -> dict[str, nn.Parameter]:
@@ -27,15 +27,11 @@ def place(directory: Path, iteration: int) -> Path:
 
 def save(directory: Path, iteration: int, weights: dict[str, Tensor], state: dict, keep: int = 2) -> None:
     """Write directory/<iteration>; older ones beyond `keep` go, and what a killed run left aside."""
-    target = place(directory, iteration)
     for left in directory.glob(".[0-9]*"):
         shutil.rmtree(left)
-    aside = directory / f".{target.name}-{os.getpid()}"
-    aside.mkdir(parents=True)
-    save_file({name: weight.detach().contiguous() for name, weight in weights.items()}, aside / "weights.safetensors")
-    torch.save(state, aside / "state.pt")
-    shutil.rmtree(target, ignore_errors=True)
-    aside.rename(target)
+    with written_whole(place(directory, iteration)) as aside:
+        save_file({name: weight.detach().contiguous() for name, weight in weights.items()}, aside / "weights.safetensors")
+        torch.save(state, aside / "state.pt")
     for old in finished(directory)[:-keep]:
         shutil.rmtree(old)
 

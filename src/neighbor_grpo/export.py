@@ -22,6 +22,7 @@ from neighbor_grpo.models import adapter_of
 from neighbor_grpo.models.experts import parts
 from neighbor_grpo.models.wan import Wan
 from neighbor_grpo.trained import learned_in, load_trained
+from neighbor_grpo.whole import written_whole
 
 Format = Literal["diffusers", "comfyui", "merged"]
 
@@ -35,26 +36,21 @@ def export(run: Path, form: Format, out: Path, best: bool = False) -> Path:
         raise UserError("comfyui takes LoRAs, and this run trained all weights: --format merged")
     if form == "comfyui" and issubclass(adapter_of(config.model.path)[0], Wan):
         raise UserError("ComfyUI knows Wan's layers by other names than diffusers: --format diffusers or merged")
-    aside = out.with_name(f".{out.name}-aside")
-    shutil.rmtree(aside, ignore_errors=True)
-    aside.mkdir(parents=True)
-    if form == "diffusers":
-        shutil.copytree(weights, aside / weights.name)
-    elif form == "comfyui":
-        _comfyui(weights, aside / f"{run.name}.safetensors")
-    else:
-        model, _ = load_trained(None, run, "cpu", best=best)
-        if config.model.lora:
-            model.pipe.fuse_lora(components=[name for name, _, _ in parts(model.transformer)])
-            model.pipe.unload_lora_weights()
-        model.pipe.save_pretrained(aside)
-    (aside / "README.md").write_text(card(run, config, form, best), encoding="utf-8")
-    pictures = run / "samples" / "before_after.png"
-    if pictures.is_file():
-        shutil.copy(pictures, aside / "before_after.png")
-    if out.exists():
-        out.rmdir()
-    aside.rename(out)
+    with written_whole(out) as aside:
+        if form == "diffusers":
+            shutil.copytree(weights, aside / weights.name)
+        elif form == "comfyui":
+            _comfyui(weights, aside / f"{run.name}.safetensors")
+        else:
+            model, _ = load_trained(None, run, "cpu", best=best)
+            if config.model.lora:
+                model.pipe.fuse_lora(components=[name for name, _, _ in parts(model.transformer)])
+                model.pipe.unload_lora_weights()
+            model.pipe.save_pretrained(aside)
+        (aside / "README.md").write_text(card(run, config, form, best), encoding="utf-8")
+        pictures = run / "samples" / "before_after.png"
+        if pictures.is_file():
+            shutil.copy(pictures, aside / "before_after.png")
     return out
 
 

@@ -2,8 +2,6 @@
 
 import hashlib
 import json
-import os
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from math import isfinite
@@ -24,6 +22,7 @@ from neighbor_grpo.models.lora import add_lora, save_all, save_lora, train_all
 from neighbor_grpo.sharding import divided, on_main, reshard, whole
 from neighbor_grpo.tree import Decisions
 from neighbor_grpo.update import accumulate
+from neighbor_grpo.whole import written_whole
 
 
 class NotFinite(Exception):
@@ -163,10 +162,10 @@ class Learner:
         better = not record.is_file() or json.loads(record.read_text())["value"] < value
         if not broadcast_object_list([better])[0]:
             return False
-        aside = directory.with_name(f".{directory.name}-{os.getpid()}")
-        self.export(aside)
-        if self.accelerator.is_main_process:
+        if not self.accelerator.is_main_process:
+            self.export(directory)
+            return True
+        with written_whole(directory) as aside:
+            self.export(aside)
             (aside / record.name).write_text(json.dumps({"iteration": iteration, "measure": measure, "value": value}) + "\n")
-            shutil.rmtree(directory, ignore_errors=True)
-            aside.rename(directory)
         return True

@@ -5,9 +5,7 @@ another model, or of another version, is an error that names the key.  Sizes are
 attention heads leave no trace in them.
 """
 
-import os
 import re
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -20,6 +18,7 @@ from neighbor_grpo.errors import UserError
 from neighbor_grpo.rewards.clip import Head
 from neighbor_grpo.rewards.files import CONVERTED, read_tokenizer
 from neighbor_grpo.rewards.imagereward import MARKS, Blip
+from neighbor_grpo.whole import written_whole
 
 State = dict[str, Tensor]
 _HEADS = {1280: 16}  # by width, of ViT-H; the other towers have heads of 64
@@ -84,16 +83,11 @@ def convert(
         words = read_tokenizer(
             kind, tokenizer or default, model.config.text_config.vocab_size, spare, "give another with --tokenizer PATH"
         )
-    aside = out.parent / f".{out.name}-{os.getpid()}"
-    aside.mkdir(parents=True)
-    try:
+    with written_whole(out) as aside:
         save_file(weights, aside / "model.safetensors", metadata={"format": "pt"})
         for part in (getattr(model, "config", None), words):
             if part is not None:
                 part.save_pretrained(aside)
-        aside.rename(out)
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
     return out
 
 
