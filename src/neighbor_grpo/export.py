@@ -20,7 +20,7 @@ from neighbor_grpo.data import Prompt, prompt_hash, read_prompts
 from neighbor_grpo.errors import UserError
 from neighbor_grpo.models import adapter_of
 from neighbor_grpo.models.experts import parts
-from neighbor_grpo.models.wan import Wan
+from neighbor_grpo.models.video import Video
 from neighbor_grpo.trained import learned_in, load_trained
 from neighbor_grpo.whole import written_whole
 
@@ -34,8 +34,8 @@ def export(run: Path, form: Format, out: Path, best: bool = False) -> Path:
         raise UserError(f"{out} is not empty: choose another --out")
     if form == "comfyui" and not config.model.lora:
         raise UserError("comfyui takes LoRAs, and this run trained all weights: --format merged")
-    if form == "comfyui" and issubclass(adapter_of(config.model.path)[0], Wan):
-        raise UserError("ComfyUI knows Wan's layers by other names than diffusers: --format diffusers or merged")
+    if form == "comfyui" and issubclass(adapter_of(config.model.path)[0], Video):
+        raise UserError("ComfyUI knows the layers of video models by other names: --format diffusers or merged")
     with written_whole(out) as aside:
         if form == "diffusers":
             shutil.copytree(weights, aside / weights.name)

@@ -118,6 +118,9 @@ class Trainer:
         self._say("\n".join(lines))
         if self.config.model.cfg != 1:
             self._say(f"warning: model.cfg = {self.config.model.cfg:g} doubles every forward; methods are published without it")
+        if self.config.model.quantize in ("int8", "fp8") and not self.config.model.gradient_checkpointing:
+            self._say("warning: without model.gradient_checkpointing autograd keeps what model.quantize unpacks: no memory is "
+                      "saved in the update")
         evaluated = broadcast_object_list([bool(rundir.metrics(self.run_dir))])[0]
         with self.stop.listening(), self._resumable():
             if self.fresh:

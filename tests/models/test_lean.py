@@ -54,7 +54,7 @@ def test_fp8_products_leave_the_lora_as_it_is(tiny_flux):
 
 
 @pytest.mark.parametrize("kind", ["int8", "fp8"])
-def test_a_lora_learns_over_a_quantized_transformer(tiny_flux, tmp_path, kind):
+def test_a_lora_learns_over_a_quantized_transformer(tiny_flux, tmp_path, kind, capsys):
     pytest.importorskip("torchao")
     plain, model = load_model(tiny_flux), load_model(tiny_flux, quantize=kind)
     stored = model.transformer.transformer_blocks[0].attn.to_q.weight
@@ -65,6 +65,7 @@ def test_a_lora_learns_over_a_quantized_transformer(tiny_flux, tmp_path, kind):
     lines = metrics(run)[1:]
     assert all(line["ratio/noise_floor"] < 1e-4 and line["grad_norm"] > 0 for line in lines)
     assert (run / "lora" / "pytorch_lora_weights.safetensors").is_file()
+    assert "no memory is saved in the update" in capsys.readouterr().out  # without gradient checkpointing
 
 
 def test_moments_in_8_bits_learn_much_alike_and_are_resumed(tiny_flux, tmp_path):

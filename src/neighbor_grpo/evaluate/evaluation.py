@@ -19,8 +19,7 @@ from neighbor_grpo.evaluate.ledger import Ledger, short
 from neighbor_grpo.evaluate.pictures import Pictures
 from neighbor_grpo.evaluate.statistics import interval, paired, prompt_means
 from neighbor_grpo.metrics import Metric, measure
-from neighbor_grpo.rewards.panel import identity
-from neighbor_grpo.rewards.score import Reward, score
+from neighbor_grpo.rewards.score import Reward, identity, score
 
 Tables = dict[str, tuple[np.ndarray, list[str]]]  # of every measure: values [P, S], and why some are missing
 

@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import asdict, is_dataclass
 from typing import Any
 
 import torch
@@ -10,7 +9,6 @@ from torch import Tensor
 
 from neighbor_grpo.data import Prompt, for_each
 from neighbor_grpo.rewards import load_reward
-from neighbor_grpo.rewards.preference import WinRate
 from neighbor_grpo.rewards.score import Reward, RewardError, Scores, score
 
 
@@ -45,18 +43,6 @@ class Panel:
 
 def load_panel(names: Sequence[str], scorers: Mapping[str, Mapping[str, Any]], overlap: bool = False) -> Panel:
     return Panel({name: load_reward(name, scorers) for name in names}, overlap)
-
-
-def identity(reward: Reward) -> dict[str, Any]:
-    """What a scorer is, to be stored with its numbers: its class or function and every setting."""
-    kind = type(reward) if is_dataclass(reward) else reward
-    if hasattr(reward, "id"):
-        settings = reward.id
-    elif isinstance(reward, WinRate):
-        settings = {"of": identity(reward.of)}
-    else:
-        settings = asdict(reward) if is_dataclass(reward) else {}
-    return {"is": f"{kind.__module__}.{kind.__qualname__}"} | settings
 
 
 def joined(parts: Sequence[dict[str, Scores]]) -> dict[str, Scores]:

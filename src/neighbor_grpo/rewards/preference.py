@@ -3,12 +3,12 @@
 from dataclasses import dataclass
 from itertools import combinations
 from math import isfinite
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from neighbor_grpo.rewards.score import Reward, score
+from neighbor_grpo.rewards.score import Reward, identity, score
 
 
 @dataclass(frozen=True)
@@ -21,6 +21,10 @@ class WinRate:
 
     groupwise: ClassVar[bool] = True
     of: Reward
+
+    @property
+    def id(self) -> dict[str, Any]:
+        return {"of": identity(self.of)}
 
     @property
     def of_videos(self) -> bool:

@@ -1,9 +1,9 @@
 """One call for every reward, and what becomes of a picture that could not be scored: NaN and a reason, never a number."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, is_dataclass
 from math import isfinite
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -25,6 +25,19 @@ class Reward(Protocol):
 
         In the place of a picture that could not be scored: NaN, or better an exception that says why.
         """
+
+
+def settings_of(reward: Reward) -> dict[str, Any]:
+    """What decides a scorer's numbers: what it says of itself as `id`, or else its fields; nothing of a function."""
+    if hasattr(reward, "id"):
+        return reward.id
+    return asdict(reward) if is_dataclass(reward) and not isinstance(reward, type) else {}
+
+
+def identity(reward: Reward) -> dict[str, Any]:
+    """What a scorer is, to be stored with its numbers: its class or function and every setting."""
+    kind = type(reward) if is_dataclass(reward) else reward
+    return {"is": f"{kind.__module__}.{kind.__qualname__}"} | settings_of(reward)
 
 
 class RewardError(UserError):

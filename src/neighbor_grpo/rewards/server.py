@@ -7,7 +7,6 @@ import socket
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import asdict, is_dataclass
 from ipaddress import ip_address
 from typing import Any
 
@@ -20,7 +19,7 @@ from starlette.routing import Route
 
 from neighbor_grpo.errors import UserError
 from neighbor_grpo.rewards import wire
-from neighbor_grpo.rewards.score import Reward, score
+from neighbor_grpo.rewards.score import Reward, score, settings_of
 
 _FOLDERS = re.compile(  # the folders of an absolute, home or dotted path, in quotes (with spaces) or without
     r"""(?<=['"])(?:[A-Za-z]:|~|\.{1,2})?[\\/][^'"]*[\\/]|(?<![\w:/.\\])(?:[A-Za-z]:|~|\.{1,2})?[\\/](?:[^\s'"]*[\\/])?"""
@@ -89,10 +88,7 @@ def serve(reward: Reward, name: str, host: str = "127.0.0.1", port: int = 8000) 
 
 def describe(reward: Reward, name: str) -> dict[str, Any]:
     """Who scores: the name and the settings, without the folders of any path."""
-    settings = getattr(reward, "id", None)
-    if settings is None:
-        settings = asdict(reward) if is_dataclass(reward) and not isinstance(reward, type) else {}
-    return {**_plain(settings), "name": re.split(r"[\\/]", name)[-1]}
+    return {**_plain(settings_of(reward)), "name": re.split(r"[\\/]", name)[-1]}
 
 
 def _plain(value: Any) -> Any:
