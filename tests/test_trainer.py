@@ -285,7 +285,7 @@ def drifting(decisions, cond):
     if trainer.learner.updates == 4 and trainer.accelerator.process_index == 1:
         name = sorted(trainer.learner.weights)[3]
         trainer.learner.weights[name].data.view(-1)[0] *= 1 + 2**-22
-        print("drifts:", name, flush=True)
+        print(f"drifts: {name}\\n", end="", flush=True)  # in one piece, for the other rank prints too
     return stats
 
 trainer.learner.step = drifting

@@ -16,7 +16,7 @@ def main(argv: list[str] | None = None) -> int:
         _quiet()
         return arguments.command(arguments) or 0
     except UserError as error:
-        print(f"neighbor-grpo: {' '.join(str(error).split())}", file=sys.stderr)
+        sys.stderr.write(f"neighbor-grpo: {' '.join(str(error).split())}\n")  # in one piece: other ranks write theirs
         return 2
     except KeyboardInterrupt:
         print("neighbor-grpo: stopped", file=sys.stderr)
