@@ -72,7 +72,7 @@ def configurations(place: Path, tiny: bool) -> None:
 
 def model_of(config: Config, device: torch.device, dtype: torch.dtype, tiny: bool) -> FlowModel:
     """Quantized weights are loaded as they are in a run, from files (24 GB of them, written once)."""
-    drawing, place = config.model.model_dump(include=set(Drawing.model_fields)), Path(config.model.path)
+    drawing, place = config.model.drawing(), Path(config.model.path)
     if not config.model.quantize:
         return Flux(FluxPipeline(**parts(device, dtype, tiny)), device, dtype, Drawing(**drawing))
     if not any(place.glob("transformer/*.safetensors")):
@@ -110,7 +110,7 @@ def row(name: str, config: Config, iterations: int, tiny: bool) -> None:
             seconds.setdefault("all", []).append(sum(phases[phase] for phase in PHASES))
             peak = max(peak, torch.cuda.max_memory_allocated() if device.type == "cuda" else 0)
     held, trained = estimate(config, device.type), sum(map(len, updates))
-    flops = {"rollout": got.tree.evaluations * held.forward, "update": trained * held.update}
+    flops = held.flops(got.tree.evaluations, config.method.group_size, trained)
     median = {phase: statistics.median(times) for phase, times in seconds.items()}
     share = {phase: work / median[phase] / matrix_rate(device, dtype) for phase, work in flops.items()}
     memory = f"{peak / 1e9:.2f} GB" if peak else "not a GPU"

@@ -13,8 +13,8 @@ from runs import settings
 from torch.profiler import ProfilerActivity, profile
 
 from neighbor_grpo.config import load_config
-from neighbor_grpo.data import TextCache
-from neighbor_grpo.estimate import PROMPTS, estimate
+from neighbor_grpo.data import TOGETHER, TextCache
+from neighbor_grpo.estimate import estimate
 from neighbor_grpo.footprint import Followed, Kernels, attention, matrix_rate, memory_of, nbytes
 from neighbor_grpo.models import load_model
 from neighbor_grpo.models.lora import add_lora, train_all
@@ -111,14 +111,14 @@ def test_autocast_keeps_a_copy_of_every_weight_where_gradients_pass(tiny_flux, t
 def test_encoding_is_the_allocators(tiny_flux, tmp_path):
     """All prompts as long as can be: T5, of FLUX's two encoders."""
     model = load_model(tiny_flux)
-    tokens = torch.zeros(PROMPTS, model.max_sequence_length, dtype=torch.long)
+    tokens = torch.zeros(TOGETHER, model.max_sequence_length, dtype=torch.long)
     with torch.no_grad():
         real = max(allocated(lambda: model.pipe.text_encoder_2(tokens)), allocated(
             lambda: model.pipe.text_encoder(tokens[:, :12], output_hidden_states=True)
         ))
     held = estimate(load_config(None, settings(tiny_flux, tmp_path)), "cpu")
     assert held.phases["encode"]["activations"] == pytest.approx(real, rel=0.1)
-    assert inspect.signature(TextCache.__call__).parameters["chunk"].default == PROMPTS
+    assert inspect.signature(TextCache.__call__).parameters["chunk"].default == TOGETHER
 
 
 def test_resident_are_weights_optimizer_and_average(tiny_flux, tmp_path):

@@ -4,7 +4,7 @@ from PIL import Image
 
 from neighbor_grpo.errors import UserError
 from neighbor_grpo.metrics import METRICS, measure, motion
-from neighbor_grpo.pixels import FRAMES, as_saved, gallery, key_frames, read_file, save_png, to_bytes
+from neighbor_grpo.pixels import FRAMES, gallery, key_frames, read_file, save_png, to_bytes
 from neighbor_grpo.rewards.preference import WinRate
 from neighbor_grpo.rewards.score import score
 
@@ -21,7 +21,7 @@ def test_bytes_are_rounded_and_kept_in_range():
 def test_a_file_gives_back_what_was_saved(tmp_path, shape):
     x = films(*shape)
     save_png(x, tmp_path / "x.png")
-    assert torch.equal(read_file(tmp_path / "x.png"), as_saved(x))
+    assert torch.equal(read_file(tmp_path / "x.png"), to_bytes(x) / 255)
     with Image.open(tmp_path / "x.png") as file:
         assert getattr(file, "n_frames", 1) == (shape or (1,))[0]
 

@@ -99,7 +99,7 @@ class Collector:
 
     def _failures(self, n: int, failures: dict[str, tuple[Failure, ...]]) -> dict[str, list[Failure]]:
         """Those of all ranks, written to failures.jsonl."""
-        ranks = [failures] if self.accelerator.num_processes == 1 else gather_object([failures])
+        ranks = gather_object([failures])
         every = {name: [failure for rank in ranks for failure in rank[name]] for name in failures}
         if self.accelerator.is_main_process:
             for name, found in every.items():

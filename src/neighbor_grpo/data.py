@@ -17,6 +17,7 @@ from neighbor_grpo.models import Cond, FlowModel
 from neighbor_grpo.scenes.world import PROMPTS as SCENES
 
 SETS = {file.stem: file for file in sorted((Path(__file__).parent / "prompts").iterdir())}
+TOGETHER = 32  # prompts that are encoded at once
 
 
 def generator(*key: int) -> torch.Generator:
@@ -121,7 +122,7 @@ class TextCache:
         self.directory.mkdir(parents=True, exist_ok=True)
         self.size = sum(file.stat().st_size for file in self.directory.glob("*.safetensors"))
 
-    def __call__(self, prompts: Sequence[Prompt], coming: Iterable[Prompt] = (), chunk: int = 32) -> Cond:
+    def __call__(self, prompts: Sequence[Prompt], coming: Iterable[Prompt] = (), chunk: int = TOGETHER) -> Cond:
         """Conditioning of `prompts`, in their order, on the CPU."""
         keys = [self._key(prompt) for prompt in prompts]
         here = {key: self._load(key) for key in dict.fromkeys(keys)}

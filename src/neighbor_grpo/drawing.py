@@ -1,6 +1,6 @@
 """How a model is loaded and draws: the settings that a run, a command and `load_model` share."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -27,3 +27,7 @@ class Drawing(Section):
     )
     attention: str | None = Field(None, description="diffusers' attention backend, e.g. flash, sage, _flash_3; null = torch's")
     vae_tiling: bool = Field(False, description="decode in tiles: for memory only, the reward sees their seams")
+
+    def drawing(self) -> dict[str, Any]:
+        """These settings alone, of a section that adds others to them."""
+        return self.model_dump(include=set(Drawing.model_fields))

@@ -12,16 +12,15 @@ import torch
 from torch import Tensor, nn
 
 from neighbor_grpo.config import Config, Model
-from neighbor_grpo.drawing import Drawing
+from neighbor_grpo.data import TOGETHER
 from neighbor_grpo.footprint import BLOCK, Followed, Kernels, nbytes
 from neighbor_grpo.methods import Method
 from neighbor_grpo.models import pick_dtype, take
 from neighbor_grpo.models.lean import fp8_products
-from neighbor_grpo.models.lora import add_lora, lora_off, train_all
+from neighbor_grpo.models.lora import lora_off, make_trainable
 from neighbor_grpo.models.skeleton import META, skeleton
 from neighbor_grpo.tree import Decisions
 
-PROMPTS = 32  # that data.TextCache encodes at once
 QUANTIZED = {"nf4": 0.5 + 4 / 64, "int8": 1.0, "fp8": 1.0}  # bytes of a weight; nf4 has an fp32 scale for every 64
 MOMENTS = {"adamw": 8.0, "adamw_8bit": 2 + 8 / 256}  # bytes of the optimizer's for a weight
 LATER = {"quantize", "attention", "gradient_checkpointing", "compile", "fp8_rollout"}  # what leaves a skeleton as it is
@@ -40,6 +39,12 @@ class Estimate:
     forward: float  # FLOPs of a row of the rollout
     update: float  # FLOPs of a row of a forward-backward
     decode: float  # FLOPs of a picture
+
+    def flops(self, forwards: float, pictures: float, forward_backwards: float) -> dict[str, float]:
+        """By phase, of so many rows each."""
+        return {
+            "rollout": forwards * self.forward, "decode": pictures * self.decode, "update": forward_backwards * self.update,
+        }
 
     def bytes(self, phase: str) -> float:
         return sum(self.resident.values()) + sum(self.phases[phase].values())
@@ -116,7 +121,7 @@ class Trial:
 
     def __init__(self, settings: Model, device: str) -> None:
         self.device, self.done, dtype = device, {}, pick_dtype(settings.dtype, torch.device(device))
-        self.model = skeleton(settings.path, dtype, **settings.model_dump(include=set(Drawing.model_fields)))
+        self.model = skeleton(settings.path, dtype, **settings.drawing())
         pipe, transformer, lora = self.model.pipe, self.model.transformer, settings.lora
         self.shape = self.model.noise(1, torch.Generator())[0].shape
         self.latent, self.vae = self.shape.numel(), nbytes(pipe.vae.parameters())
@@ -124,10 +129,7 @@ class Trial:
         self.encoders = {name: encoder for name, encoder in encoders.items() if encoder is not None}
         linear = [layer.weight for layer in transformer.modules() if type(layer) is nn.Linear]
         self.linear, self.largest = sum(weight.numel() for weight in linear), max(weight.nbytes for weight in linear)
-        if lora:
-            add_lora(transformer, lora.rank, lora.alpha, lora.targets or list(self.model.lora_targets))
-        else:
-            train_all(transformer)
+        make_trainable(self.model, lora)
         self.weights = [weight for weight in transformer.parameters() if weight.requires_grad]
         self.adapter = nbytes(self.weights) if lora else 0
         self.bytes = nbytes((*transformer.parameters(), *transformer.buffers())) - self.adapter
@@ -191,7 +193,7 @@ class Trial:
         """Prompts as long as can be; T5 gives its last layer, other encoders all, of which the pipelines choose."""
         config = encoder.config.get_text_config()
         length = min(self.model.max_sequence_length, getattr(config, "max_position_embeddings", self.model.max_sequence_length))
-        tokens = torch.zeros(PROMPTS, length, dtype=torch.long, device=META)
+        tokens = torch.zeros(TOGETHER, length, dtype=torch.long, device=META)
 
         def work() -> None:
             with torch.no_grad():

@@ -94,7 +94,7 @@ def card(run: Path, config: Config, form: Format, best: bool) -> str:
 
 
 def _prompts(path: str) -> list[Prompt]:
-    """None where the file is gone."""
+    """No prompts where the file is gone."""
     try:
         return read_prompts(path)
     except UserError:

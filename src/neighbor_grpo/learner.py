@@ -18,7 +18,7 @@ from neighbor_grpo.errors import UserError
 from neighbor_grpo.models import Cond, FlowModel
 from neighbor_grpo.models.experts import Experts
 from neighbor_grpo.models.lean import adamw, compile_blocks
-from neighbor_grpo.models.lora import add_lora, save_all, save_lora, train_all
+from neighbor_grpo.models.lora import make_trainable, save_all, save_lora
 from neighbor_grpo.sharding import divided, on_main, reshard, whole
 from neighbor_grpo.tree import Decisions
 from neighbor_grpo.update import accumulate
@@ -45,10 +45,7 @@ class Learner:
             raise UserError("a model of two experts is not divided by FSDP2: train it without, with a LoRA (model.lora)")
         if accelerator.is_fsdp2 and (m.quantize or m.fp8_rollout or o.name == "adamw_8bit"):
             raise UserError("FSDP2 divides 16 or 32 bits: leave out model.quantize, model.fp8_rollout and adamw_8bit")
-        if m.lora:
-            add_lora(self.transformer, m.lora.rank, m.lora.alpha, m.lora.targets or list(model.lora_targets))
-        else:
-            train_all(self.transformer)
+        make_trainable(model, m.lora)
         if m.gradient_checkpointing:
             self.transformer.enable_gradient_checkpointing()
         if m.compile:

@@ -22,11 +22,6 @@ def to_bytes(x: Tensor) -> Tensor:
     return (x.detach().float().cpu().clamp(0, 1) * 255).round().to(torch.uint8)
 
 
-def as_saved(x: Tensor) -> Tensor:
-    """Rounded to 8 bits, as a PNG holds them: what is evaluated is what can be looked at."""
-    return to_bytes(x) / 255
-
-
 def key_frames(videos: Tensor) -> Tensor:
     """At most FRAMES of the frames, evenly spaced, the first and the last among them.  [..., T, 3, H, W]"""
     total = videos.shape[-4]

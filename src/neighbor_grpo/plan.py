@@ -42,10 +42,7 @@ class Plan:
 
     def seconds(self, held: Estimate, processes: int, rate: float) -> dict[str, float]:
         """Of an iteration's phases, on processes that each multiply matrices at so many FLOP/s."""
-        flops = {
-            "rollout": self.forwards * held.forward, "decode": self.samples * held.decode,
-            "update": self.forward_backwards * held.update,
-        }
+        flops = held.flops(self.forwards, self.samples, self.forward_backwards)
         return {phase: work / processes / (EFFICIENCY * rate) for phase, work in flops.items()}
 
     def lines(self, config: Config, processes: int, held: Estimate, rate: float | None = None) -> list[str]:

@@ -36,10 +36,9 @@ def probe(
     model: FlowModel, texts: TextCache, prompts: Sequence[Prompt], panel: Panel, config: Config, sigmas: Sequence[float]
 ) -> list[Probed]:
     """A row for each sigma, over the prompts of the run's first iteration; the method is Neighbor."""
-    rows = []
+    rows, accelerator = [], Accelerator(cpu=model.device.type == "cpu", mixed_precision="no")
     for sigma in sigmas:
         tried = config.model_copy(update={"method": replace(config.method, sigma=sigma)})
-        accelerator = Accelerator(cpu=model.device.type == "cpu", mixed_precision="no")
         collect = Collector(
             model, texts, prompts, panel, range(config.prompts.per_iteration), tried, accelerator, Phases(model.device)
         )

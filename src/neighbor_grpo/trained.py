@@ -6,7 +6,6 @@ from pathlib import Path
 import torch
 
 from neighbor_grpo.config import Config
-from neighbor_grpo.drawing import Drawing
 from neighbor_grpo.errors import UserError
 from neighbor_grpo.models import FlowModel, load_model, pick_device, pick_dtype
 from neighbor_grpo.models.lora import load_all, load_lora
@@ -16,7 +15,7 @@ from neighbor_grpo.rundir import config_of, resume_command
 def load_base(config: Config, device: torch.device) -> FlowModel:
     """The model that a run starts from."""
     m = config.model
-    return load_model(m.path, device, pick_dtype(m.dtype, device), **m.model_dump(include=set(Drawing.model_fields)))
+    return load_model(m.path, device, pick_dtype(m.dtype, device), **m.drawing())
 
 
 def load_trained(
@@ -33,7 +32,7 @@ def load_trained(
         raise UserError("--lora and --run are two ways to say what was learned: give one")
     config = config_of(run) if run else None
     path = path or (config.model.path if config else "scenes")
-    known = config.model.model_dump(include=set(Drawing.model_fields)) if config else {}
+    known = config.model.drawing() if config else {}
     drawing = known | {key: value for key, value in drawing.items() if value is not None}
     model = load_model(path, where, pick_dtype("auto", where), **drawing)
     if config:

@@ -198,11 +198,7 @@ class Trainer:
             "nfe_old": tree.evaluations / group, "nfe_nominal": tree.nominal_evaluations / group,
             "nfe_theta": trained / (group * groups), "lr": self.learner.lr,
         }
-        held = self.estimate
-        flops = {
-            "rollout": groups * tree.evaluations * held.forward, "decode": groups * group * held.decode,
-            "update": trained * held.update,
-        }
+        flops = self.estimate.flops(groups * tree.evaluations, groups * group, trained)
         times = phase_figures(self.phases, flops, self.rate)
         asked = {  # of rewards on a server, since the run began here: requests, retries, and faults by kind
             f"scorer/{name}/{kind}": count
@@ -287,6 +283,4 @@ class Trainer:
 
     def _any_rank(self, value):
         """The first value that is not None on any rank, on every rank."""
-        if self.accelerator.num_processes == 1:
-            return value
         return next((v for v in gather_object([value]) if v is not None), None)

@@ -1,8 +1,9 @@
 """Stable Diffusion 3 for the contract: a random-weight pipeline, and its own way to draw."""
 
 import torch
-from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel, StableDiffusion3Pipeline
-from transformers import CLIPTextConfig, CLIPTextModelWithProjection, T5Config, T5EncoderModel
+from diffusers import FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel, StableDiffusion3Pipeline
+from pipelines import small_t5, small_vae
+from transformers import CLIPTextConfig, CLIPTextModelWithProjection
 
 from neighbor_grpo.scenes.pretrain import build_text
 
@@ -26,14 +27,8 @@ def build(dynamic_shift: bool = False, t5: bool = True) -> StableDiffusion3Pipel
         ))
         for width in (16, 20)
     ]
-    t5_model = T5EncoderModel(T5Config(
-        vocab_size=t5_model.config.vocab_size, d_model=40, d_kv=8, d_ff=64, num_layers=1, num_heads=5, dropout_rate=0.0
-    ))
-    vae = AutoencoderKL(
-        down_block_types=("DownEncoderBlock2D",) * 3, up_block_types=("UpDecoderBlock2D",) * 3,
-        block_out_channels=(8, 8, 16), layers_per_block=1, latent_channels=4, norm_num_groups=4, sample_size=256,
-        scaling_factor=0.36, shift_factor=0.12, use_quant_conv=False, use_post_quant_conv=False,
-    )
+    t5_model = small_t5(t5_model.config.vocab_size)
+    vae = small_vae(256)
     transformer = SD3Transformer2DModel(
         sample_size=8, in_channels=4, out_channels=4, num_layers=2, attention_head_dim=12, num_attention_heads=4,
         joint_attention_dim=40, caption_projection_dim=48, pooled_projection_dim=36, pos_embed_max_size=24,

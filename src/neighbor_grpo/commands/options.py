@@ -2,13 +2,14 @@
 
 import argparse
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 from pydantic_core import PydanticUndefined
 
-from neighbor_grpo.config import Config, describe
+from neighbor_grpo.config import Config, describe, load_config
 from neighbor_grpo.errors import UserError
 from neighbor_grpo.solvers import SOLVERS
 
@@ -24,6 +25,11 @@ def keys(section: type = Config, prefix: str = "") -> str:
 
 def _yaml(value) -> str:
     return "null" if value is None else json.dumps(value) if isinstance(value, list | dict) else str(value)
+
+
+def configuration(items: Sequence[str]) -> Config:
+    """Of YAML files and key=value changes, in any order."""
+    return load_config([item for item in items if "=" not in item], [item for item in items if "=" in item])
 
 
 def model_options(parser: argparse.ArgumentParser) -> None:

@@ -2,7 +2,7 @@
 
 import argparse
 
-from neighbor_grpo.config import load_config
+from neighbor_grpo.commands.options import configuration
 from neighbor_grpo.errors import UserError
 
 
@@ -34,7 +34,7 @@ def run(arguments: argparse.Namespace) -> None:
     from neighbor_grpo.models import pick_device, pick_dtype
     from neighbor_grpo.plan import plan, refuse
 
-    config = load_config([x for x in arguments.config if "=" not in x], [x for x in arguments.config if "=" in x])
+    config = configuration(arguments.config)
     processes, prompts = arguments.processes, config.prompts.per_iteration
     if processes < 1 or prompts % processes:
         raise UserError(f"prompts.per_iteration ({prompts}) must be a multiple of --processes ({processes})")

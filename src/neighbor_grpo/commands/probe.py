@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from neighbor_grpo.config import load_config
+from neighbor_grpo.commands.options import configuration
 from neighbor_grpo.errors import UserError
 from neighbor_grpo.methods.neighbor import Neighbor
 
@@ -33,9 +33,7 @@ def run(arguments: argparse.Namespace) -> None:
         raise UserError(f"--sigma lies in (0, 1], not {' '.join(f'{sigma:g}' for sigma in sigmas)}")
     if not 0 < arguments.share <= 1:
         raise UserError(f"--share lies in (0, 1], not {arguments.share:g}")
-    config = load_config(
-        [item for item in arguments.config if "=" not in item], [item for item in arguments.config if "=" in item]
-    )
+    config = configuration(arguments.config)
     if not isinstance(config.method, Neighbor):
         raise UserError(f"{config.method.name} has no sigma: the probe is for method.name=neighbor")
     prompts = read_prompts(config.prompts.path)

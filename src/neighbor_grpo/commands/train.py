@@ -3,8 +3,7 @@
 import argparse
 import sys
 
-from neighbor_grpo.commands.options import keys
-from neighbor_grpo.config import load_config
+from neighbor_grpo.commands.options import configuration, keys
 from neighbor_grpo.errors import UserError
 from neighbor_grpo.methods import METHODS
 
@@ -28,12 +27,10 @@ def add(commands) -> None:
 def run(arguments: argparse.Namespace) -> int:
     from neighbor_grpo.trainer import Interrupted, Trainer
 
-    files = [item for item in arguments.config if "=" not in item]
-    overrides = [item for item in arguments.config if "=" in item]
     if arguments.resume and arguments.config:
         raise UserError("--resume takes its settings from the run: leave out the configuration and the changes")
     try:
-        trainer = Trainer.resume(arguments.resume) if arguments.resume else Trainer(load_config(files, overrides))
+        trainer = Trainer.resume(arguments.resume) if arguments.resume else Trainer(configuration(arguments.config))
         trainer.run()
     except Interrupted as stop:
         print(f"neighbor-grpo: {stop}", file=sys.stderr)

@@ -66,13 +66,12 @@ def load_model(
 
     Raises UserError, with the remedy, when there is no pipeline or none that an adapter knows.
     """
-    path = BUNDLED if str(path_or_id) == "scenes" else path_or_id
     adapter, index = adapter_of(path_or_id)
     drawing = Drawing(**drawing)
     dropped = {name: None for name, kind in index.items() if kind == [None, None]}  # saved without, e.g. SD3's T5
     quantized = {"quantization_config": quantization(drawing.quantize, dtype)} if drawing.quantize else {}
     try:
-        pipe = DiffusionPipeline.from_pretrained(path, dtype=dtype, use_safetensors=True, **quantized, **dropped)
+        pipe = DiffusionPipeline.from_pretrained(located(path_or_id), dtype=dtype, use_safetensors=True, **quantized, **dropped)
     except (OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
         raise UserError(f"the pipeline at {str(path_or_id)!r} does not load: {reason}") from error
@@ -82,10 +81,15 @@ def load_model(
     return model
 
 
+def located(path_or_id: str | Path) -> str | Path:
+    """The same, but of the bundled model its directory."""
+    return BUNDLED if str(path_or_id) == "scenes" else path_or_id
+
+
 def adapter_of(path_or_id: str | Path) -> tuple[type[Family], dict]:
     """The adapter of a pipeline and its index of components, of which nothing is loaded."""
     try:
-        index = DiffusionPipeline.load_config(BUNDLED if str(path_or_id) == "scenes" else path_or_id)
+        index = DiffusionPipeline.load_config(located(path_or_id))
         family = index["_class_name"]
     except (OSError, ValueError, KeyError) as error:
         raise UserError(

@@ -95,4 +95,3 @@ def _product(weight: Tensor, weight_scale: Tensor, bias: Tensor | None, x: Tenso
         y = (rows.float() @ weight.float().t()) * scale * weight_scale.t()
     y = y.to(x.dtype).unflatten(0, x.shape[:-1])
     return y if bias is None else y + bias
-

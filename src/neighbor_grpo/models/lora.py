@@ -14,6 +14,7 @@ from peft.utils import get_peft_model_state_dict
 from torch import Tensor, nn
 
 from neighbor_grpo.errors import UserError
+from neighbor_grpo.models import FlowModel
 from neighbor_grpo.models.experts import parts
 
 
@@ -41,6 +42,14 @@ def add_lora(transformer: nn.Module, rank: int, alpha: float, targets: list[str]
             layer.cast_input_dtype_enabled = False
             for product in (*layer.lora_A.values(), *layer.lora_B.values()):
                 product.__class__ = Casting
+
+
+def make_trainable(model: FlowModel, lora) -> None:
+    """A LoRA of a run's settings (config.Lora) on the model's transformer, or without them all of its weights."""
+    if lora:
+        add_lora(model.transformer, lora.rank, lora.alpha, lora.targets or list(model.lora_targets))
+    else:
+        train_all(model.transformer)
 
 
 @contextmanager

@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 
 from neighbor_grpo.drawing import Drawing
 from neighbor_grpo.errors import UserError
-from neighbor_grpo.models import BUNDLED, FlowModel, adapter_of
+from neighbor_grpo.models import FlowModel, adapter_of, located
 
 META = torch.device("meta")
 READ = ["*.json", "*.txt", "*.model", "*.jinja"]  # configurations and tokenizers
@@ -36,7 +36,7 @@ def skeleton(path_or_id: str | Path, dtype: torch.dtype = torch.float32, **drawi
 
 def _local(path_or_id: str | Path) -> Path:
     """The pipeline's directory; of one on the hub what is read is downloaded."""
-    path = BUNDLED if str(path_or_id) == "scenes" else Path(path_or_id)
+    path = Path(located(path_or_id))
     return path if path.is_dir() else Path(snapshot_download(str(path_or_id), allow_patterns=READ))
 
 

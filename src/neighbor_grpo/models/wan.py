@@ -21,7 +21,7 @@ from torch import Tensor
 
 from neighbor_grpo.errors import UserError
 from neighbor_grpo.models.experts import Experts
-from neighbor_grpo.models.family import placed
+from neighbor_grpo.models.family import placed, visiting
 from neighbor_grpo.models.video import Video
 from neighbor_grpo.path import Time, per_row
 
@@ -57,16 +57,15 @@ class Wan(Video):
         return WanCond(self.text(prompts))
 
     def text(self, prompts: list[str]) -> Tensor:
-        with placed(self.pipe.text_encoder, self.device):  # the pipeline sends the tokens to where it finds the encoder
-            return self.pipe.encode_prompt(
-                prompts, do_classifier_free_guidance=False, max_sequence_length=self.max_sequence_length,
-                device=self.device, dtype=self.dtype,
-            )[0]
+        return self.pipe.encode_prompt(
+            prompts, do_classifier_free_guidance=False, max_sequence_length=self.max_sequence_length,
+            device=self.device, dtype=self.dtype,
+        )[0]
 
     def unguided(self, cond: WanCond) -> WanCond:
         """A picture stays."""
         if self._empty is None:
-            with torch.no_grad():
+            with torch.no_grad(), visiting([self.pipe.text_encoder], self.device):
                 self._empty = WanCond(self.text([self.empty]))
         return cond._replace(text=self._empty.text.expand(len(cond.text), -1, -1))
 
@@ -141,8 +140,7 @@ class WanImage(Wan):
         """One at a time: the VAE encodes a whole film."""
         clip = torch.zeros(1, 0, 0, device=self.device, dtype=self.dtype)
         if self.config.image_dim is not None:
-            with placed(self.pipe.image_encoder, self.device):
-                clip = self.pipe.encode_image(image, self.device).to(self.dtype)
+            clip = self.pipe.encode_image(image, self.device).to(self.dtype)
         first = self.pipe.video_processor.preprocess(image, self.height, self.width).to(self.device, torch.float32)
         return clip, self.pipe.prepare_latents(
             first, 1, self.vae.config.z_dim, self.height, self.width, self.frames, torch.float32, self.device,
