@@ -9,10 +9,10 @@ from pathlib import Path
 
 import numpy as np
 
-from neighbor_grpo.data import read_prompts
 from neighbor_grpo.evaluate.ledger import Ledger, short
-from neighbor_grpo.rewards import REWARDS
-from neighbor_grpo.rewards.panel import identity
+from neighbor_grpo.prompts.reading import read_prompts
+from neighbor_grpo.rewards.registry import REWARDS
+from neighbor_grpo.rewards.set import identity
 from neighbor_grpo.scenes.world import FAMILIES, parse
 
 

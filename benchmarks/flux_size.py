@@ -20,17 +20,17 @@ from accelerate import Accelerator
 from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, FluxPipeline, FluxTransformer2DModel
 
 from neighbor_grpo.cli import _quiet
-from neighbor_grpo.collector import Collector
 from neighbor_grpo.config import Config, load_config
-from neighbor_grpo.data import Prompt
-from neighbor_grpo.drawing import Drawing
-from neighbor_grpo.estimate import estimate
-from neighbor_grpo.footprint import matrix_rate
-from neighbor_grpo.learner import Learner
-from neighbor_grpo.models import FlowModel, load_model, move
 from neighbor_grpo.models.flux import Flux
-from neighbor_grpo.rewards.panel import Panel
-from neighbor_grpo.watch import Phases
+from neighbor_grpo.models.registry import FlowModel, load_model, move
+from neighbor_grpo.models.settings import Drawing
+from neighbor_grpo.planning.estimate import estimate
+from neighbor_grpo.planning.footprint import matrix_rate
+from neighbor_grpo.prompts.reading import Prompt
+from neighbor_grpo.rewards.set import Panel
+from neighbor_grpo.training.collector import Collector
+from neighbor_grpo.training.figures import Phases
+from neighbor_grpo.training.learner import Learner
 
 HERE = Path(__file__).parent.parent / "configs" / "flux_dev"
 PHASES = ("rollout", "decode", "update")

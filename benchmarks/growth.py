@@ -22,7 +22,7 @@ import numpy as np
 
 from neighbor_grpo.cli import _quiet
 from neighbor_grpo.config import load_config
-from neighbor_grpo.trainer import Trainer
+from neighbor_grpo.training.trainer import Trainer
 
 SIZES = {  # name: (values, overrides of one, phases that grow with it)
     "G": ((6, 12, 24, 48), lambda n: [f"method.group_size={n}"], ("rollout", "decode")),

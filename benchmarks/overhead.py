@@ -17,8 +17,8 @@ from small import BUILT
 
 from neighbor_grpo.cli import _quiet
 from neighbor_grpo.config import load_config
-from neighbor_grpo.models import take
-from neighbor_grpo.trainer import Trainer
+from neighbor_grpo.models.registry import take
+from neighbor_grpo.training.trainer import Trainer
 
 
 def chunks(total: int, size: int) -> list[int]:

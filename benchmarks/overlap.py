@@ -13,7 +13,7 @@ import tempfile
 import time
 
 from neighbor_grpo.config import load_config
-from neighbor_grpo.trainer import Trainer
+from neighbor_grpo.training.trainer import Trainer
 
 
 def main() -> None:

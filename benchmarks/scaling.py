@@ -16,10 +16,10 @@ from diffusers import FluxTransformer2DModel, QwenImageTransformer2DModel
 from torch.utils.flop_counter import FlopCounterMode
 
 from neighbor_grpo.config import load_config
-from neighbor_grpo.footprint import Kernels
 from neighbor_grpo.models.family import Family
 from neighbor_grpo.models.lora import add_lora
-from neighbor_grpo.plan import plan
+from neighbor_grpo.planning.footprint import Kernels
+from neighbor_grpo.planning.plan import plan
 
 CONFIGS = Path(__file__).parent.parent / "configs" / "flux_dev"
 ROWS = {"neighbor_8": "Neighbor, 8 steps", "neighbor_25": "Neighbor, 25 steps", "mix_grpo": "MixGRPO (25/14)",

@@ -19,8 +19,8 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from neighbor_grpo import rundir
-from neighbor_grpo.watch import training_seconds
+from neighbor_grpo.run import files
+from neighbor_grpo.training.figures import training_seconds
 
 SHORT = ["iterations=30", "evaluate.every=0", "evaluate.prompts=128", "optimizer.lr=1e-4"]
 # The paper's own baseline for its Tables 4-6 is (sigma, B, p) = (0.5, 4, 2); here each stands on demo.yaml's (0.2, 4, 0.8).
@@ -40,7 +40,7 @@ SETS: dict[str, dict[str, list[str]]] = {
 
 def train(run: Path, overrides: list[str], threads: int) -> None:
     """Run, go on, or do nothing, as the directory says."""
-    if rundir.finished(run) or rundir.diverged(run):
+    if files.finished(run) or files.diverged(run):
         return
     begun = (run / "config.yaml").exists()
     arguments = ["--resume", str(run)] if begun else [f"run_dir={run}", *overrides]
@@ -55,9 +55,9 @@ def train(run: Path, overrides: list[str], threads: int) -> None:
 
 def figures(run: Path) -> dict[str, float] | None:
     """Held-out measures before and after, and the health and cost of a finished run."""
-    if not rundir.finished(run):
+    if not files.finished(run):
         return None
-    lines = rundir.metrics(run)
+    lines = files.metrics(run)
     steps = lines[1:]
     seconds = [training_seconds(line) for line in steps]
     values = {key: lines[-1][key] for key in lines[-1] if key.startswith("eval/")}
@@ -110,8 +110,8 @@ def main() -> None:
             list(pool.map(lambda item: train(*item, threads), runs.values()))
     results: dict[str, list[dict]] = {label: [] for label in SETS[arguments.set]}
     for (label, _), (run, _) in runs.items():
-        if rundir.diverged(run):
-            results[label].append({"diverged": len(rundir.metrics(run)) - 1})
+        if files.diverged(run):
+            results[label].append({"diverged": len(files.metrics(run)) - 1})
         elif row := figures(run):
             results[label].append(row)
     out = Path(__file__).parent / "results"

@@ -26,10 +26,10 @@ from accelerate.utils.launch import prepare_multi_gpu_env
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from neighbor_grpo import trainer
 from neighbor_grpo.cli import _part, main
 from neighbor_grpo.config import load_config
-from neighbor_grpo.sharding import divided, whole
+from neighbor_grpo.training import trainer
+from neighbor_grpo.training.ranks import divided, whole
 
 CONFIGS = Path(__file__).parent.parent / "configs" / "accelerate"
 

@@ -4,7 +4,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from neighbor_grpo.advantage import combine, quasi_norm, z_score
+from neighbor_grpo.methods.advantage import combine, quasi_norm, z_score
 
 groups = st.lists(st.floats(-100, 100).map(lambda r: round(r, 3)), min_size=3, max_size=12)
 

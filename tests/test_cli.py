@@ -9,7 +9,7 @@ from PIL import Image
 from runs import settings
 
 from neighbor_grpo.cli import main
-from neighbor_grpo.models import BUNDLED
+from neighbor_grpo.models.registry import BUNDLED
 
 
 def run(capsys, *args):

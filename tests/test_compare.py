@@ -12,14 +12,14 @@ import pytest
 import yaml
 from runs import REWARD
 
-from neighbor_grpo import rundir
 from neighbor_grpo.cli import main
 from neighbor_grpo.compare.outcome import Row, crossing, target
 from neighbor_grpo.compare.runs import chosen_rate
 from neighbor_grpo.compare.settings import Tune, load_comparison
 from neighbor_grpo.config import load_config
 from neighbor_grpo.errors import UserError
-from neighbor_grpo.plan import affordable, plan
+from neighbor_grpo.planning.plan import affordable, plan
+from neighbor_grpo.run import files
 
 SMALL = {
     "neighbor": {"name": "neighbor", "group_size": 4, "num_steps": 3, "num_train_steps": 2, "num_anchors": 2},
@@ -57,7 +57,7 @@ def compare(*arguments):
 def lines_of(out):
     return {
         str(run.relative_to(out)): [
-            {key: value for key, value in line.items() if not key.startswith(("time/", "mfu/"))} for line in rundir.metrics(run)
+            {key: value for key, value in line.items() if not key.startswith(("time/", "mfu/"))} for line in files.metrics(run)
         ]
         for run in sorted(out.glob("*/*/")) if (run / "metrics.jsonl").exists()
     }
@@ -75,7 +75,7 @@ def test_the_report_tells_what_the_runs_did(whole):
     with (whole / "table.csv").open() as file:
         table = {row["run"]: row for row in csv.DictReader(file)}
     for name, nfe_old, nfe_theta in (("neighbor", 3, 1), ("dance", (1 + 2 * 4) / 4, 2)):
-        last = [rundir.metrics(whole / name / f"seed-{seed}")[-1] for seed in (0, 1)]
+        last = [files.metrics(whole / name / f"seed-{seed}")[-1] for seed in (0, 1)]
         reward = next(key for key in last[0] if key.startswith("eval/") and "brightness" in key)
         for key, source in (("reward", reward), ("diversity", "eval/diversity")):
             values = [line[source] for line in last]
@@ -99,12 +99,12 @@ def test_the_page_is_self_contained(whole):
 
 def test_the_rate_is_chosen_on_the_other_seed(whole):
     for name in SMALL:
-        tried = {lr: rundir.metrics(whole / name / f"lr-{lr}")[-1] for lr in ("0.001", "0.003")}
+        tried = {lr: files.metrics(whole / name / f"lr-{lr}")[-1] for lr in ("0.001", "0.003")}
         reward = next(key for key in tried["0.001"] if key.startswith("eval/") and "brightness" in key)
         best = max(tried, key=lambda lr: tried[lr][reward])
         for seed in (0, 1):
-            assert rundir.config_of(whole / name / f"seed-{seed}").optimizer.lr == float(best)
-        assert all(rundir.config_of(whole / name / f"lr-{lr}").seed == 7 for lr in tried)
+            assert files.config_of(whole / name / f"seed-{seed}").optimizer.lr == float(best)
+        assert all(files.config_of(whole / name / f"lr-{lr}").seed == 7 for lr in tried)
 
 
 def test_finished_runs_are_not_run_again(whole, capsys):
@@ -137,7 +137,7 @@ def test_killed_in_the_middle_it_ends_where_the_whole_one_does(tiny_flux, tmp_pa
 def test_tries_may_spend_a_share_of_the_budget(tiny_flux, tmp_path):
     file = comparison(tmp_path, tiny_flux, tune={"lr": [1e-3], "seed": 7, "share": 0.5}, seeds=[0], budget={"iterations": 5})
     assert compare(file) == 0
-    ends = {name: rundir.metrics(tmp_path / "out" / "dance" / name)[-1]["iteration"] for name in ("lr-0.001", "seed-0")}
+    ends = {name: files.metrics(tmp_path / "out" / "dance" / name)[-1]["iteration"] for name in ("lr-0.001", "seed-0")}
     assert ends == {"lr-0.001": 3, "seed-0": 5}
 
 
@@ -145,8 +145,8 @@ def test_parts_share_the_methods(tiny_flux, tmp_path):
     file = comparison(tmp_path, tiny_flux, seeds=[0])
     assert compare(file, "--part", "1/2") == 0 and not (tmp_path / "out" / "dance").exists()
     assert "Not finished: dance (0 of 1 seeds)" in (tmp_path / "out" / "report.html").read_text()
-    done = rundir.metrics(tmp_path / "out" / "neighbor" / "seed-0")
-    assert compare(file, "--part", "2/2") == 0 and done == rundir.metrics(tmp_path / "out" / "neighbor" / "seed-0")
+    done = files.metrics(tmp_path / "out" / "neighbor" / "seed-0")
+    assert compare(file, "--part", "2/2") == 0 and done == files.metrics(tmp_path / "out" / "neighbor" / "seed-0")
     assert "Not finished" not in (tmp_path / "out" / "report.html").read_text()
 
 
@@ -186,7 +186,7 @@ def test_a_budget_of_seconds_ends_the_run(tiny_flux, tmp_path):
     assert compare(file) == 0
     for name in SMALL:
         spent = [sum(line.get(f"time/{phase}", 0) for phase in ("encode", "rollout", "decode", "reward", "update"))
-                 for line in rundir.metrics(tmp_path / "out" / name / "seed-0")]
+                 for line in files.metrics(tmp_path / "out" / name / "seed-0")]
         assert sum(spent) >= 0.5 > sum(spent[:-1])
 
 
@@ -226,7 +226,7 @@ def test_rates_out_of_bounds_or_diverged_are_passed_over(tmp_path):
     for lr, reward, strict in ((1e-4, 0.1, 0.5), (3e-4, 0.2, 0.48), (1e-3, 0.9, 0.1), (3e-3, 5.0, 0.5)):
         runs[lr] = tmp_path / str(lr)
         runs[lr].mkdir()
-        rundir.record(runs[lr], {"iteration": 1, "eval/scenes": reward, "eval/scenes_strict": strict})
+        files.record(runs[lr], {"iteration": 1, "eval/scenes": reward, "eval/scenes_strict": strict})
     (runs[3e-3] / "failed").mkdir()
     bounded = Tune(lr=list(runs), within={"scenes_strict": [0.47, None]})
     assert chosen_rate(runs, {"scenes": 1.0}, bounded) == 3e-4

@@ -1,9 +1,12 @@
 import pytest
 import torch
 
-from neighbor_grpo.data import Prompt, TextCache, generator, read_prompts, scheduled
 from neighbor_grpo.errors import UserError
-from neighbor_grpo.models import load_model
+from neighbor_grpo.flow.streams import generator
+from neighbor_grpo.models.registry import load_model
+from neighbor_grpo.models.text_cache import TextCache
+from neighbor_grpo.prompts.reading import Prompt, read_prompts
+from neighbor_grpo.prompts.schedule import scheduled
 
 PROMPTS = ["a red circle", "two blue stars", "a green square above a red star", "a yellow star"]
 

@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 from test_trainer import SMALL, wait_for_line, weights, without_times
 
 from neighbor_grpo.errors import UserError
-from neighbor_grpo.sharding import slots_of_rank
+from neighbor_grpo.training.ranks import slots_of_rank
 
 HERE = Path(__file__).parent
 EACH = ("prompts.per_iteration=4", "batch.update=3", "batch.rollout=4")  # so that no forward's batch depends on the ranks

@@ -110,8 +110,8 @@ def test_two_loras_of_known_order_are_put_in_that_order(capsys, tiny_flux, place
     """One makes pictures brighter, one leaves them: the first wins every pair, and the sign test knows."""
     from peft.utils import get_peft_model_state_dict
 
-    from neighbor_grpo.models import load_model
     from neighbor_grpo.models.lora import add_lora, save_lora
+    from neighbor_grpo.models.registry import load_model
 
     bright = ("--measure", f"{place / 'reward.py'}:brightness", "--seeds", 2)
     for name, steps in (("still", 0), ("taught", 12)):

@@ -9,10 +9,10 @@ from safetensors.torch import load_file
 from test_cli import mistake, run
 
 from neighbor_grpo.config import load_config
-from neighbor_grpo.models import load_model
-from neighbor_grpo.sampling import sample
-from neighbor_grpo.trained import load_trained
-from neighbor_grpo.trainer import Trainer
+from neighbor_grpo.models.registry import load_model
+from neighbor_grpo.models.sampling import sample
+from neighbor_grpo.run.weights import load_trained
+from neighbor_grpo.training.trainer import Trainer
 
 
 @pytest.fixture(scope="module", params=["lora", "full"])

@@ -13,12 +13,12 @@ from runs import settings
 from torch.profiler import ProfilerActivity, profile
 
 from neighbor_grpo.config import load_config
-from neighbor_grpo.data import TOGETHER, TextCache
-from neighbor_grpo.estimate import estimate
-from neighbor_grpo.footprint import Followed, Kernels, attention, matrix_rate, memory_of, nbytes
-from neighbor_grpo.models import load_model
 from neighbor_grpo.models.lora import add_lora, train_all
-from neighbor_grpo.trainer import Trainer
+from neighbor_grpo.models.registry import load_model
+from neighbor_grpo.models.text_cache import TOGETHER, TextCache
+from neighbor_grpo.planning.estimate import estimate
+from neighbor_grpo.planning.footprint import Followed, Kernels, attention, matrix_rate, memory_of, nbytes
+from neighbor_grpo.training.trainer import Trainer
 
 META = torch.device("meta")
 

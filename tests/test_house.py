@@ -34,15 +34,15 @@ def test_imports_flow_one_way(file):
 
 
 def test_public_names():
-    from neighbor_grpo.advantage import quasi_norm, z_score
     from neighbor_grpo.config import Config, load_config
+    from neighbor_grpo.flow.sde import dance_sde, flow_sde
+    from neighbor_grpo.flow.solvers import dpmpp_2m, dpmpp_3m, euler, heun
     from neighbor_grpo.methods import METHODS
-    from neighbor_grpo.models import MODELS, load_model
-    from neighbor_grpo.policy import clipped_surrogate, gaussian_log_prob, leap_log_prob
-    from neighbor_grpo.rewards import REWARDS
-    from neighbor_grpo.sde import dance_sde, flow_sde
-    from neighbor_grpo.solvers import dpmpp_2m, dpmpp_3m, euler, heun
-    from neighbor_grpo.trainer import Trainer
+    from neighbor_grpo.methods.advantage import quasi_norm, z_score
+    from neighbor_grpo.methods.policy import clipped_surrogate, gaussian_log_prob, leap_log_prob
+    from neighbor_grpo.models.registry import MODELS, load_model
+    from neighbor_grpo.rewards.registry import REWARDS
+    from neighbor_grpo.training.trainer import Trainer
 
     public = [
         quasi_norm, z_score, Config, load_config, load_model, clipped_surrogate, gaussian_log_prob, leap_log_prob, dance_sde,
@@ -53,6 +53,6 @@ def test_public_names():
 
 
 def test_works_without_torchvision():
-    code = "import sys; sys.modules['torchvision'] = None; import neighbor_grpo.trainer, neighbor_grpo.scenes.pretrain"
+    code = "import sys; sys.modules['torchvision'] = None; import neighbor_grpo.training.trainer, neighbor_grpo.scenes.pretrain"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

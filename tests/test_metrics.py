@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from neighbor_grpo.metrics import (
+from neighbor_grpo.evaluate.metrics import (
     diversity,
     grid_artefacts,
     jpeg_size,
@@ -11,7 +11,7 @@ from neighbor_grpo.metrics import (
     scenes_distance,
     sharpness,
 )
-from neighbor_grpo.rewards import REWARDS
+from neighbor_grpo.rewards.registry import REWARDS
 from neighbor_grpo.scenes.render import render
 from neighbor_grpo.scenes.world import sample_scene, sample_specs
 

@@ -3,8 +3,8 @@ import torch
 from PIL import Image
 
 from neighbor_grpo.errors import UserError
-from neighbor_grpo.metrics import METRICS, measure, motion
-from neighbor_grpo.pixels import FRAMES, gallery, key_frames, read_file, save_png, to_bytes
+from neighbor_grpo.evaluate.metrics import METRICS, measure, motion
+from neighbor_grpo.files.images import FRAMES, gallery, key_frames, read_file, save_png, to_bytes
 from neighbor_grpo.rewards.preference import WinRate
 from neighbor_grpo.rewards.score import score
 

@@ -11,8 +11,8 @@ from runs import settings
 from neighbor_grpo.cli import main
 from neighbor_grpo.config import configured, load_config, override
 from neighbor_grpo.errors import UserError
-from neighbor_grpo.estimate import estimate
-from neighbor_grpo.plan import SPARED, fit, plan, refuse
+from neighbor_grpo.planning.estimate import estimate
+from neighbor_grpo.planning.plan import SPARED, fit, plan, refuse
 
 FLUX = ["configs/flux_dev/base.yaml", "configs/flux_dev/neighbor_8.yaml"]
 

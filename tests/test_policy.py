@@ -4,7 +4,7 @@ import torch
 from scipy.special import log_softmax
 from scipy.stats import norm
 
-from neighbor_grpo.policy import clipped_fraction, clipped_surrogate, gaussian_log_prob, leap_log_prob
+from neighbor_grpo.methods.policy import clipped_fraction, clipped_surrogate, gaussian_log_prob, leap_log_prob
 
 
 @pytest.mark.parametrize("temperature", [1.0, 7.5, "dim"])

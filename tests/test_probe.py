@@ -6,11 +6,12 @@ from runs import settings
 
 from neighbor_grpo.cli import main
 from neighbor_grpo.config import load_config
-from neighbor_grpo.data import TextCache, read_prompts
 from neighbor_grpo.errors import UserError
-from neighbor_grpo.probe import Probed, choose, probe
-from neighbor_grpo.rewards.panel import Panel
-from neighbor_grpo.trained import load_base
+from neighbor_grpo.models.text_cache import TextCache
+from neighbor_grpo.prompts.reading import read_prompts
+from neighbor_grpo.rewards.set import Panel
+from neighbor_grpo.run.weights import load_base
+from neighbor_grpo.training.probe import Probed, choose, probe
 
 ROWS = [
     Probed(sigma, 1.0, {"a": 0.5, "b": 1.0}, {"a": a, "b": b})

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from neighbor_grpo import rundir
 from neighbor_grpo.compare.runs import train, with_rate
 from neighbor_grpo.compare.settings import load_comparison
+from neighbor_grpo.run import files
 
 CONFIGS = Path(__file__).parents[1] / "configs" / "scenes"
 REFERENCE = json.loads((CONFIGS / "reference.json").read_text())
@@ -25,6 +25,6 @@ def test_a_row_ends_in_its_bands(tmp_path, name):
     _, entries = load_comparison(CONFIGS / "compare.yaml")
     entry = next(entry for entry in entries if entry.name == name)
     train(with_rate(entry.config, bands.pop("lr")), tmp_path / name, 0, print)
-    last = rundir.metrics(tmp_path / name)[-1]
+    last = files.metrics(tmp_path / name)[-1]
     for measure, (low, high) in bands.items():
         assert low <= last[f"eval/{measure}"] <= high, measure

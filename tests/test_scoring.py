@@ -10,8 +10,8 @@ from test_trainer import SMALL, same, train, weights, without_times
 
 from neighbor_grpo.config import load_config
 from neighbor_grpo.methods import METHODS
-from neighbor_grpo.trainer import Trainer, TrainingError
-from neighbor_grpo.watch import reward_gap
+from neighbor_grpo.training.figures import reward_gap
+from neighbor_grpo.training.trainer import Trainer, TrainingError
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -110,7 +110,7 @@ def test_a_watched_scorer_that_fails_costs_its_figure_and_not_the_run(tiny_flux,
 
 def test_the_best_weights_by_a_measure_are_kept_beside_the_last(tiny_flux, tmp_path):
     """By the most and by the least: of the same run, at least one of them lies before its end."""
-    from neighbor_grpo.trained import load_trained
+    from neighbor_grpo.run.weights import load_trained
 
     def lora(run, best):
         model, what = load_trained(None, run, "cpu", best=best)

@@ -4,8 +4,8 @@ import pytest
 import torch
 from test_solvers import MEAN, SCALE, gaussian_velocity
 
-from neighbor_grpo.sde import cps_sde, dance_sde, flow_sde
-from neighbor_grpo.solvers import euler
+from neighbor_grpo.flow.sde import cps_sde, dance_sde, flow_sde
+from neighbor_grpo.flow.solvers import euler
 
 
 @pytest.mark.parametrize("kernel", [flow_sde, dance_sde, cps_sde])

@@ -6,8 +6,8 @@ import pytest
 import torch
 from diffusers import DPMSolverMultistepScheduler
 
-from neighbor_grpo.path import eps_prediction, shift_time, x0_prediction
-from neighbor_grpo.solvers import SOLVERS, dpmpp_2m, dpmpp_3m, euler, heun, log_snr, solve
+from neighbor_grpo.flow.path import eps_prediction, shift_time, x0_prediction
+from neighbor_grpo.flow.solvers import SOLVERS, dpmpp_2m, dpmpp_3m, euler, heun, log_snr, solve
 
 MEAN, SCALE = 0.7, 0.4  # data N(MEAN, SCALE^2): the velocity and the ODE's solution are known
 

@@ -13,9 +13,9 @@ from safetensors.torch import load_file
 from neighbor_grpo.config import load_config
 from neighbor_grpo.errors import UserError
 from neighbor_grpo.methods import METHODS
-from neighbor_grpo.plan import plan
-from neighbor_grpo.rewards import load_reward
-from neighbor_grpo.trainer import Trainer, TrainingError
+from neighbor_grpo.planning.plan import plan
+from neighbor_grpo.rewards.registry import load_reward
+from neighbor_grpo.training.trainer import Trainer, TrainingError
 
 
 def train(*args, **kwargs):
@@ -82,8 +82,8 @@ def test_micro_batches_and_checkpointing_do_not_change_the_run(tiny_flux, tmp_pa
 
 
 def test_the_exported_lora_loads_in_diffusers_and_draws_what_the_run_saw(tiny_flux, finished):
-    from neighbor_grpo.sampling import sample
-    from neighbor_grpo.trained import load_trained
+    from neighbor_grpo.models.sampling import sample
+    from neighbor_grpo.run.weights import load_trained
 
     model, _ = load_trained(None, finished, "cpu")
     pipe = FluxPipeline.from_pretrained(tiny_flux)
@@ -275,7 +275,7 @@ def test_ranks_that_differ_by_a_bit_stop_the_run_and_the_parameter_is_named(tiny
     (tmp_path / "drift.py").write_text("""
 import sys
 from neighbor_grpo.config import load_config
-from neighbor_grpo.trainer import Trainer
+from neighbor_grpo.training.trainer import Trainer
 
 trainer = Trainer(load_config(None, sys.argv[1:]))
 step = trainer.learner.step

@@ -1,7 +1,7 @@
 import torch
 
-from neighbor_grpo.sde import dance_sde
-from neighbor_grpo.tree import Tree, diffuse, grow, rows, subsets
+from neighbor_grpo.flow.sde import dance_sde
+from neighbor_grpo.methods.tree import Tree, diffuse, grow, rows, subsets
 
 TIMES = [1.0, 0.8, 0.5, 0.0]
 

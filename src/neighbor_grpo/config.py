@@ -10,13 +10,13 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 import yaml
 from pydantic import Field, ValidationError, model_validator
 
-from neighbor_grpo.drawing import Drawing, Positive, Section
 from neighbor_grpo.errors import UserError
 from neighbor_grpo.methods import METHODS
 from neighbor_grpo.methods.neighbor import Neighbor
+from neighbor_grpo.models.settings import Drawing, Positive, Section
 
 AnyMethod = Annotated[Union[tuple(METHODS.values())], Field(discriminator="name")]  # noqa: UP007
-DEMO = Path(__file__).parent / "demo.yaml"
+DEMO = Path(__file__).parent / "presets" / "demo.yaml"
 
 
 class Lora(Section):

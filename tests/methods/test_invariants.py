@@ -6,13 +6,13 @@ import pytest
 import torch
 from toy import LATENT, SCALE, gradient, grid, loss_at, noise_of, rollout, some_rewards, updates, velocity
 
+from neighbor_grpo.flow.solvers import euler
 from neighbor_grpo.methods import METHODS
 from neighbor_grpo.methods.branch_grpo import BranchGRPO
 from neighbor_grpo.methods.dance_grpo import DanceGRPO
 from neighbor_grpo.methods.flow_grpo import FlowGRPO
 from neighbor_grpo.methods.gaussian import Gaussian
 from neighbor_grpo.methods.mix_grpo import MixGRPO
-from neighbor_grpo.solvers import euler
 
 VARIANTS = {
     "neighbor": [

@@ -5,9 +5,9 @@ import torch
 from pydantic import ValidationError
 from toy import LATENT, gradient, rollout, velocity
 
-from neighbor_grpo.advantage import quasi_norm, z_score
+from neighbor_grpo.flow.solvers import euler
+from neighbor_grpo.methods.advantage import quasi_norm, z_score
 from neighbor_grpo.methods.neighbor import Neighbor
-from neighbor_grpo.solvers import euler
 
 MU = torch.linspace(-1, 1, 12).reshape(LATENT)
 ALL = {"num_steps": 8, "num_train_steps": 8, "num_anchors": 12}  # every transition, every member an anchor

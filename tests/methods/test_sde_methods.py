@@ -9,13 +9,13 @@ import torch
 from pydantic import ValidationError
 from toy import LATENT, gradient, grid, loss_at, rollout, some_rewards, updates, velocity
 
-from neighbor_grpo.advantage import z_score
 from neighbor_grpo.methods import METHODS
+from neighbor_grpo.methods.advantage import z_score
 from neighbor_grpo.methods.branch_grpo import BranchGRPO
 from neighbor_grpo.methods.dance_grpo import DanceGRPO
 from neighbor_grpo.methods.flow_grpo import FlowGRPO
 from neighbor_grpo.methods.mix_grpo import FlowGRPOFast, MixGRPO, MixGRPOFlash, MixGRPOFlashStar
-from neighbor_grpo.tree import Step
+from neighbor_grpo.methods.tree import Step
 
 MU = torch.linspace(-1, 1, 12).reshape(LATENT)
 

@@ -2,7 +2,7 @@
 
 import torch
 
-from neighbor_grpo.path import shift_time
+from neighbor_grpo.flow.path import shift_time
 
 SCALE = 0.5
 LATENT = (3, 4)

@@ -12,13 +12,14 @@ from runs import metrics, settings
 from test_trainer import SMALL
 
 from neighbor_grpo.config import load_config
-from neighbor_grpo.data import Prompt, TextCache, encoded
 from neighbor_grpo.methods import METHODS
-from neighbor_grpo.models import load_model, take
 from neighbor_grpo.models.lora import add_lora, save_lora, train_all
-from neighbor_grpo.models.skeleton import skeleton
-from neighbor_grpo.sampling import sample
-from neighbor_grpo.trainer import Trainer
+from neighbor_grpo.models.meta_model import skeleton
+from neighbor_grpo.models.registry import load_model, take
+from neighbor_grpo.models.sampling import sample
+from neighbor_grpo.models.text_cache import TextCache, encoded
+from neighbor_grpo.prompts.reading import Prompt
+from neighbor_grpo.training.trainer import Trainer
 
 FAMILIES = {file.stem[7:]: import_module(file.stem) for file in sorted(Path(__file__).parent.glob("family_*.py"))}
 TEXTS = ["a red circle left of a blue square", "three green triangles", "a long prompt " * 5]

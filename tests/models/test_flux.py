@@ -4,9 +4,9 @@ from diffusers import FlowMatchEulerDiscreteScheduler, FluxPipeline
 from pipelines import build_flux
 
 from neighbor_grpo.errors import UserError
-from neighbor_grpo.models import BUNDLED, load_model
 from neighbor_grpo.models.lora import add_lora
-from neighbor_grpo.sampling import sample
+from neighbor_grpo.models.registry import BUNDLED, load_model
+from neighbor_grpo.models.sampling import sample
 
 PROMPTS = ["a red circle left of a blue square", "three green triangles"]
 

@@ -6,10 +6,10 @@ from family_flux2 import LENGTH, build, parts
 
 from neighbor_grpo.config import load_config
 from neighbor_grpo.errors import UserError
-from neighbor_grpo.learner import Learner
-from neighbor_grpo.models import load_model
 from neighbor_grpo.models.lora import train_all
-from neighbor_grpo.sampling import sample
+from neighbor_grpo.models.registry import load_model
+from neighbor_grpo.models.sampling import sample
+from neighbor_grpo.training.learner import Learner
 
 PROMPTS = ["a red circle left of a blue square", "three green triangles"]
 CHAT = "{% for message in messages if message.role == 'user' %}{{ message.content[0].text }}{% endfor %}"  # short of dev's own

@@ -4,10 +4,10 @@ import torch
 from diffusers import HunyuanVideoPipeline
 
 from neighbor_grpo.errors import UserError
-from neighbor_grpo.models import load_model
-from neighbor_grpo.models.lean import choose_attention
 from neighbor_grpo.models.lora import train_all
-from neighbor_grpo.sampling import sample
+from neighbor_grpo.models.quantization import choose_attention
+from neighbor_grpo.models.registry import load_model
+from neighbor_grpo.models.sampling import sample
 
 PROMPTS = ["a red circle left of a blue square", "three green triangles"]
 SMALL = {"height": 32, "width": 32, "num_frames": 5}

@@ -7,10 +7,10 @@ from safetensors.torch import load_file
 
 from neighbor_grpo.config import load_config
 from neighbor_grpo.errors import UserError
-from neighbor_grpo.models import load_model
-from neighbor_grpo.models.lean import choose_attention, fp8_products, rounded
 from neighbor_grpo.models.lora import add_lora
-from neighbor_grpo.trainer import Trainer
+from neighbor_grpo.models.quantization import choose_attention, fp8_products, rounded
+from neighbor_grpo.models.registry import load_model
+from neighbor_grpo.training.trainer import Trainer
 
 PROMPTS = ["a red circle", "two blue stars"]
 ATTENTION = ["to_q", "to_k", "to_v", "to_out.0"]

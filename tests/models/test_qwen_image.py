@@ -5,8 +5,8 @@ import pytest
 import torch
 from diffusers import QwenImagePipeline
 
-from neighbor_grpo.models import load_model
-from neighbor_grpo.sampling import sample
+from neighbor_grpo.models.registry import load_model
+from neighbor_grpo.models.sampling import sample
 
 PROMPTS = ["a red circle left of a blue square", "three green triangles"]
 

@@ -4,8 +4,8 @@ import torch
 from diffusers import StableDiffusion3Pipeline
 
 from neighbor_grpo.errors import UserError
-from neighbor_grpo.models import load_model
-from neighbor_grpo.sampling import sample
+from neighbor_grpo.models.registry import load_model
+from neighbor_grpo.models.sampling import sample
 
 PROMPTS = ["a red circle left of a blue square", "three green triangles"]
 

@@ -9,12 +9,12 @@ import torch
 
 from neighbor_grpo.config import load_config
 from neighbor_grpo.errors import UserError
-from neighbor_grpo.estimate import estimate
-from neighbor_grpo.footprint import nbytes
 from neighbor_grpo.methods import METHODS
-from neighbor_grpo.models import load_model, pick_dtype
 from neighbor_grpo.models.lora import train_all
-from neighbor_grpo.models.skeleton import skeleton
+from neighbor_grpo.models.meta_model import skeleton
+from neighbor_grpo.models.registry import load_model, pick_dtype
+from neighbor_grpo.planning.estimate import estimate
+from neighbor_grpo.planning.footprint import nbytes
 
 FAMILIES = {file.stem[7:]: import_module(file.stem) for file in sorted(Path(__file__).parent.glob("family_*.py"))}
 

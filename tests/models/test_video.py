@@ -9,9 +9,9 @@ import torch
 from runs import metrics, settings
 
 from neighbor_grpo.cli import main
-from neighbor_grpo.data import read_prompts
 from neighbor_grpo.errors import UserError
-from neighbor_grpo.pixels import read_file, save_png
+from neighbor_grpo.files.images import read_file, save_png
+from neighbor_grpo.prompts.reading import read_prompts
 
 SIZE = ["--height", "32", "--width", "32", "--num-frames", "5", "--steps", "2", "--solver", "euler", "--device", "cpu"]
 DRAWN = ["model.height=32", "model.width=32", "model.num_frames=5", "model.max_sequence_length=null"]

@@ -10,17 +10,18 @@ from family_wan_i2v import IMAGES
 from runs import settings
 
 from neighbor_grpo.config import load_config
-from neighbor_grpo.data import Prompt, TextCache
 from neighbor_grpo.errors import UserError
-from neighbor_grpo.export import export
-from neighbor_grpo.learner import Learner
-from neighbor_grpo.models import load_model, take
-from neighbor_grpo.models.lean import compile_blocks
+from neighbor_grpo.flow.solvers import SOLVERS, solve
 from neighbor_grpo.models.lora import add_lora, load_all, load_lora, lora_off, save_all, save_lora
-from neighbor_grpo.sampling import sample
-from neighbor_grpo.solvers import SOLVERS, solve
-from neighbor_grpo.trained import load_trained
-from neighbor_grpo.trainer import Trainer
+from neighbor_grpo.models.quantization import compile_blocks
+from neighbor_grpo.models.registry import load_model, take
+from neighbor_grpo.models.sampling import sample
+from neighbor_grpo.models.text_cache import TextCache
+from neighbor_grpo.prompts.reading import Prompt
+from neighbor_grpo.run.export import export
+from neighbor_grpo.run.weights import load_trained
+from neighbor_grpo.training.learner import Learner
+from neighbor_grpo.training.trainer import Trainer
 
 PROMPTS = ["a red circle left of a blue square", "three green triangles"]
 BUILD = {

@@ -4,9 +4,9 @@ from diffusers import ZImagePipeline
 from family_z_image import LENGTH, build, call
 
 from neighbor_grpo.errors import UserError
-from neighbor_grpo.models import load_model
 from neighbor_grpo.models.lora import train_all
-from neighbor_grpo.sampling import sample
+from neighbor_grpo.models.registry import load_model
+from neighbor_grpo.models.sampling import sample
 
 PROMPTS = ["a red circle left of a blue square", "three green triangles"]
 

@@ -19,11 +19,12 @@ from safetensors.torch import load_file, save_file
 from torch.nn.functional import gelu
 
 from neighbor_grpo.errors import UserError
-from neighbor_grpo.rewards import files, learned
 from neighbor_grpo.rewards.check import PROMPTS, check
-from neighbor_grpo.rewards.clip import Aesthetic, ClipScore, HPSv21, PickScore
-from neighbor_grpo.rewards.convert import convert
-from neighbor_grpo.rewards.images import crop, pad, squash
+from neighbor_grpo.rewards.learned.base import base as learned
+from neighbor_grpo.rewards.learned.base import files
+from neighbor_grpo.rewards.learned.clip import Aesthetic, ClipScore, HPSv21, PickScore
+from neighbor_grpo.rewards.learned.convert import convert
+from neighbor_grpo.rewards.learned.images import crop, pad, squash
 
 CONTEXT = 16
 LONG = "a very long prompt whose last words are cut off"

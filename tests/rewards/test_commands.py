@@ -11,7 +11,7 @@ from checkpoints import bert_tokenizer, clip_tokenizer, head_state, imagereward_
 from runs import metrics, settings
 from test_cli import mistake, run
 
-from neighbor_grpo.rewards import load_reward
+from neighbor_grpo.rewards.registry import load_reward
 
 
 @pytest.fixture(scope="module")

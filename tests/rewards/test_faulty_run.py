@@ -11,9 +11,9 @@ from safetensors.torch import load_file
 from test_remote import spoil
 
 from neighbor_grpo.config import load_config
-from neighbor_grpo.rewards import wire
+from neighbor_grpo.rewards.http import protocol as wire
 from neighbor_grpo.rewards.score import Scores
-from neighbor_grpo.trainer import Trainer
+from neighbor_grpo.training.trainer import Trainer
 
 
 def brightness(path, body):

@@ -23,8 +23,17 @@ from transformers import (
 )
 
 from neighbor_grpo.errors import UserError
-from neighbor_grpo.rewards.detect import COLORS, ClipColor, Detection, Detector, cut_out, lab, pixel_color, read_detections
-from neighbor_grpo.rewards.geneval import Geneval, judge, relations
+from neighbor_grpo.rewards.geneval.detect import (
+    COLORS,
+    ClipColor,
+    Detection,
+    Detector,
+    cut_out,
+    lab,
+    pixel_color,
+    read_detections,
+)
+from neighbor_grpo.rewards.geneval.scorer import Geneval, judge, relations
 
 LINES = {name: json.loads(line) for name, line in {  # as they stand in GenEval's file
     "one": '''{"tag": "single_object", "include": [{"class": "computer mouse", "count": 1}],

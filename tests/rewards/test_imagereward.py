@@ -5,9 +5,9 @@ from safetensors.torch import load_file, save_file
 from torch.nn.functional import gelu
 
 from neighbor_grpo.errors import UserError
-from neighbor_grpo.rewards.convert import convert
-from neighbor_grpo.rewards.imagereward import ImageReward
-from neighbor_grpo.rewards.images import crop
+from neighbor_grpo.rewards.learned.convert import convert
+from neighbor_grpo.rewards.learned.imagereward import ImageReward
+from neighbor_grpo.rewards.learned.images import crop
 
 TEXTS = ["a red circle left of a blue square", "blue", "red " * 50, "a green circle"]
 

@@ -4,7 +4,7 @@ import torch
 from PIL import Image
 
 from neighbor_grpo.errors import UserError
-from neighbor_grpo.rewards.images import check_pictures, crop, normalise, pad, squash
+from neighbor_grpo.rewards.learned.images import check_pictures, crop, normalise, pad, squash
 
 SIZES = [(28, 28), (64, 64), (37, 61), (61, 37), (11, 17), (20, 9), (100, 8), (9, 25)]
 

@@ -11,9 +11,9 @@ from test_remote import fixed, free_port  # noqa: F401, the fixture
 from test_server import pictures
 
 from neighbor_grpo.errors import UserError
-from neighbor_grpo.rewards.judge import TEMPLATE, UnifiedReward, parse, read_reply
-from neighbor_grpo.rewards.server import describe
-from neighbor_grpo.rewards.wire import png
+from neighbor_grpo.rewards.http.protocol import png
+from neighbor_grpo.rewards.http.server import describe
+from neighbor_grpo.rewards.http.vlm import TEMPLATE, UnifiedReward, parse, read_reply
 
 THREE = "Alignment Score (1-5): 4\nCoherence Score (1-5): 3.5\nStyle Score (1-5): 5"
 

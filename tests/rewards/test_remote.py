@@ -16,8 +16,8 @@ from pydantic import ValidationError
 from test_server import pictures, worth
 
 from neighbor_grpo.errors import UserError
-from neighbor_grpo.rewards import wire
-from neighbor_grpo.rewards.remote import Remote
+from neighbor_grpo.rewards.http import protocol as wire
+from neighbor_grpo.rewards.http.client import Remote
 from neighbor_grpo.rewards.score import Scores, score
 
 

@@ -21,10 +21,10 @@ from faulty import serving
 from PIL import Image
 
 from neighbor_grpo.errors import UserError
-from neighbor_grpo.rewards import wire
-from neighbor_grpo.rewards.remote import Remote
+from neighbor_grpo.rewards.http import protocol as wire
+from neighbor_grpo.rewards.http.client import Remote
+from neighbor_grpo.rewards.http.server import app, describe, serve
 from neighbor_grpo.rewards.score import score
-from neighbor_grpo.rewards.server import app, describe, serve
 
 
 def pictures(n, size=8, seed=0):
@@ -238,7 +238,8 @@ def test_a_request_whose_client_has_gone_is_not_scored():
 
 def test_serves_until_interrupted_and_warns_of_hosts_that_are_not_loopback(tmp_path):
     code = """if True:
-        from neighbor_grpo.rewards import jpeg, server
+        from neighbor_grpo.rewards import jpeg
+        from neighbor_grpo.rewards.http import server
         for host in "127.0.0.1", "localhost", "0.0.0.0":
             server.serve(jpeg.jpeg_compressibility, "jpeg", host, 0)
     """

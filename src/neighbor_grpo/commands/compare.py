@@ -27,7 +27,7 @@ def add(commands) -> None:
 def run(arguments: argparse.Namespace) -> int:
     from neighbor_grpo.compare.page import write
     from neighbor_grpo.compare.runs import run_all
-    from neighbor_grpo.trainer import Interrupted
+    from neighbor_grpo.training.trainer import Interrupted
 
     match = re.fullmatch(r"([1-9]\d*)/([1-9]\d*)", arguments.part)
     if not match or int(match[1]) > int(match[2]):

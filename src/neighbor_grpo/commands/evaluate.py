@@ -34,13 +34,13 @@ def add(commands) -> None:
 def run(arguments: argparse.Namespace) -> None:
     from accelerate import PartialState
 
-    from neighbor_grpo.data import prompt_hash, read_prompts
     from neighbor_grpo.evaluate import page
     from neighbor_grpo.evaluate.evaluation import claim, judge, read_tables, result
     from neighbor_grpo.evaluate.measures import load_measures
     from neighbor_grpo.evaluate.pictures import Drawn, Folder
-    from neighbor_grpo.rewards import check_scorers
-    from neighbor_grpo.rundir import free
+    from neighbor_grpo.prompts.reading import prompt_hash, read_prompts
+    from neighbor_grpo.rewards.registry import check_scorers
+    from neighbor_grpo.run.files import free
 
     state = PartialState(cpu=arguments.device == "cpu")
     if state.num_processes > 1 and not arguments.out:

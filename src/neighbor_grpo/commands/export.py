@@ -14,7 +14,7 @@ def add(commands) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    from neighbor_grpo.export import export
+    from neighbor_grpo.run.export import export
 
     out = arguments.out or arguments.run / f"export-{arguments.format}"
     print(export(arguments.run, arguments.format, out, arguments.best))

@@ -11,7 +11,7 @@ from pydantic_core import PydanticUndefined
 
 from neighbor_grpo.config import Config, describe, load_config
 from neighbor_grpo.errors import UserError
-from neighbor_grpo.solvers import SOLVERS
+from neighbor_grpo.flow.solvers import SOLVERS
 
 
 def keys(section: type = Config, prefix: str = "") -> str:
@@ -50,7 +50,7 @@ def model_options(parser: argparse.ArgumentParser) -> None:
 
 def loaded(arguments: argparse.Namespace):
     """(model, what it is in words) of the model options."""
-    from neighbor_grpo.trained import load_trained
+    from neighbor_grpo.run.weights import load_trained
 
     return load_trained(
         arguments.model, arguments.run, arguments.device, arguments.best, arguments.lora, height=arguments.height,

@@ -29,10 +29,10 @@ def add(commands) -> None:
 def run(arguments: argparse.Namespace) -> None:
     import torch
 
-    from neighbor_grpo.estimate import estimate
-    from neighbor_grpo.footprint import matrix_rate, memory_of
-    from neighbor_grpo.models import pick_device, pick_dtype
-    from neighbor_grpo.plan import plan, refuse
+    from neighbor_grpo.models.registry import pick_device, pick_dtype
+    from neighbor_grpo.planning.estimate import estimate
+    from neighbor_grpo.planning.footprint import matrix_rate, memory_of
+    from neighbor_grpo.planning.plan import plan, refuse
 
     config = configuration(arguments.config)
     processes, prompts = arguments.processes, config.prompts.per_iteration

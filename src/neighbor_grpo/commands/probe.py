@@ -21,12 +21,13 @@ def add(commands) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    from neighbor_grpo.data import TextCache, read_prompts
-    from neighbor_grpo.models import pick_device
-    from neighbor_grpo.probe import SIGMAS, choose, probe, table
-    from neighbor_grpo.rewards import check_scorers
-    from neighbor_grpo.rewards.panel import load_panel
-    from neighbor_grpo.trained import load_base
+    from neighbor_grpo.models.registry import pick_device
+    from neighbor_grpo.models.text_cache import TextCache
+    from neighbor_grpo.prompts.reading import read_prompts
+    from neighbor_grpo.rewards.registry import check_scorers
+    from neighbor_grpo.rewards.set import load_panel
+    from neighbor_grpo.run.weights import load_base
+    from neighbor_grpo.training.probe import SIGMAS, choose, probe, table
 
     sigmas = sorted(arguments.sigma or SIGMAS)
     if not all(0 < sigma <= 1 for sigma in sigmas):

@@ -34,7 +34,7 @@ def add(commands) -> None:
 
 
 def run_convert(arguments: argparse.Namespace) -> None:
-    from neighbor_grpo.rewards.convert import convert
+    from neighbor_grpo.rewards.learned.convert import convert
 
     print(convert(
         arguments.name, arguments.source, arguments.out, arguments.tokenizer, arguments.vision_heads, arguments.text_heads
@@ -42,8 +42,8 @@ def run_convert(arguments: argparse.Namespace) -> None:
 
 
 def run_check(arguments: argparse.Namespace) -> None:
-    from neighbor_grpo.rewards import load_reward
     from neighbor_grpo.rewards.check import check
+    from neighbor_grpo.rewards.registry import load_reward
 
     lines, sensible = check(arguments.name, load_reward(arguments.name, scorers(arguments)))
     print("\n".join(lines))
@@ -52,7 +52,7 @@ def run_check(arguments: argparse.Namespace) -> None:
 
 
 def run_serve(arguments: argparse.Namespace) -> None:
-    from neighbor_grpo.rewards import load_reward
-    from neighbor_grpo.rewards.server import serve
+    from neighbor_grpo.rewards.http.server import serve
+    from neighbor_grpo.rewards.registry import load_reward
 
     serve(load_reward(arguments.name, scorers(arguments)), arguments.name, arguments.host, arguments.port)

@@ -20,9 +20,10 @@ def add(commands) -> None:
 def run(arguments: argparse.Namespace) -> None:
     import torch
 
-    from neighbor_grpo.data import Prompt, encoded, read_prompts
-    from neighbor_grpo.pixels import save_png
-    from neighbor_grpo.sampling import sample
+    from neighbor_grpo.files.images import save_png
+    from neighbor_grpo.models.sampling import sample
+    from neighbor_grpo.models.text_cache import encoded
+    from neighbor_grpo.prompts.reading import Prompt, read_prompts
 
     start = {"image": str(arguments.image)} if arguments.image else {}
     prompts = [Prompt(text, start) for text in arguments.prompt or []]

@@ -37,7 +37,7 @@ def run_render(arguments: argparse.Namespace) -> None:
     import numpy as np
     import torch
 
-    from neighbor_grpo.pixels import save_png
+    from neighbor_grpo.files.images import save_png
     from neighbor_grpo.scenes.render import render
     from neighbor_grpo.scenes.world import parse, sample_scene
 

@@ -25,7 +25,7 @@ def add(commands) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    from neighbor_grpo.trainer import Interrupted, Trainer
+    from neighbor_grpo.training.trainer import Interrupted, Trainer
 
     if arguments.resume and arguments.config:
         raise UserError("--resume takes its settings from the run: leave out the configuration and the changes")

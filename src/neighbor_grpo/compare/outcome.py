@@ -8,9 +8,9 @@ from statistics import mean, median, stdev
 
 import numpy as np
 
-from neighbor_grpo import rundir
 from neighbor_grpo.compare.settings import Comparison, Entry, within
-from neighbor_grpo.watch import training_seconds
+from neighbor_grpo.run import files
+from neighbor_grpo.training.figures import training_seconds
 
 COSTS = ("iterations", "evaluations", "seconds")  # what a curve is drawn against
 
@@ -67,10 +67,10 @@ def spread(values) -> tuple[float, float]:
 def outcome(entry: Entry, comparison: Comparison) -> Row | None:
     """What the finished seeds of a method came to; None if there are none."""
     runs = [Path(comparison.run_dir) / entry.name / f"seed-{seed}" for seed in comparison.seeds]
-    finished = [run for run in runs if rundir.finished(run)]
+    finished = [run for run in runs if files.finished(run)]
     if not finished:
         return None
-    lines = [rundir.metrics(run) for run in finished]
+    lines = [files.metrics(run) for run in finished]
     steps = [line for run in lines for line in run[1:]]
     samples = entry.config.prompts.per_iteration * entry.config.method.group_size
     series = [_series(run, samples) for run in lines]
@@ -79,8 +79,8 @@ def outcome(entry: Entry, comparison: Comparison) -> Row | None:
     measures = {key[5:]: _stack(series, key, points) for key in names}
     measures["reward"] = sum(weight * measures[name] for name, weight in entry.config.reward.train.items())
     return Row(
-        entry.name, entry.config.method.name, rundir.config_of(finished[0]).optimizer.lr, finished,
-        sum(rundir.diverged(run) for run in runs),
+        entry.name, entry.config.method.name, files.config_of(finished[0]).optimizer.lr, finished,
+        sum(files.diverged(run) for run in runs),
         *(mean(line[key] for line in steps) for key in ("nfe_old", "nfe_nominal", "nfe_theta")),
         median(training_seconds(line) for line in steps),
         {cost: _stack(series, cost, points) for cost in COSTS}, measures,

@@ -10,8 +10,8 @@ from matplotlib.figure import Figure
 from neighbor_grpo.compare.outcome import COSTS, Row, as_csv, as_markdown, outcome, records, target
 from neighbor_grpo.compare.settings import Comparison, Entry
 from neighbor_grpo.errors import UserError
-from neighbor_grpo.pixels import gallery
-from neighbor_grpo.report import data_url, read_samples
+from neighbor_grpo.files.images import gallery
+from neighbor_grpo.run.report import data_url, read_samples
 
 _PAGE = Path(__file__).parent / "page.html"
 

@@ -14,11 +14,11 @@ from pathlib import Path
 import torch
 import yaml
 
-from neighbor_grpo import rundir
 from neighbor_grpo.compare.settings import Comparison, Entry, Tune, within
 from neighbor_grpo.config import Config
 from neighbor_grpo.errors import UserError
-from neighbor_grpo.trainer import Interrupted, Trainer, TrainingError
+from neighbor_grpo.run import files
+from neighbor_grpo.training.trainer import Interrupted, Trainer, TrainingError
 
 
 def run_all(comparison: Comparison, entries: list[Entry], say: Callable[[str], None] = print) -> None:
@@ -57,8 +57,8 @@ def chosen_rate(runs: dict[float, Path], rewards: dict[str, float], tune: Tune) 
     """Of finished runs by rate."""
     scores = {}
     for lr, run in runs.items():
-        last = {key.removeprefix("eval/"): value for key, value in rundir.metrics(run)[-1].items()}
-        if not rundir.diverged(run) and within(last, tune.within):
+        last = {key.removeprefix("eval/"): value for key, value in files.metrics(run)[-1].items()}
+        if not files.diverged(run) and within(last, tune.within):
             scores[lr] = sum(weight * last[name] for name, weight in rewards.items())
     return max(scores, key=scores.__getitem__) if scores else min(runs)
 
@@ -67,9 +67,9 @@ def train(config: Config, run: Path, seed: int, say: Callable[[str], None]) -> N
     """Begin a run, go on with it, or leave it if it is finished or has diverged.  What it prints goes to <run>/log.txt."""
     config = config.model_copy(update={"run_dir": str(run), "seed": seed})
     begun = (run / "config.yaml").is_file()
-    if begun and rundir.config_of(run) != config:
+    if begun and files.config_of(run) != config:
         raise UserError(f"{run} was made with other settings: choose another run_dir, or remove it")
-    if rundir.finished(run) or rundir.diverged(run):
+    if files.finished(run) or files.diverged(run):
         return
     run.mkdir(parents=True, exist_ok=True)
     say(f"{run}: {'going on' if begun else 'begins'}, {config.iterations} iterations at most")
@@ -82,9 +82,9 @@ def train(config: Config, run: Path, seed: int, say: Callable[[str], None]) -> N
     except Interrupted as stop:
         raise Interrupted(stop.signum, "the same command") from stop
     except TrainingError:
-        if not rundir.diverged(run):
+        if not files.diverged(run):
             raise
-        say(f"{run}: diverged after {len(rundir.metrics(run)) - 1} iterations")
+        say(f"{run}: diverged after {len(files.metrics(run)) - 1} iterations")
     trainer = None
     gc.collect()
     if torch.cuda.is_available():

@@ -9,7 +9,7 @@ from pydantic import Field, ValidationError, model_validator
 
 from neighbor_grpo.config import Config, Positive, Section, configured, merge, one_line, override, read_values
 from neighbor_grpo.errors import UserError
-from neighbor_grpo.plan import affordable
+from neighbor_grpo.planning.plan import affordable
 
 
 class Budget(Section):

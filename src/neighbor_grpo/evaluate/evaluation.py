@@ -13,12 +13,12 @@ import numpy as np
 import torch
 from accelerate import PartialState
 
-from neighbor_grpo.data import Prompt, for_each
 from neighbor_grpo.errors import UserError
 from neighbor_grpo.evaluate.ledger import Ledger, short
+from neighbor_grpo.evaluate.metrics import Metric, measure
 from neighbor_grpo.evaluate.pictures import Pictures
 from neighbor_grpo.evaluate.statistics import interval, paired, prompt_means
-from neighbor_grpo.metrics import Metric, measure
+from neighbor_grpo.prompts.reading import Prompt, for_each
 from neighbor_grpo.rewards.score import Reward, identity, score
 
 Tables = dict[str, tuple[np.ndarray, list[str]]]  # of every measure: values [P, S], and why some are missing

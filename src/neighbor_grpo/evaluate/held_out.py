@@ -8,14 +8,15 @@ from accelerate.utils import broadcast_object_list, gather_object
 from torch import Tensor
 
 from neighbor_grpo.config import Config
-from neighbor_grpo.data import Prompt, TextCache
 from neighbor_grpo.evaluate.measures import summary
-from neighbor_grpo.metrics import Metric, measure
-from neighbor_grpo.models import FlowModel
-from neighbor_grpo.pixels import key_frames, to_bytes
-from neighbor_grpo.rewards.panel import Panel, joined
+from neighbor_grpo.evaluate.metrics import Metric, measure
+from neighbor_grpo.files.images import key_frames, to_bytes
+from neighbor_grpo.models.registry import FlowModel
+from neighbor_grpo.models.sampling import fixed_noise, sample
+from neighbor_grpo.models.text_cache import TextCache
+from neighbor_grpo.prompts.reading import Prompt
 from neighbor_grpo.rewards.score import Failure, Reward, Scores
-from neighbor_grpo.sampling import fixed_noise, sample
+from neighbor_grpo.rewards.set import Panel, joined
 
 
 class HeldOut:

@@ -7,8 +7,8 @@ import numpy as np
 from torch import Tensor
 
 from neighbor_grpo.errors import UserError
-from neighbor_grpo.metrics import METRICS, Metric
-from neighbor_grpo.rewards import REWARDS, load_reward
+from neighbor_grpo.evaluate.metrics import METRICS, Metric
+from neighbor_grpo.rewards.registry import REWARDS, load_reward
 from neighbor_grpo.rewards.score import Reward
 
 

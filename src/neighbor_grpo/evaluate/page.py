@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from jinja2 import Environment, select_autoescape
 
-from neighbor_grpo.data import Prompt
 from neighbor_grpo.evaluate.pictures import Pictures
+from neighbor_grpo.prompts.reading import Prompt
 
 _PAGE = Path(__file__).parent / "page.html"
 

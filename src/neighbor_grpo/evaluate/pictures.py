@@ -9,11 +9,12 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from neighbor_grpo.data import Prompt, encoded
 from neighbor_grpo.errors import UserError
-from neighbor_grpo.models import FlowModel
-from neighbor_grpo.pixels import read_file, save_png
-from neighbor_grpo.sampling import fixed_noise, sample
+from neighbor_grpo.files.images import read_file, save_png
+from neighbor_grpo.models.registry import FlowModel
+from neighbor_grpo.models.sampling import fixed_noise, sample
+from neighbor_grpo.models.text_cache import encoded
+from neighbor_grpo.prompts.reading import Prompt
 
 KINDS = (".png", ".jpg", ".jpeg", ".webp")
 

@@ -9,13 +9,13 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from neighbor_grpo.flow.solvers import Velocity
 from neighbor_grpo.methods.branch_grpo import BranchGRPO
 from neighbor_grpo.methods.dance_grpo import DanceGRPO
 from neighbor_grpo.methods.flow_grpo import FlowGRPO
 from neighbor_grpo.methods.mix_grpo import FlowGRPOFast, MixGRPO, MixGRPOFlash, MixGRPOFlashStar
 from neighbor_grpo.methods.neighbor import Neighbor
-from neighbor_grpo.solvers import Velocity
-from neighbor_grpo.tree import Decisions, Noise, Tree
+from neighbor_grpo.methods.tree import Decisions, Noise, Tree
 
 
 class Method(Protocol):

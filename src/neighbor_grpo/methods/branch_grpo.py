@@ -18,8 +18,9 @@ from pydantic import model_validator
 from pydantic.dataclasses import dataclass
 from torch import Tensor
 
-from neighbor_grpo.advantage import z_score
 from neighbor_grpo.errors import STRICT
+from neighbor_grpo.flow.solvers import Velocity
+from neighbor_grpo.methods.advantage import z_score
 from neighbor_grpo.methods.fields import (
     Branching,
     Clip,
@@ -35,9 +36,8 @@ from neighbor_grpo.methods.fields import (
     Splits,
 )
 from neighbor_grpo.methods.gaussian import Gaussian, transition
-from neighbor_grpo.policy import gaussian_log_prob
-from neighbor_grpo.solvers import Velocity
-from neighbor_grpo.tree import Decisions, Noise, Step, Tree, diffuse, grow, rows, subsets
+from neighbor_grpo.methods.policy import gaussian_log_prob
+from neighbor_grpo.methods.tree import Decisions, Noise, Step, Tree, diffuse, grow, rows, subsets
 
 
 @dataclass(frozen=True, config=STRICT)

@@ -13,10 +13,10 @@ from typing import Literal
 from pydantic.dataclasses import dataclass
 
 from neighbor_grpo.errors import STRICT
+from neighbor_grpo.flow.solvers import Velocity
 from neighbor_grpo.methods.fields import AdvantageStd, GroupSize, NumSteps, Updates
 from neighbor_grpo.methods.gaussian import Lines
-from neighbor_grpo.solvers import Velocity
-from neighbor_grpo.tree import Noise, Tree, diffuse, grow
+from neighbor_grpo.methods.tree import Noise, Tree, diffuse, grow
 
 
 @dataclass(frozen=True, config=STRICT)

@@ -15,8 +15,9 @@ from pydantic import model_validator
 from pydantic.dataclasses import dataclass
 from torch import Tensor
 
-from neighbor_grpo.advantage import z_score
 from neighbor_grpo.errors import STRICT
+from neighbor_grpo.flow.sde import KERNELS, Kernel
+from neighbor_grpo.methods.advantage import z_score
 from neighbor_grpo.methods.fields import (
     AdvantageStd,
     AdvClip,
@@ -29,9 +30,8 @@ from neighbor_grpo.methods.fields import (
     TrainSteps,
     Updates,
 )
-from neighbor_grpo.policy import clipped_fraction, clipped_surrogate, gaussian_log_prob
-from neighbor_grpo.sde import KERNELS, Kernel
-from neighbor_grpo.tree import Decisions, Tree, rows, subsets
+from neighbor_grpo.methods.policy import clipped_fraction, clipped_surrogate, gaussian_log_prob
+from neighbor_grpo.methods.tree import Decisions, Tree, rows, subsets
 
 
 @dataclass(frozen=True, config=STRICT)

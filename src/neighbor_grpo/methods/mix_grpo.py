@@ -26,6 +26,7 @@ from pydantic import model_validator
 from pydantic.dataclasses import dataclass
 
 from neighbor_grpo.errors import STRICT
+from neighbor_grpo.flow.solvers import Velocity
 from neighbor_grpo.methods.fields import (
     AdvantageStd,
     Dwell,
@@ -39,8 +40,7 @@ from neighbor_grpo.methods.fields import (
     WindowEnd,
 )
 from neighbor_grpo.methods.gaussian import Lines
-from neighbor_grpo.solvers import Velocity
-from neighbor_grpo.tree import Noise, Tree, diffuse, grow
+from neighbor_grpo.methods.tree import Noise, Tree, diffuse, grow
 
 
 @dataclass(frozen=True, config=STRICT)

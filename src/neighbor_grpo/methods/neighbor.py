@@ -18,12 +18,12 @@ from pydantic import Field, model_validator
 from pydantic.dataclasses import dataclass
 from torch import Tensor
 
-from neighbor_grpo.advantage import quasi_norm, z_score
 from neighbor_grpo.errors import STRICT
+from neighbor_grpo.flow.solvers import Velocity, euler
+from neighbor_grpo.methods.advantage import quasi_norm, z_score
 from neighbor_grpo.methods.fields import Clip, GroupSize
-from neighbor_grpo.policy import clipped_fraction, clipped_surrogate, leap_log_prob
-from neighbor_grpo.solvers import Velocity, euler
-from neighbor_grpo.tree import Decisions, Noise, Tree, grow, rows, subsets
+from neighbor_grpo.methods.policy import clipped_fraction, clipped_surrogate, leap_log_prob
+from neighbor_grpo.methods.tree import Decisions, Noise, Tree, grow, rows, subsets
 
 
 @dataclass(frozen=True, config=STRICT)

@@ -16,9 +16,9 @@ from diffusers import DiffusionPipeline
 from diffusers.pipelines.flux.pipeline_flux import calculate_shift
 from torch import Tensor, nn
 
-from neighbor_grpo.drawing import Drawing
 from neighbor_grpo.errors import UserError
-from neighbor_grpo.path import Time
+from neighbor_grpo.flow.path import Time
+from neighbor_grpo.models.settings import Drawing
 
 Cond = tuple[Tensor, ...]  # conditioning of n prompts, each tensor [n, ...]: a named tuple of the adapter's, its `Cond`
 

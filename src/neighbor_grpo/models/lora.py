@@ -14,8 +14,8 @@ from peft.utils import get_peft_model_state_dict
 from torch import Tensor, nn
 
 from neighbor_grpo.errors import UserError
-from neighbor_grpo.models import FlowModel
 from neighbor_grpo.models.experts import parts
+from neighbor_grpo.models.registry import FlowModel
 
 
 class Casting(nn.Linear):

@@ -20,10 +20,10 @@ from PIL import Image
 from torch import Tensor
 
 from neighbor_grpo.errors import UserError
+from neighbor_grpo.flow.path import Time, per_row
 from neighbor_grpo.models.experts import Experts
 from neighbor_grpo.models.family import placed, visiting
 from neighbor_grpo.models.video import Video
-from neighbor_grpo.path import Time, per_row
 
 
 class WanCond(NamedTuple):

@@ -5,7 +5,7 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from neighbor_grpo.rewards.images import squash
+from neighbor_grpo.rewards.learned.images import squash
 from neighbor_grpo.rewards.score import Reward, score
 from neighbor_grpo.scenes.render import render
 from neighbor_grpo.scenes.world import SIZE, parse, sample_scene

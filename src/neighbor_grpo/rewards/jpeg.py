@@ -4,7 +4,7 @@ import io
 
 from torch import Tensor
 
-from neighbor_grpo.pixels import to_pil
+from neighbor_grpo.files.images import to_pil
 
 
 def jpeg_bytes(image: Tensor, quality: int = 95) -> int:

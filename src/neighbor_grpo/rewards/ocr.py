@@ -10,7 +10,7 @@ from pydantic.dataclasses import dataclass
 from torch import Tensor
 
 from neighbor_grpo.errors import STRICT, UserError
-from neighbor_grpo.pixels import to_bytes
+from neighbor_grpo.files.images import to_bytes
 
 _DOUBLE = re.compile(r'"\s*([^"\s][^"]*)"|“\s*([^”\s][^”]*)”')
 _SINGLE = re.compile(r"(?<!\w)['‘](\S.*?)(?<=\S)['’](?!\w)")  # wraps a phrase; an apostrophe has a letter before it

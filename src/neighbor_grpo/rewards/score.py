@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from neighbor_grpo.errors import UserError
-from neighbor_grpo.pixels import key_frames
+from neighbor_grpo.files.images import key_frames
 
 
 class Reward(Protocol):

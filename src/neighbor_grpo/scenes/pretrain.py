@@ -21,7 +21,7 @@ from tokenizers.pre_tokenizers import Whitespace
 from tokenizers.trainers import BpeTrainer
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer, T5Config, T5EncoderModel, T5Tokenizer
 
-from neighbor_grpo.path import shift_time
+from neighbor_grpo.flow.path import shift_time
 from neighbor_grpo.scenes.render import render
 from neighbor_grpo.scenes.world import SIZE, all_specs, sample_scene, sample_specs
 

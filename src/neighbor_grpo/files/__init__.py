@@ -1,0 +1,1 @@
+"""Directories and pictures as files."""

@@ -1,0 +1,1 @@
+"""The mathematics of the path: pure functions of tensors.  Start reading here: path, solvers, sde."""

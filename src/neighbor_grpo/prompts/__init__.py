@@ -1,0 +1,1 @@
+"""Prompts: files of them, and the order in which they are trained on."""

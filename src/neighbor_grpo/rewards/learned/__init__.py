@@ -1,0 +1,1 @@
+"""Scorers with published weights."""

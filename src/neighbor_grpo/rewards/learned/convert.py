@@ -1,0 +1,214 @@
+"""Published checkpoints of scorers, which no library of ours loads, as directories that transformers reads.
+
+Every weight of the target model is looked up under its published name, and every name of the file must be used: a file of
+another model, or of another version, is an error that names the key.  Sizes are read off the shapes; only the numbers of
+attention heads leave no trace in them.
+"""
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from transformers import BertTokenizer, BlipConfig, CLIPConfig, CLIPModel, CLIPTokenizer
+
+from neighbor_grpo.errors import UserError
+from neighbor_grpo.files.directories import written_whole
+from neighbor_grpo.rewards.learned.clip import Head
+from neighbor_grpo.rewards.learned.files import CONVERTED, read_tokenizer
+from neighbor_grpo.rewards.learned.imagereward import MARKS, Blip
+
+State = dict[str, Tensor]
+_HEADS = {1280: 16}  # by width, of ViT-H; the other towers have heads of 64
+_HPS = (  # transformers' name -> open_clip's
+    ("text_model.embeddings.token_embedding", "token_embedding"),
+    ("text_model.embeddings.position_embedding.weight", "positional_embedding"),
+    ("text_model.final_layer_norm", "ln_final"), ("text_model.encoder.layers", "transformer.resblocks"),
+    ("text_projection.weight", "text_projection"), ("visual_projection.weight", "visual.proj"),
+    ("vision_model.embeddings.class_embedding", "visual.class_embedding"),
+    ("vision_model.embeddings.patch_embedding", "visual.conv1"),
+    ("vision_model.embeddings.position_embedding.weight", "visual.positional_embedding"),
+    ("vision_model.pre_layrnorm", "visual.ln_pre"), ("vision_model.post_layernorm", "visual.ln_post"),
+    ("vision_model.encoder.layers", "visual.transformer.resblocks"),
+    ("layer_norm", "ln_"), (".fc1", ".c_fc"), (".fc2", ".c_proj"), ("self_attn", "attn"),
+    ("q_proj.", "in_proj_"), ("k_proj.", "in_proj_"), ("v_proj.", "in_proj_"),
+)
+_BLIP = (  # transformers' name -> that of BLIP's authors
+    ("vision_model.embeddings.class_embedding", "blip.visual_encoder.cls_token"),
+    ("vision_model.embeddings.position_embedding", "blip.visual_encoder.pos_embed"),
+    ("vision_model.embeddings.patch_embedding", "blip.visual_encoder.patch_embed.proj"),
+    ("vision_model.post_layernorm", "blip.visual_encoder.norm"),
+    ("vision_model.encoder.layers", "blip.visual_encoder.blocks"),
+    ("layer_norm", "norm"), ("self_attn.projection", "attn.proj"), ("self_attn", "attn"), ("text_model", "blip.text_encoder"),
+)
+# buffers, and BLIP's projections for its contrastive loss
+_UNUSED = re.compile(r"attn_mask|.*\.position_ids|blip\.(vision|text)_proj\.(weight|bias)")
+_TOKENIZERS = {  # kind, default, tokens of the embedding that have no word
+    "hpsv2.1": (CLIPTokenizer, "laion/CLIP-ViT-H-14-laion2B-s32B-b79K", 0),
+    "imagereward": (BertTokenizer, "google-bert/bert-base-uncased", MARKS),
+}
+
+
+def convert(
+    name: str,
+    source: Path,
+    out: Path | None = None,
+    tokenizer: str | None = None,
+    vision_heads: int | None = None,
+    text_heads: int | None = None,
+) -> Path:
+    """Write the checkpoint `source` of the scorer `name` as a directory, whole or not at all; where it is.
+
+    out is by default where the scorer looks.  tokenizer is a directory or a hub id.  The heads are those of the published
+    model unless given.
+    """
+    if name not in _MODELS:
+        raise UserError(f"there is nothing to convert for {name!r}, only for {', '.join(_MODELS)}")
+    out = Path(out or f"{CONVERTED}/{name}").expanduser()
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UserError(f"{out} is there already: move it away, or give another place with --out")
+    state = _read(Path(source).expanduser())
+    build, published = _MODELS[name]
+    try:
+        with torch.device("meta"):  # names and shapes without memory
+            model = build(state, vision_heads, text_heads)
+    except KeyError as error:
+        raise UserError(f"{source} is no checkpoint of {name}: it lacks {error.args[0]}") from error
+    weights = _translate(name, source, state, model, published)
+    words = None
+    if name in _TOKENIZERS:
+        kind, default, spare = _TOKENIZERS[name]
+        words = read_tokenizer(
+            kind, tokenizer or default, model.config.text_config.vocab_size, spare, "give another with --tokenizer PATH"
+        )
+    with written_whole(out) as aside:
+        save_file(weights, aside / "model.safetensors", metadata={"format": "pt"})
+        for part in (getattr(model, "config", None), words):
+            if part is not None:
+                part.save_pretrained(aside)
+    return out
+
+
+def _read(source: Path) -> State:
+    """The tensors of a .safetensors file, or of a pickle that holds nothing but data."""
+    if not source.is_file():
+        raise UserError(f"there is no file {source}")
+    try:
+        if source.suffix == ".safetensors":
+            return load_file(source)
+        state = torch.load(source, map_location="cpu", weights_only=True)
+    except Exception as error:  # whatever a file that is no checkpoint does to its reader
+        reason = " ".join(str(error).split())
+        if code := re.search(r"GLOBAL (\S+)", reason):
+            raise UserError(
+                f"{source} was refused: it is a pickle that would run code ({code[1]}); convert a file of tensors only"
+            ) from error
+        raise UserError(f"{source} is no readable checkpoint: {type(error).__name__} {reason[:200]}") from error
+    state = state.get("state_dict", state) if isinstance(state, dict) else {}
+    odd = next((key for key, value in state.items() if not isinstance(value, Tensor)), None)
+    if not state or odd is not None:
+        raise UserError(f"{source} holds no tensors by name" + (f": {odd} is none" if odd is not None else ""))
+    if all(key.startswith("module.") for key in state):  # saved from distributed training
+        state = {key.removeprefix("module."): value for key, value in state.items()}
+    return state
+
+
+def _translate(name: str, source: Path, state: State, model: nn.Module, published: "Published") -> State:
+    """The model's weights by the model's names.  Each must be in the file with its shape, and nothing else."""
+    names = {key: published(key) for key in model.state_dict()}
+    used = {theirs for theirs, _ in names.values()}
+    for key in state:
+        if key not in used and not _UNUSED.fullmatch(key):
+            raise UserError(f"{source} is no checkpoint of {name}: it has {key}, which that has not")
+    weights = {}
+    for key, ours in model.state_dict().items():
+        theirs, form = names[key]
+        if theirs not in state:
+            raise UserError(f"{source} is no checkpoint of {name}: it lacks {theirs}")
+        weights[key] = form(state[theirs]).contiguous()
+        if weights[key].shape != ours.shape:
+            found, wanted = (list(tensor.shape) for tensor in (weights[key], ours))
+            raise UserError(f"{source} is no checkpoint of {name}: {theirs} gives {found}, not {wanted}")
+    return weights
+
+
+Published = Callable[[str], tuple[str, Callable[[Tensor], Tensor]]]  # our name -> theirs, and how to make ours of it
+
+
+def _renamed(table: tuple[tuple[str, str], ...]) -> Published:
+    def published(key: str) -> tuple[str, Callable[[Tensor], Tensor]]:
+        theirs = key
+        for ours, other in table:
+            theirs = theirs.replace(ours, other)
+        if key.endswith("_projection.weight"):  # open_clip multiplies by these from the right
+            return theirs, Tensor.t
+        if third := re.search(r"self_attn\.([qkv])_proj\.", key):  # of open_clip's joint matrix
+            return theirs, lambda joint: joint.chunk(3)["qkv".index(third[1])]
+        return theirs, lambda weight: weight
+    return published
+
+
+def _heads(width: int, given: int | None, flag: str) -> int:
+    heads = given or _HEADS.get(width, max(width // 64, 1))
+    if width % heads:
+        raise UserError(f"{heads} attention heads do not divide a width of {width}: give {flag}")
+    return heads
+
+
+def _depth(state: State, layer: str) -> int:
+    return 1 + max((int(match[1]) for key in state if (match := re.match(rf"{re.escape(layer)}\.(\d+)\.", key))), default=-1)
+
+
+def _vision(state: State, patches: str, positions: str, layers: str, inner: str, heads: int | None) -> dict:
+    """Sizes of a vision transformer, by the names of its patch and position embeddings, layers and inner matrix."""
+    width, patch = state[patches].shape[0], state[patches].shape[-1]
+    return {
+        "hidden_size": width, "patch_size": patch, "num_hidden_layers": _depth(state, layers),
+        "image_size": patch * round((state[positions].shape[-2] - 1) ** 0.5),  # a square of patches, and the class token
+        "intermediate_size": state[f"{layers}.0.{inner}"].shape[0],
+        "num_attention_heads": _heads(width, heads, "--vision-heads"), "hidden_act": "gelu",
+    }
+
+
+def _clip(state: State, vision_heads: int | None, text_heads: int | None) -> CLIPModel:
+    vocabulary, width = state["token_embedding.weight"].shape
+    embedding = state["visual.proj"].shape[-1]
+    layers, inner = "transformer.resblocks", "mlp.c_fc.weight"
+    vision = _vision(state, "visual.conv1.weight", "visual.positional_embedding", f"visual.{layers}", inner, vision_heads)
+    text = {
+        "vocab_size": vocabulary, "hidden_size": width, "num_hidden_layers": _depth(state, layers),
+        "max_position_embeddings": state["positional_embedding"].shape[0],
+        "intermediate_size": state[f"{layers}.0.{inner}"].shape[0],
+        "num_attention_heads": _heads(width, text_heads, "--text-heads"), "hidden_act": "gelu",
+        # the feature is read at the highest token, the end of the text
+        "eos_token_id": vocabulary - 1, "bos_token_id": vocabulary - 2, "projection_dim": embedding,
+    }
+    vision["projection_dim"] = embedding
+    return CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=embedding))
+
+
+def _blip(state: State, vision_heads: int | None, text_heads: int | None) -> Blip:
+    eye, reader = "blip.visual_encoder", "blip.text_encoder"
+    vision = _vision(
+        state, f"{eye}.patch_embed.proj.weight", f"{eye}.pos_embed", f"{eye}.blocks", "mlp.fc1.weight", vision_heads
+    )
+    vocabulary, width = state[f"{reader}.embeddings.word_embeddings.weight"].shape
+    text = {
+        "vocab_size": vocabulary, "hidden_size": width, "num_hidden_layers": _depth(state, f"{reader}.encoder.layer"),
+        "max_position_embeddings": state[f"{reader}.embeddings.position_embeddings.weight"].shape[0],
+        "intermediate_size": state[f"{reader}.encoder.layer.0.intermediate.dense.weight"].shape[0],
+        "num_attention_heads": _heads(width, text_heads, "--text-heads"),
+        "is_decoder": True,  # which gives the layers their cross-attention
+    }
+    return Blip(BlipConfig(text_config=text, vision_config={**vision, "layer_norm_eps": 1e-6}))
+
+
+def _head(state: State, vision_heads: int | None, text_heads: int | None) -> Head:
+    return Head(state["layers.0.weight"].shape[1])
+
+
+_MODELS: dict[str, tuple[Callable[[State, int | None, int | None], nn.Module], Published]] = {
+    "hpsv2.1": (_clip, _renamed(_HPS)), "imagereward": (_blip, _renamed(_BLIP)), "aesthetic": (_head, _renamed(())),
+}

@@ -1,0 +1,56 @@
+"""What a run needs to go on: trained weights, optimizer, average, iteration.  Nothing random: seeds are derived.
+
+A checkpoint appears whole or not at all (written aside, then renamed), so a run killed at any moment can be resumed.  It
+holds whole tensors, so that any number of ranks can go on with it, sharded or not.
+"""
+
+import shutil
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from neighbor_grpo.errors import UserError
+from neighbor_grpo.files.directories import written_whole
+from neighbor_grpo.training.ranks import divided
+
+
+def trainable(transformer: nn.Module) -> dict[str, nn.Parameter]:
+    return {name: p for name, p in transformer.named_parameters() if p.requires_grad}
+
+
+def place(directory: Path, iteration: int) -> Path:
+    return directory / f"{iteration:06d}"
+
+
+def save(directory: Path, iteration: int, weights: dict[str, Tensor], state: dict, keep: int = 2) -> None:
+    """Write directory/<iteration>; older ones beyond `keep` go, and what a killed run left aside."""
+    for left in directory.glob(".[0-9]*"):
+        shutil.rmtree(left)
+    with written_whole(place(directory, iteration)) as aside:
+        save_file({name: weight.detach().contiguous() for name, weight in weights.items()}, aside / "weights.safetensors")
+        torch.save(state, aside / "state.pt")
+    for old in finished(directory)[:-keep]:
+        shutil.rmtree(old)
+
+
+def finished(directory: Path) -> list[Path]:
+    """Whole checkpoints, oldest first."""
+    return sorted(path for path in directory.glob("[0-9]*") if path.is_dir())
+
+
+@torch.no_grad()
+def load(directory: Path, weights: dict[str, nn.Parameter]) -> tuple[int, dict]:
+    """Put the newest checkpoint's weights into these; its iteration and the remaining state, read as it is used."""
+    found = finished(directory)
+    if not found:
+        raise UserError(f"no checkpoint in {directory} to go on from")
+    with safe_open(found[-1] / "weights.safetensors", "pt") as stored:
+        if odd := sorted(weights.keys() ^ set(stored.keys())):
+            raise UserError(f"checkpoint {found[-1]} does not fit this model: {odd[0]} is in one of them only")
+        for name, weight in weights.items():
+            weight.copy_(divided(stored.get_tensor(name), weight))
+    state = torch.load(found[-1] / "state.pt", weights_only=True, map_location="cpu", mmap=True)
+    return int(found[-1].name), state

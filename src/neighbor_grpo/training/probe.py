@@ -1,0 +1,78 @@
+"""How large a neighbourhood to explore: the spread of the rewards against sigma, before anything is trained.
+
+The same shared and own noise is mixed at every sigma, so the rows differ by sigma alone.  A group learns from its spread; a
+neighbour that is another picture teaches its anchor little.  Hence the choice: the smallest sigma that keeps a given share
+of the spread that independent noise (sigma = 1) has.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from accelerate import Accelerator
+
+from neighbor_grpo.config import Config
+from neighbor_grpo.errors import UserError
+from neighbor_grpo.models.registry import FlowModel
+from neighbor_grpo.models.text_cache import TextCache
+from neighbor_grpo.prompts.reading import Prompt
+from neighbor_grpo.rewards.set import Panel
+from neighbor_grpo.training.collector import Collector
+from neighbor_grpo.training.figures import Phases, reward_figures
+
+SIGMAS = (0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 1.0)
+
+
+@dataclass(frozen=True)
+class Probed:
+    """Of one sigma, means over groups."""
+
+    sigma: float
+    distance: float  # root mean square between two members' final latents
+    rewards: dict[str, float]
+    spreads: dict[str, float]  # std within a group
+
+
+def probe(
+    model: FlowModel, texts: TextCache, prompts: Sequence[Prompt], panel: Panel, config: Config, sigmas: Sequence[float]
+) -> list[Probed]:
+    """A row for each sigma, over the prompts of the run's first iteration; the method is Neighbor."""
+    rows, accelerator = [], Accelerator(cpu=model.device.type == "cpu", mixed_precision="no")
+    for sigma in sigmas:
+        tried = config.model_copy(update={"method": replace(config.method, sigma=sigma)})
+        collect = Collector(
+            model, texts, prompts, panel, range(config.prompts.per_iteration), tried, accelerator, Phases(model.device)
+        )
+        got = collect(0)
+        leaves = got.tree.leaves.flatten(2).float()  # [P, G, D]
+        apart = torch.cdist(leaves, leaves) / leaves.shape[2] ** 0.5
+        figures = reward_figures(panel.rewards, got.rewards)
+        rows.append(Probed(
+            sigma, (apart.sum((1, 2)) / (apart[0].numel() - apart.shape[1])).mean().item(),
+            {name: figures[f"reward/{name}"] for name in panel.rewards},
+            {name: figures[f"spread/{name}"] for name in panel.rewards},
+        ))
+    return rows
+
+
+def choose(rows: Sequence[Probed], share: float) -> float:
+    """The smallest sigma at which every reward keeps `share` of its largest spread.  Raises UserError if one has none."""
+    largest = {name: max(row.spreads[name] for row in rows) for name in rows[0].spreads}
+    for name, spread in largest.items():
+        if not spread > 0:
+            raise UserError(f"{name} is the same for all pictures of every group: no sigma gives it anything to learn from")
+    return min(row.sigma for row in rows if all(row.spreads[name] >= share * largest[name] for name in largest))
+
+
+def table(rows: Sequence[Probed]) -> str:
+    names = list(rows[0].rewards)
+    head = ["sigma", "distance", *(f"{name} {figure}" for name in names for figure in ("mean", "spread", "of largest"))]
+    largest = {name: max(row.spreads[name] for row in rows) or 1.0 for name in names}
+    lines = [head, ["---"] * len(head)] + [
+        [f"{row.sigma:g}", f"{row.distance:.3f}"] + [
+            text for name in names
+            for text in (f"{row.rewards[name]:.4g}", f"{row.spreads[name]:.3g}", f"{row.spreads[name] / largest[name]:.0%}")
+        ]
+        for row in rows
+    ]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
