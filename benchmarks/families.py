@@ -1,7 +1,7 @@
 """Strict correctness by kind of prompt, of an evaluation of the bundled world.
 
-    neighbor-grpo evaluate --run RUN --measure scenes_strict --seeds 8 --out DIR
-    python benchmarks/families.py DIR [DIR ...]
+neighbor-grpo evaluate --run RUN --measure scenes_strict --seeds 8 --out DIR
+python benchmarks/families.py DIR [DIR ...]
 """
 
 import sys

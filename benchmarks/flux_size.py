@@ -38,12 +38,26 @@ ENCODERS = ("text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2")
 ROWS = ["neighbor_8", "neighbor_16", "neighbor_25", "mix_grpo", "dance_grpo"]
 TRANSFORMER = {"guidance_embeds": True}  # diffusers' defaults are FLUX.1's
 VAE = {
-    "block_out_channels": (128, 256, 512, 512), "layers_per_block": 2, "latent_channels": 16, "sample_size": 1024,
-    "scaling_factor": 0.3611, "shift_factor": 0.1159, "use_quant_conv": False, "use_post_quant_conv": False,
-    "down_block_types": ("DownEncoderBlock2D",) * 4, "up_block_types": ("UpDecoderBlock2D",) * 4,
+    "block_out_channels": (128, 256, 512, 512),
+    "layers_per_block": 2,
+    "latent_channels": 16,
+    "sample_size": 1024,
+    "scaling_factor": 0.3611,
+    "shift_factor": 0.1159,
+    "use_quant_conv": False,
+    "use_post_quant_conv": False,
+    "down_block_types": ("DownEncoderBlock2D",) * 4,
+    "up_block_types": ("UpDecoderBlock2D",) * 4,
 }
-TINY = {"num_layers": 1, "num_single_layers": 2, "attention_head_dim": 16, "num_attention_heads": 2,
-        "joint_attention_dim": 32, "pooled_projection_dim": 16, "axes_dims_rope": (4, 6, 6)}
+TINY = {
+    "num_layers": 1,
+    "num_single_layers": 2,
+    "attention_head_dim": 16,
+    "num_attention_heads": 2,
+    "joint_attention_dim": 32,
+    "pooled_projection_dim": 16,
+    "axes_dims_rope": (4, 6, 6),
+}
 TINY_VAE = {"block_out_channels": (8, 8, 8, 8), "layers_per_block": 1, "norm_num_groups": 4}
 
 
@@ -88,8 +102,14 @@ def row(name: str, config: Config, iterations: int, tiny: bool) -> None:
     learner = Learner(model, config, accelerator)
     cond = move(model.blank(1), device)
     collector = Collector(
-        model, lambda prompts, coming: cond, [Prompt("")],
-        Panel({"brightness": lambda images, prompts, metadata: images.mean((1, 2, 3))}), range(1), config, accelerator, phases,
+        model,
+        lambda prompts, coming: cond,
+        [Prompt("")],
+        Panel({"brightness": lambda images, prompts, metadata: images.mean((1, 2, 3))}),
+        range(1),
+        config,
+        accelerator,
+        phases,
     )
     seconds: dict[str, list[float]] = {}
     peak = 0
@@ -114,9 +134,12 @@ def row(name: str, config: Config, iterations: int, tiny: bool) -> None:
     median = {phase: statistics.median(times) for phase, times in seconds.items()}
     share = {phase: work / median[phase] / matrix_rate(device, dtype) for phase, work in flops.items()}
     memory = f"{peak / 1e9:.2f} GB" if peak else "not a GPU"
-    print(f"| {name} | {got.tree.evaluations} | {trained} | {median['all']:.2f} ({min(seconds['all']):.2f} to "
-          f"{max(seconds['all']):.2f}) | {', '.join(f'{phase} {median[phase]:.2f}' for phase in PHASES)} | "
-          f"{share['rollout']:.0%} | {share['update']:.0%} | {memory} | {held.peak / 1e9:.1f} GB |", flush=True)
+    print(
+        f"| {name} | {got.tree.evaluations} | {trained} | {median['all']:.2f} ({min(seconds['all']):.2f} to "
+        f"{max(seconds['all']):.2f}) | {', '.join(f'{phase} {median[phase]:.2f}' for phase in PHASES)} | "
+        f"{share['rollout']:.0%} | {share['update']:.0%} | {memory} | {held.peak / 1e9:.1f} GB |",
+        flush=True,
+    )
 
 
 def main() -> None:
@@ -134,8 +157,10 @@ def main() -> None:
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     rate = matrix_rate(device, dtype) / 1e12
     print(f"{name}: {rate:.3g} TFLOP/s in {str(dtype)[6:]} matrix products, torch {torch.__version__}")
-    print("| | forwards | forward-backwards | seconds an iteration | of these | rollout MFU | update MFU | peak allocated "
-          "| planned |")
+    print(
+        "| | forwards | forward-backwards | seconds an iteration | of these | rollout MFU | update MFU | peak allocated "
+        "| planned |"
+    )
     print("|---" * 9 + "|")
     with tempfile.TemporaryDirectory() as place:
         configurations(Path(place), arguments.tiny)

@@ -27,8 +27,11 @@ from neighbor_grpo.training.trainer import Trainer
 SIZES = {  # name: (values, overrides of one, phases that grow with it)
     "G": ((6, 12, 24, 48), lambda n: [f"method.group_size={n}"], ("rollout", "decode")),
     "N": ((4, 8, 16, 32), lambda n: [f"method.num_steps={n}", "method.num_train_steps=4"], ("rollout",)),
-    "B·K": ((4, 8, 16, 32), lambda n: ["method.num_train_steps=4", f"method.num_anchors={n // 4}",
-                                        "method.updates_per_rollout=1"], ("update",)),
+    "B·K": (
+        (4, 8, 16, 32),
+        lambda n: ["method.num_train_steps=4", f"method.num_anchors={n // 4}", "method.updates_per_rollout=1"],
+        ("update",),
+    ),
 }
 COMMON = ["watch=[jpeg_size]", "evaluate.prompts=1", "prompts.per_iteration=4"]
 
@@ -42,9 +45,18 @@ def sizes(iterations: int, overrides: list[str]) -> None:
     for name, (values, changes, phases) in SIZES.items():
         with tempfile.TemporaryDirectory() as directory:
             trainers = [
-                Trainer(load_config(None, [
-                    f"run_dir={directory}/{value}", f"iterations={iterations + 1}", *COMMON, *changes(value), *overrides,
-                ]))
+                Trainer(
+                    load_config(
+                        None,
+                        [
+                            f"run_dir={directory}/{value}",
+                            f"iterations={iterations + 1}",
+                            *COMMON,
+                            *changes(value),
+                            *overrides,
+                        ],
+                    )
+                )
                 for value in values
             ]
             times: list[list[float]] = [[] for _ in values]
@@ -55,8 +67,10 @@ def sizes(iterations: int, overrides: list[str]) -> None:
         medians = np.array([statistics.median(row) for row in times])
         slope = np.polyfit(np.log(values), np.log(medians), 1)[0]
         line = np.polyval(np.polyfit(values, medians, 1), values)
-        print(f"{name}: {' + '.join(phases)}, slope {slope:.2f} in log-log, "
-              f"at most {np.abs(medians / line - 1).max():.1%} off a straight line")
+        print(
+            f"{name}: {' + '.join(phases)}, slope {slope:.2f} in log-log, "
+            f"at most {np.abs(medians / line - 1).max():.1%} off a straight line"
+        )
         for value, row in zip(values, times, strict=True):
             print(f"    {name} = {value:3d}: {statistics.median(row):.3f} s ({min(row):.3f} to {max(row):.3f})")
 
@@ -64,10 +78,26 @@ def sizes(iterations: int, overrides: list[str]) -> None:
 def run_of(processes: int, iterations: int, overrides: list[str], directory: str) -> list[float]:
     """Seconds of each iteration but the first, of phases that are the run's own work."""
     run = f"{directory}/{processes}-{len(os.listdir(directory))}"
-    keys = [f"run_dir={run}", f"iterations={iterations + 1}", f"prompts.per_iteration={4 * processes}",
-            "watch=[jpeg_size]", "evaluate.prompts=2", "save_every=1000", *overrides]
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}",
-               "-m", "neighbor_grpo.cli", "train", *keys]
+    keys = [
+        f"run_dir={run}",
+        f"iterations={iterations + 1}",
+        f"prompts.per_iteration={4 * processes}",
+        "watch=[jpeg_size]",
+        "evaluate.prompts=2",
+        "save_every=1000",
+        *overrides,
+    ]
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        f"--nproc-per-node={processes}",
+        "-m",
+        "neighbor_grpo.cli",
+        "train",
+        *keys,
+    ]
     subprocess.run(command, check=True, capture_output=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
     lines = [json.loads(line) for line in (Path(run) / "metrics.jsonl").read_text().splitlines()[2:]]
     return [sum(line[f"time/{phase}"] for phase in ("rollout", "decode", "reward", "update")) for line in lines]

@@ -96,10 +96,14 @@ def measure(iterations: int, overrides: list[str], title: str) -> None:
                 rewards.append(trainer.phases["reward"])
         ratios = sorted(a / b for a, b in zip(whole, bare, strict=True))
         medians = [statistics.median(seconds) for seconds in (whole, bare, rewards)]
-        print(f"{title}, {method.name}: iteration {medians[0]:.3f} s, bare model calls {medians[1]:.3f} s, "
-              f"reward {medians[2]:.3f} s")
-        print(f"overhead: median {statistics.median(ratios):.3f}, min {ratios[0]:.3f}, max {ratios[-1]:.3f} of {len(ratios)}",
-              flush=True)
+        print(
+            f"{title}, {method.name}: iteration {medians[0]:.3f} s, bare model calls {medians[1]:.3f} s, "
+            f"reward {medians[2]:.3f} s"
+        )
+        print(
+            f"overhead: median {statistics.median(ratios):.3f}, min {ratios[0]:.3f}, max {ratios[-1]:.3f} of {len(ratios)}",
+            flush=True,
+        )
 
 
 def main() -> None:

@@ -26,7 +26,7 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as directory:
             own = [f"run_dir={directory}/run", f"iterations={arguments.iterations + 1}", "batch.rollout=12"]
             trainer = Trainer(load_config(None, [*own, *arguments.overrides, f"reward.overlap={overlap}"]))
-            (name, reward), = trainer.panel.rewards.items()
+            ((name, reward),) = trainer.panel.rewards.items()
             config = trainer.config
             pictures = config.prompts.per_iteration * config.method.group_size
             portions = -(-pictures // max(config.batch.rollout, config.method.group_size))
@@ -34,7 +34,7 @@ def main() -> None:
                 trainer._iteration(0)  # warms up, and says how long a rollout takes
                 each = trainer.phases["rollout"] / pictures
                 trainer = Trainer(load_config(None, [*own, *arguments.overrides, "reward.overlap=false"]))
-                (name, reward), = trainer.panel.rewards.items()
+                ((name, reward),) = trainer.panel.rewards.items()
 
             def slow(images, prompts, metadata, reward=reward, each=each):
                 began = time.perf_counter()
@@ -56,8 +56,10 @@ def main() -> None:
         ratios.append(line["seconds"] / floor)
     seconds = {key: statistics.median(line["seconds"] for line in lines[key][1:]) for key in lines}
     same = all(
-        a[key] == b[key] for a, b in zip(lines["false"], lines["true"], strict=True)
-        for key in a if not key.startswith(("time/", "seconds"))
+        a[key] == b[key]
+        for a, b in zip(lines["false"], lines["true"], strict=True)
+        for key in a
+        if not key.startswith(("time/", "seconds"))
     )
     print(f"scoring {scoring:.2f} s an iteration, {portions} portions")
     print(f"iteration: scored after the rollout {seconds['false']:.2f} s, beside it {seconds['true']:.2f} s (medians)")

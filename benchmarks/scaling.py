@@ -22,8 +22,12 @@ from neighbor_grpo.planning.footprint import Kernels
 from neighbor_grpo.planning.plan import plan
 
 CONFIGS = Path(__file__).parent.parent / "configs" / "flux_dev"
-ROWS = {"neighbor_8": "Neighbor, 8 steps", "neighbor_25": "Neighbor, 25 steps", "mix_grpo": "MixGRPO (25/14)",
-        "dance_grpo": "DanceGRPO (25/14)"}
+ROWS = {
+    "neighbor_8": "Neighbor, 8 steps",
+    "neighbor_25": "Neighbor, 25 steps",
+    "mix_grpo": "MixGRPO (25/14)",
+    "dance_grpo": "DanceGRPO (25/14)",
+}
 META = torch.device("meta")
 
 
@@ -42,10 +46,13 @@ def flux(side: int) -> tuple[float, float, float]:
     with META:
         return sizes(
             FluxTransformer2DModel(guidance_embeds=True).to(torch.bfloat16).requires_grad_(False),
-            hidden_states=torch.empty(1, tokens, 64, **kind), timestep=torch.empty(1, **kind),
-            guidance=torch.empty(1, **kind), pooled_projections=torch.empty(1, 768, **kind),
+            hidden_states=torch.empty(1, tokens, 64, **kind),
+            timestep=torch.empty(1, **kind),
+            guidance=torch.empty(1, **kind),
+            pooled_projections=torch.empty(1, 768, **kind),
             encoder_hidden_states=torch.empty(1, 512, 4096, **kind),
-            txt_ids=torch.empty(512, 3), img_ids=torch.empty(tokens, 3),
+            txt_ids=torch.empty(512, 3),
+            img_ids=torch.empty(tokens, 3),
         )
 
 
@@ -55,24 +62,35 @@ def qwen(side: int) -> tuple[float, float, float]:
     with META:
         return sizes(
             QwenImageTransformer2DModel().to(torch.bfloat16).requires_grad_(False),
-            hidden_states=torch.empty(1, rows * rows, 64, **kind), timestep=torch.empty(1, **kind),
-            encoder_hidden_states=torch.empty(1, 512, 3584, **kind), encoder_hidden_states_mask=None,
+            hidden_states=torch.empty(1, rows * rows, 64, **kind),
+            timestep=torch.empty(1, **kind),
+            encoder_hidden_states=torch.empty(1, 512, 3584, **kind),
+            encoder_hidden_states_mask=None,
             img_shapes=[[(1, rows, rows)]],
         )
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    for name, default, text in (("rate", 790, "TFLOP/s"), ("rollout", 0.6, "share"), ("update", 0.5, "share"),
-                                ("link", 50, "GB/s between ranks"), ("price", 3, "of a GPU hour")):
+    for name, default, text in (
+        ("rate", 790, "TFLOP/s"),
+        ("rollout", 0.6, "share"),
+        ("update", 0.5, "share"),
+        ("link", 50, "GB/s between ranks"),
+        ("price", 3, "of a GPU hour"),
+    ):
         parser.add_argument(f"--{name}", type=float, default=default, help=text)
     a = parser.parse_args()
     models = {"FLUX.1-dev, 720 x 720": flux(720), "Qwen-Image, 1024 x 1024": qwen(1024)}
     for title, (parameters, lora, forward) in models.items():
-        print(f"\n{title}: {parameters / 1e9:.1f} B parameters, {lora / 1e6:.0f} M in a LoRA of rank 32, "
-              f"{forward / 1e12:.1f} TFLOP a forward\n")
-        print("| method | GPUs | prompts | seconds an iteration, LoRA | hours | GPU hours | cost | exchange | "
-              "seconds an iteration, all weights | exchange by FSDP2 |")
+        print(
+            f"\n{title}: {parameters / 1e9:.1f} B parameters, {lora / 1e6:.0f} M in a LoRA of rank 32, "
+            f"{forward / 1e12:.1f} TFLOP a forward\n"
+        )
+        print(
+            "| method | GPUs | prompts | seconds an iteration, LoRA | hours | GPU hours | cost | exchange | "
+            "seconds an iteration, all weights | exchange by FSDP2 |"
+        )
         print("|---" * 10 + "|")
         for name, method in ROWS.items():
             config = load_config([CONFIGS / "base.yaml", CONFIGS / f"{name}.yaml"])
@@ -89,9 +107,11 @@ def main() -> None:
                 passes = work.forwards * share / config.batch.rollout + 2 * work.forward_backwards * share / rows
                 sharded = (passes * 2 * parameters + work.updates * 4 * parameters) / (a.link * 1e9)
                 hours = config.iterations * seconds / 3600
-                print(f"| {method} | {gpus} | {prompts} | {seconds:.1f} ({rollout:.1f} + {update:.1f}) | {hours:.1f} | "
-                      f"{hours * gpus:,.0f} | {hours * gpus * a.price:,.0f} | {reduced:.2f} s | "
-                      f"{rollout + full:.1f} | {sharded:.1f} s |")
+                print(
+                    f"| {method} | {gpus} | {prompts} | {seconds:.1f} ({rollout:.1f} + {update:.1f}) | {hours:.1f} | "
+                    f"{hours * gpus:,.0f} | {hours * gpus * a.price:,.0f} | {reduced:.2f} s | "
+                    f"{rollout + full:.1f} | {sharded:.1f} s |"
+                )
 
 
 if __name__ == "__main__":

@@ -28,9 +28,13 @@ SETS: dict[str, dict[str, list[str]]] = {
     "demo": {"default": []},
     "reference": {
         f"tau={tau} {reference} {solver}": [
-            *SHORT, f"method.temperature={tau}", f"method.reference={reference}", f"method.solver={solver}"
+            *SHORT,
+            f"method.temperature={tau}",
+            f"method.reference={reference}",
+            f"method.solver={solver}",
         ]
-        for tau in ("1", "dim") for reference, solver in (("stored", "dpmpp_2m"), ("literal", "dpmpp_2m"), ("stored", "euler"))
+        for tau in ("1", "dim")
+        for reference, solver in (("stored", "dpmpp_2m"), ("literal", "dpmpp_2m"), ("stored", "euler"))
     },
     "sigma": {f"sigma={sigma}": [*SHORT, f"method.sigma={sigma}"] for sigma in (0.1, 0.2, 0.3, 0.5, 1.0)},
     "anchors": {f"B={b}": [*SHORT, f"method.num_anchors={b}"] for b in (2, 4, 8, 12)},
@@ -47,7 +51,9 @@ def train(run: Path, overrides: list[str], threads: int) -> None:
     run.parent.mkdir(parents=True, exist_ok=True)
     with (run.parent / f"{run.name}.log").open("a") as log:
         done = subprocess.run(
-            [sys.executable, "-m", "neighbor_grpo.cli", "train", *arguments], stdout=log, stderr=log,
+            [sys.executable, "-m", "neighbor_grpo.cli", "train", *arguments],
+            stdout=log,
+            stderr=log,
             env=os.environ | {"OMP_NUM_THREADS": str(threads)},
         )
     print(f"{run}: {'done' if done.returncode == 0 else f'stopped with {done.returncode}, see {run}.log'}", flush=True)
@@ -61,11 +67,16 @@ def figures(run: Path) -> dict[str, float] | None:
     steps = lines[1:]
     seconds = [training_seconds(line) for line in steps]
     values = {key: lines[-1][key] for key in lines[-1] if key.startswith("eval/")}
-    return {f"base/{key[5:]}": value for key, value in lines[0].items() if key.startswith("eval/")} | values | {
-        "clipped": statistics.mean(line["ratio/clipped"] for line in steps),
-        "noise_floor": max(line["ratio/noise_floor"] for line in steps),
-        "s/iter": statistics.median(seconds), "training seconds": sum(seconds),
-    }
+    return (
+        {f"base/{key[5:]}": value for key, value in lines[0].items() if key.startswith("eval/")}
+        | values
+        | {
+            "clipped": statistics.mean(line["ratio/clipped"] for line in steps),
+            "noise_floor": max(line["ratio/noise_floor"] for line in steps),
+            "s/iter": statistics.median(seconds),
+            "training seconds": sum(seconds),
+        }
+    )
 
 
 def table(results: dict[str, list[dict]]) -> str:
@@ -102,7 +113,8 @@ def main() -> None:
     base = Path("runs/sweep") / arguments.set
     runs = {
         (label, seed): (base / f"{label.replace(' ', '_')}-{seed}", [*overrides, f"seed={seed}"])
-        for seed in range(arguments.seeds) for label, overrides in SETS[arguments.set].items()
+        for seed in range(arguments.seeds)
+        for label, overrides in SETS[arguments.set].items()
     }
     if not arguments.only_table:
         threads = max(1, (os.cpu_count() or 1) // arguments.jobs)

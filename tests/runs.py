@@ -54,11 +54,24 @@ def settings(model: Path, tmp: Path, *more: str, function: str = "brightness") -
     (tmp / "reward.py").write_text(REWARD)
     (tmp / "prompts.txt").write_text("a red circle\ntwo blue stars\na green square\n")
     return [
-        f"run_dir={tmp / 'run'}", f"model.path={model}", "device=cpu", f"reward={tmp / 'reward.py'}:{function}",
-        f"prompts.path={tmp / 'prompts.txt'}", f"prompts.eval_path={tmp / 'prompts.txt'}", "prompts.per_iteration=2",
-        f"prompts.cache_dir={tmp / 'cache'}", "method.group_size=4", "method.num_steps=3", "method.num_train_steps=2",
-        "method.num_anchors=2", "iterations=3", "optimizer.lr=1e-3", "model.lora.rank=2", "model.lora.alpha=4",
-        "save_every=1", *more,
+        f"run_dir={tmp / 'run'}",
+        f"model.path={model}",
+        "device=cpu",
+        f"reward={tmp / 'reward.py'}:{function}",
+        f"prompts.path={tmp / 'prompts.txt'}",
+        f"prompts.eval_path={tmp / 'prompts.txt'}",
+        "prompts.per_iteration=2",
+        f"prompts.cache_dir={tmp / 'cache'}",
+        "method.group_size=4",
+        "method.num_steps=3",
+        "method.num_train_steps=2",
+        "method.num_anchors=2",
+        "iterations=3",
+        "optimizer.lr=1e-3",
+        "model.lora.rank=2",
+        "model.lora.alpha=4",
+        "save_every=1",
+        *more,
     ]
 
 
@@ -73,11 +86,19 @@ def torchrun(*arguments, writes: Path, processes: int = 2) -> subprocess.Complet
     is made again.  Whatever else goes wrong is the test's to judge.
     """
     command = [
-        sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}", *map(str, arguments)
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        f"--nproc-per-node={processes}",
+        *map(str, arguments),
     ]
     for _ in range(3):
         done = subprocess.run(
-            command, capture_output=True, text=True, timeout=300,
+            command,
+            capture_output=True,
+            text=True,
+            timeout=300,
             env=os.environ | LOOPBACK,
         )
         if "SIGABRT" not in done.stderr:

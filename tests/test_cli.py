@@ -27,15 +27,25 @@ def mistake(capsys, *args):
     return err
 
 
-@pytest.mark.parametrize(("override", "message"), [
-    ("method.sigmaa=1", "did you mean method.sigma?"), ("model.path=nowhere", "no diffusers pipeline"),
-    ("method.group_size=1", "greater than or equal to 2"), ("method.num_anchors=5", "exceeds group_size"),
-    ("method.num_train_steps=4", "exceeds the 3"), ("method.sigma=1.5", "method.sigma"), ("method.p=0", "method.p"),
-    ("reward=beauty", "no reward 'beauty'"), ("reward=nofile.py:f", "no file nofile.py"),
-    ("watch=[beauty]", "no metric or reward"),
-    ("prompts.path=none.txt", "no prompt file"), ("device=tpu", "tpu"), ("model.lora.targets=[nothing]", "fit no layer"),
-    ("model.height=33", "multiples of 8"),
-])
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("method.sigmaa=1", "did you mean method.sigma?"),
+        ("model.path=nowhere", "no diffusers pipeline"),
+        ("method.group_size=1", "greater than or equal to 2"),
+        ("method.num_anchors=5", "exceeds group_size"),
+        ("method.num_train_steps=4", "exceeds the 3"),
+        ("method.sigma=1.5", "method.sigma"),
+        ("method.p=0", "method.p"),
+        ("reward=beauty", "no reward 'beauty'"),
+        ("reward=nofile.py:f", "no file nofile.py"),
+        ("watch=[beauty]", "no metric or reward"),
+        ("prompts.path=none.txt", "no prompt file"),
+        ("device=tpu", "tpu"),
+        ("model.lora.targets=[nothing]", "fit no layer"),
+        ("model.height=33", "multiples of 8"),
+    ],
+)
 def test_mistakes_in_the_configuration_write_nothing(capsys, tiny_flux, tmp_path, override, message):
     assert message in mistake(capsys, "train", *settings(tiny_flux, tmp_path), override)
     assert not (tmp_path / "run").exists()
@@ -72,8 +82,20 @@ def test_train_then_sample_then_evaluate(capsys, tiny_flux, tmp_path):
     assert Image.open(tmp_path / "s" / "0000-seed3.png").size == (32, 32)
     assert len(list((tmp_path / "s").iterdir())) == 2
     code, out, _ = run(
-        capsys, "evaluate", "--run", tmp_path / "run", "--prompts", tmp_path / "prompts.txt", "--measure", "diversity",
-        "--measure", "jpeg_compressibility", "--seeds", 2, "--out", tmp_path / "e",
+        capsys,
+        "evaluate",
+        "--run",
+        tmp_path / "run",
+        "--prompts",
+        tmp_path / "prompts.txt",
+        "--measure",
+        "diversity",
+        "--measure",
+        "jpeg_compressibility",
+        "--seeds",
+        2,
+        "--out",
+        tmp_path / "e",
     )
     assert code == 0
     stored = json.loads((tmp_path / "e" / "result.json").read_text())

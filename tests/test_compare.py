@@ -34,12 +34,18 @@ def comparison(tmp, model="scenes", methods=None, **more):
     values = {
         "run_dir": str(tmp / "out"),
         "base": {
-            "model": {"path": str(model), "lora": {"rank": 2}}, "device": "cpu", "reward": f"{tmp / 'reward.py'}:brightness",
+            "model": {"path": str(model), "lora": {"rank": 2}},
+            "device": "cpu",
+            "reward": f"{tmp / 'reward.py'}:brightness",
             "prompts": {"path": str(tmp / "prompts.txt"), "per_iteration": 1, "cache_dir": str(tmp / "cache")},
-            "evaluate": {"prompts": 2, "seeds": 2, "gallery": 2}, "save_every": 1,
+            "evaluate": {"prompts": 2, "seeds": 2, "gallery": 2},
+            "save_every": 1,
         },
         "methods": [{"run": name, "method": method} for name, method in SMALL.items()] if methods is None else methods,
-        "seeds": [0, 1], "budget": {"iterations": 3}, "points": 3, **more,
+        "seeds": [0, 1],
+        "budget": {"iterations": 3},
+        "points": 3,
+        **more,
     }
     file = tmp / "compare.yaml"
     file.write_text(yaml.safe_dump(values))
@@ -59,7 +65,8 @@ def lines_of(out):
         str(run.relative_to(out)): [
             {key: value for key, value in line.items() if not key.startswith(("time/", "mfu/"))} for line in files.metrics(run)
         ]
-        for run in sorted(out.glob("*/*/")) if (run / "metrics.jsonl").exists()
+        for run in sorted(out.glob("*/*/"))
+        if (run / "metrics.jsonl").exists()
     }
 
 
@@ -152,6 +159,7 @@ def test_parts_share_the_methods(tiny_flux, tmp_path):
 
 # ---------------------------------------------------------------- budgets
 
+
 def test_every_run_gets_the_same_evaluations(tmp_path):
     _, entries = load_comparison(comparison(tmp_path, budget={"evaluations": 1000}))
     for entry in entries:
@@ -185,12 +193,15 @@ def test_a_budget_of_seconds_ends_the_run(tiny_flux, tmp_path):
     file = comparison(tmp_path, tiny_flux, seeds=[0], budget={"seconds": 0.5}, base=base)
     assert compare(file) == 0
     for name in SMALL:
-        spent = [sum(line.get(f"time/{phase}", 0) for phase in ("encode", "rollout", "decode", "reward", "update"))
-                 for line in files.metrics(tmp_path / "out" / name / "seed-0")]
+        spent = [
+            sum(line.get(f"time/{phase}", 0) for phase in ("encode", "rollout", "decode", "reward", "update"))
+            for line in files.metrics(tmp_path / "out" / name / "seed-0")
+        ]
         assert sum(spent) >= 0.5 > sum(spent[:-1])
 
 
 # ---------------------------------------------------------------- figures
+
 
 def test_crossing_is_in_proportion_between_points():
     x, y = np.array([0.0, 10.0, 20.0]), np.array([1.0, 2.0, 6.0])
@@ -241,22 +252,26 @@ def test_a_changed_comparison_does_not_pass_old_runs_for_new(whole, capsys):
 
 # ---------------------------------------------------------------- mistakes
 
-@pytest.mark.parametrize(("more", "message"), [
-    ({"methods": [{}, {}]}, "two methods share the run name 'neighbor'"),
-    ({"methods": [{"method": {"name": "nieghbor"}}]}, "no method 'nieghbor': did you mean neighbor?"),
-    ({"methods": [{"method": {"name": "mix_grpo", "window": 40}}]}, "window (40) is longer"),
-    ({"methods": [{"config": "nowhere.yaml"}]}, "no configuration file"),
-    ({"methods": [{"methd": {}}]}, "unknown key methd: did you mean method?"),
-    ({"methods": []}, "methods: list should have at least 1 item"),
-    ({"tune": {}}, "tune.lr is required and not given"),
-    ({"budget": {}}, "exactly one of iterations, evaluations, seconds"),
-    ({"budget": {"iterations": 3, "seconds": 3}}, "exactly one of"),
-    ({"budget": {"evaluations": 5}}, "less than an iteration of neighbor costs"),
-    ({"budgt": {"iterations": 3}}, "unknown key budgt: did you mean budget?"),
-    ({"tune": {"lr": [1e-4], "seed": 1}}, "tune.seed (1) is one of the seeds reported"),
-    ({"tune": {"lr": [1e-4], "within": {"scenes_strickt": [0, 1]}}}, "'scenes_strickt' is not measured"),
-    ({"reach": "neigbor"}, "reach: no run 'neigbor'"),
-])
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        ({"methods": [{}, {}]}, "two methods share the run name 'neighbor'"),
+        ({"methods": [{"method": {"name": "nieghbor"}}]}, "no method 'nieghbor': did you mean neighbor?"),
+        ({"methods": [{"method": {"name": "mix_grpo", "window": 40}}]}, "window (40) is longer"),
+        ({"methods": [{"config": "nowhere.yaml"}]}, "no configuration file"),
+        ({"methods": [{"methd": {}}]}, "unknown key methd: did you mean method?"),
+        ({"methods": []}, "methods: list should have at least 1 item"),
+        ({"tune": {}}, "tune.lr is required and not given"),
+        ({"budget": {}}, "exactly one of iterations, evaluations, seconds"),
+        ({"budget": {"iterations": 3, "seconds": 3}}, "exactly one of"),
+        ({"budget": {"evaluations": 5}}, "less than an iteration of neighbor costs"),
+        ({"budgt": {"iterations": 3}}, "unknown key budgt: did you mean budget?"),
+        ({"tune": {"lr": [1e-4], "seed": 1}}, "tune.seed (1) is one of the seeds reported"),
+        ({"tune": {"lr": [1e-4], "within": {"scenes_strickt": [0, 1]}}}, "'scenes_strickt' is not measured"),
+        ({"reach": "neigbor"}, "reach: no run 'neigbor'"),
+    ],
+)
 def test_mistakes_are_one_line(tmp_path, more, message):
     with pytest.raises(UserError) as caught:
         load_comparison(comparison(tmp_path, **more))
@@ -270,7 +285,9 @@ def test_a_part_that_is_none(tmp_path, part, capsys):
 
 
 CONFIGS = sorted(
-    file for file in (Path(__file__).parents[1] / "configs").glob("*/*.yaml") if file.parent.name != "accelerate"  # its own
+    file
+    for file in (Path(__file__).parents[1] / "configs").glob("*/*.yaml")
+    if file.parent.name != "accelerate"  # its own
 )
 
 

@@ -15,12 +15,17 @@ def test_file_and_overrides(tmp_path):
     assert load_config(file, ["model.lora.rank=4"]).model.lora.rank == 4
 
 
-@pytest.mark.parametrize(("overrides", "train", "watch"), [
-    (["reward=a"], {"a": 1.0}, None), (["reward={a: 2, b: 1}", "watch=[c]"], {"a": 2.0, "b": 1.0}, ["c"]),
-    (["reward.train=a", "reward.watch=[c]"], {"a": 1.0}, ["c"]), (["reward={a: 1}", "reward={b: 3}"], {"b": 3.0}, None),
-    (["watch=[c]", "reward={train: {a: 0.5}, overlap: true}"], {"a": 0.5}, ["c"]),
-    (["reward={train: a, watch: [c]}", "watch=[d]", "reward=b"], {"b": 1.0}, ["d"]),
-])
+@pytest.mark.parametrize(
+    ("overrides", "train", "watch"),
+    [
+        (["reward=a"], {"a": 1.0}, None),
+        (["reward={a: 2, b: 1}", "watch=[c]"], {"a": 2.0, "b": 1.0}, ["c"]),
+        (["reward.train=a", "reward.watch=[c]"], {"a": 1.0}, ["c"]),
+        (["reward={a: 1}", "reward={b: 3}"], {"b": 3.0}, None),
+        (["watch=[c]", "reward={train: {a: 0.5}, overlap: true}"], {"a": 0.5}, ["c"]),
+        (["reward={train: a, watch: [c]}", "watch=[d]", "reward=b"], {"b": 1.0}, ["d"]),
+    ],
+)
 def test_short_and_long_forms_of_the_reward_section(tmp_path, overrides, train, watch):
     config = load_config([], overrides)
     assert (config.reward.train, config.reward.watch) == (train, watch)
@@ -37,20 +42,23 @@ def test_a_resolved_configuration_reads_back_as_itself(tmp_path):
     assert load_config(file) == config
 
 
-@pytest.mark.parametrize(("override", "message"), [
-    ("method.sigmaa=1", "unknown key method.sigmaa: did you mean method.sigma?"),
-    ("methd.sigma=1", "unknown key methd: did you mean method?"),
-    ("optimiser.lr=1", "unknown key optimiser: did you mean optimizer?"),
-    ("model.lora.rnk=4", "unknown key model.lora.rnk: did you mean model.lora.rank?"),
-    ("method.group_size=1", "method.group_size: input should be greater than or equal to 2"),
-    ("method.sigma=0", "method.sigma: input should be greater than 0"),
-    ("method.p=2.5", "method.p: input should be less than or equal to 2"),
-    ("method.num_anchors=13", "num_anchors (B = 13) exceeds group_size (G = 12)"),
-    ("method.num_train_steps=9", "num_train_steps (K = 9) exceeds the 8"),
-    ("iterations=many", "iterations: input should be a valid integer"),
-    ("seed", "write key=value"),
-    ("watch=[a", "not valid YAML"),
-])
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("method.sigmaa=1", "unknown key method.sigmaa: did you mean method.sigma?"),
+        ("methd.sigma=1", "unknown key methd: did you mean method?"),
+        ("optimiser.lr=1", "unknown key optimiser: did you mean optimizer?"),
+        ("model.lora.rnk=4", "unknown key model.lora.rnk: did you mean model.lora.rank?"),
+        ("method.group_size=1", "method.group_size: input should be greater than or equal to 2"),
+        ("method.sigma=0", "method.sigma: input should be greater than 0"),
+        ("method.p=2.5", "method.p: input should be less than or equal to 2"),
+        ("method.num_anchors=13", "num_anchors (B = 13) exceeds group_size (G = 12)"),
+        ("method.num_train_steps=9", "num_train_steps (K = 9) exceeds the 8"),
+        ("iterations=many", "iterations: input should be a valid integer"),
+        ("seed", "write key=value"),
+        ("watch=[a", "not valid YAML"),
+    ],
+)
 def test_mistakes_are_one_line_that_names_the_key(override, message):
     with pytest.raises(UserError) as caught:
         load_config(None, [override])

@@ -93,15 +93,24 @@ def test_the_disk_budget_holds_and_what_was_dropped_is_encoded_again(counted, tm
     assert counted.asked.count(PROMPTS[0]) > 3
 
 
-@pytest.mark.parametrize(("name", "prompts", "first"), [
-    ("hpdv2", 400, "Dwayne the Rock Johnson wrestles"), ("drawbench", 1000, "New York Skyline"),
-    ("geneval", 2212, "a photo of two wine"),
-])
+@pytest.mark.parametrize(
+    ("name", "prompts", "first"),
+    [
+        ("hpdv2", 400, "Dwayne the Rock Johnson wrestles"),
+        ("drawbench", 1000, "New York Skyline"),
+        ("geneval", 2212, "a photo of two wine"),
+    ],
+)
 def test_the_fields_prompt_sets_come_with_the_package(name, prompts, first):
     found = read_prompts(name)
     assert len(found) == prompts and found[0].text.startswith(first)
     if name == "geneval":
         assert {prompt.metadata["tag"] for prompt in found} == {
-            "single_object", "two_object", "counting", "colors", "position", "color_attr"
+            "single_object",
+            "two_object",
+            "counting",
+            "colors",
+            "position",
+            "color_attr",
         }
         assert all(clause["count"] >= 1 and clause["class"] for prompt in found for clause in prompt.metadata["include"])

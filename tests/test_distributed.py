@@ -80,9 +80,13 @@ def done(place, todo):
     return {name: [torch.load(f"{job['out']}.{n}") for n in range(job["processes"])] for name, job in todo.items()}
 
 
-@pytest.mark.parametrize(("case", "ranks"), [
-    *((case, ranks) for case in CASES for ranks in ("2", "4")), *((case, "2 by FSDP2") for case in BY_FSDP2),
-])
+@pytest.mark.parametrize(
+    ("case", "ranks"),
+    [
+        *((case, ranks) for case in CASES for ranks in ("2", "4")),
+        *((case, "2 by FSDP2") for case in BY_FSDP2),
+    ],
+)
 def test_an_equal_global_batch_gives_equal_gradients(jobs, case, ranks):
     one, first = jobs["1"][0][case], jobs[ranks][0][case]
     assert len(one["gradients"]) == len(first["gradients"]) > 0
@@ -172,15 +176,18 @@ def close(a, b):
 
 
 def test_prompts_that_do_not_divide_are_one_line_on_every_rank(jobs):
-    assert jobs["uneven"] == 4 * [(
-        2, "neighbor-grpo: prompts.per_iteration (6) must be a multiple of the 4 processes: a group never straddles two\n"
-    )]
+    assert jobs["uneven"] == 4 * [
+        (2, "neighbor-grpo: prompts.per_iteration (6) must be a multiple of the 4 processes: a group never straddles two\n")
+    ]
 
 
-@pytest.mark.parametrize(("kind", "environment", "message"), [
-    (DistributedType.DEEPSPEED, {}, "FSDP2 instead"),
-    (DistributedType.MULTI_CPU, {"ACCELERATE_USE_FSDP": "true"}, "FSDP needs GPUs, and fsdp_version: 2"),
-])
+@pytest.mark.parametrize(
+    ("kind", "environment", "message"),
+    [
+        (DistributedType.DEEPSPEED, {}, "FSDP2 instead"),
+        (DistributedType.MULTI_CPU, {"ACCELERATE_USE_FSDP": "true"}, "FSDP needs GPUs, and fsdp_version: 2"),
+    ],
+)
 def test_what_cannot_be_done_is_refused(monkeypatch, kind, environment, message):
     """As accelerate's state is under such a launch; version 1 of FSDP, too, is not FSDP2."""
     for name, value in environment.items():

@@ -32,20 +32,28 @@ def allocated(work) -> int:
     return int(held.max())
 
 
-@pytest.mark.parametrize("changes", [
-    (), ("model.dtype=bfloat16",), ("model.gradient_checkpointing=true",),
-    ("model.gradient_checkpointing=true", "model.dtype=bfloat16"), ("model.lora=null",),
-    ("model.lora=null", "model.dtype=bfloat16"),  # autocast
-    ("model.lora=null", "model.dtype=bfloat16", "model.gradient_checkpointing=true", "batch.update=2"),
-    ("batch.decode=8",), ("batch.decode=8", "model.dtype=bfloat16"), ("batch.update=1",), ("batch.rollout=4",),
-    ("method={name: flow_grpo, group_size: 4, num_steps: 3, kl: 0.1}",),
-    ("method={name: branch_grpo, group_size: 4, num_steps: 4, splits: [0, 1]}",),
-], ids=" ".join)
+@pytest.mark.parametrize(
+    "changes",
+    [
+        (),
+        ("model.dtype=bfloat16",),
+        ("model.gradient_checkpointing=true",),
+        ("model.gradient_checkpointing=true", "model.dtype=bfloat16"),
+        ("model.lora=null",),
+        ("model.lora=null", "model.dtype=bfloat16"),  # autocast
+        ("model.lora=null", "model.dtype=bfloat16", "model.gradient_checkpointing=true", "batch.update=2"),
+        ("batch.decode=8",),
+        ("batch.decode=8", "model.dtype=bfloat16"),
+        ("batch.update=1",),
+        ("batch.rollout=4",),
+        ("method={name: flow_grpo, group_size: 4, num_steps: 3, kl: 0.1}",),
+        ("method={name: branch_grpo, group_size: 4, num_steps: 4, splits: [0, 1]}",),
+    ],
+    ids=" ".join,
+)
 def test_an_iterations_peak_is_within_five_percent_of_the_allocators(tiny_flux, tmp_path, changes):
     """States, choices, activations and gradients of a whole iteration, where they outweigh the pictures, which a GPU's lack."""
-    config = load_config(None, settings(
-        tiny_flux, tmp_path, "model.height=192", "model.width=192", "batch.decode=1", *changes
-    ))
+    config = load_config(None, settings(tiny_flux, tmp_path, "model.height=192", "model.width=192", "batch.decode=1", *changes))
     held, trainer = estimate(config, "cpu"), Trainer(config)
     trainer._iteration(0)  # the optimizer's states and the texts are there after the first
     expected = held.peak - sum(held.resident.values())
@@ -56,14 +64,25 @@ def test_an_iterations_peak_is_within_five_percent_of_the_allocators(tiny_flux, 
 @pytest.mark.parametrize("kind", ["int8", "fp8"])
 def test_packed_weights_are_kept_unpacked_where_gradients_pass(tiny_flux, tmp_path, kind, checkpointing):
     """torchao's take less, but what autograd keeps of them is unpacked; of a block that is computed once more, nothing."""
-    config = load_config(None, settings(
-        tiny_flux, tmp_path, "model.dtype=bfloat16", f"model.quantize={kind}", "batch.update=4",
-        f"model.gradient_checkpointing={checkpointing}", "model.height=64", "model.width=64",
-    ))
+    config = load_config(
+        None,
+        settings(
+            tiny_flux,
+            tmp_path,
+            "model.dtype=bfloat16",
+            f"model.quantize={kind}",
+            "batch.update=4",
+            f"model.gradient_checkpointing={checkpointing}",
+            "model.height=64",
+            "model.width=64",
+        ),
+    )
     held, model = estimate(config, "cpu"), load_model(tiny_flux, dtype=torch.bfloat16, quantize=kind, height=64, width=64)
-    parts = [part for weight in model.transformer.parameters() for part in (
-        [weight.qdata, weight.scale] if hasattr(weight, "qdata") else [weight]
-    )]
+    parts = [
+        part
+        for weight in model.transformer.parameters()
+        for part in ([weight.qdata, weight.scale] if hasattr(weight, "qdata") else [weight])
+    ]
     assert held.resident["transformer"] == pytest.approx(sum(part.nbytes for part in parts), rel=0.1)  # scales count 0
     add_lora(model.transformer, 2, 4, list(model.lora_targets))
     if checkpointing:
@@ -77,8 +96,12 @@ def test_packed_weights_are_kept_unpacked_where_gradients_pass(tiny_flux, tmp_pa
 def test_decoding_is_the_allocators(dtype):
     def vae():
         return AutoencoderKL(
-            down_block_types=("DownEncoderBlock2D",) * 3, up_block_types=("UpDecoderBlock2D",) * 3, norm_num_groups=4,
-            block_out_channels=(16, 32, 64), layers_per_block=1, latent_channels=4,
+            down_block_types=("DownEncoderBlock2D",) * 3,
+            up_block_types=("UpDecoderBlock2D",) * 3,
+            norm_num_groups=4,
+            block_out_channels=(16, 32, 64),
+            layers_per_block=1,
+            latent_channels=4,
         ).to(dtype)
 
     real, x = vae(), torch.zeros(2, 4, 32, 32, dtype=dtype)
@@ -93,10 +116,20 @@ def test_decoding_is_the_allocators(dtype):
 
 def test_autocast_keeps_a_copy_of_every_weight_where_gradients_pass(tiny_flux, tmp_path):
     """Of few tokens, where weights are most: a rollout casts them one after another, and is planned so."""
-    config = load_config(None, settings(
-        tiny_flux, tmp_path, "model.lora=null", "model.dtype=bfloat16", "model.height=8", "model.width=8", "batch.rollout=1",
-        "model.max_sequence_length=2", "batch.update=1",
-    ))
+    config = load_config(
+        None,
+        settings(
+            tiny_flux,
+            tmp_path,
+            "model.lora=null",
+            "model.dtype=bfloat16",
+            "model.height=8",
+            "model.width=8",
+            "batch.rollout=1",
+            "model.max_sequence_length=2",
+            "batch.update=1",
+        ),
+    )
     model = load_model(tiny_flux, dtype=torch.bfloat16, height=8, width=8, max_sequence_length=2)
     train_all(model.transformer)
     x, cond = model.noise(1, torch.Generator()), model.blank(1)
@@ -113,9 +146,10 @@ def test_encoding_is_the_allocators(tiny_flux, tmp_path):
     model = load_model(tiny_flux)
     tokens = torch.zeros(TOGETHER, model.max_sequence_length, dtype=torch.long)
     with torch.no_grad():
-        real = max(allocated(lambda: model.pipe.text_encoder_2(tokens)), allocated(
-            lambda: model.pipe.text_encoder(tokens[:, :12], output_hidden_states=True)
-        ))
+        real = max(
+            allocated(lambda: model.pipe.text_encoder_2(tokens)),
+            allocated(lambda: model.pipe.text_encoder(tokens[:, :12], output_hidden_states=True)),
+        )
     held = estimate(load_config(None, settings(tiny_flux, tmp_path)), "cpu")
     assert held.phases["encode"]["activations"] == pytest.approx(real, rel=0.1)
     assert inspect.signature(TextCache.__call__).parameters["chunk"].default == TOGETHER
@@ -130,12 +164,18 @@ def test_resident_are_weights_optimizer_and_average(tiny_flux, tmp_path):
         moments = [value for state in learner.optimizer.state.values() for value in state.values() if value.ndim]
         assert held.trained == sum(weight.numel() for weight in learner.weights.values())
         assert held.parameters == sum(weight.numel() for weight in trainer.model.transformer.parameters())
-        assert held.resident == {name: size for name, size in {
-            "transformer": nbytes(w for w in trainer.model.transformer.parameters() if w.requires_grad != lora),
-            "LoRA": nbytes(learner.weights.values()) if lora else 0, "optimizer": nbytes(moments),
-            "average": nbytes(learner.ema.shadow_params) if learner.ema else 0, "VAE": nbytes(pipe.vae.parameters()),
-            "encoders": nbytes([*pipe.text_encoder.parameters(), *pipe.text_encoder_2.parameters()]),
-        }.items() if size}
+        assert held.resident == {
+            name: size
+            for name, size in {
+                "transformer": nbytes(w for w in trainer.model.transformer.parameters() if w.requires_grad != lora),
+                "LoRA": nbytes(learner.weights.values()) if lora else 0,
+                "optimizer": nbytes(moments),
+                "average": nbytes(learner.ema.shadow_params) if learner.ema else 0,
+                "VAE": nbytes(pipe.vae.parameters()),
+                "encoders": nbytes([*pipe.text_encoder.parameters(), *pipe.text_encoder_2.parameters()]),
+            }.items()
+            if size
+        }
 
 
 # ------------------------------------------------------------------------ operations
@@ -163,13 +203,20 @@ def test_operations_are_those_counted_by_hand(tiny_flux, tmp_path):
     held = estimate(config, "cuda")
     assert held.forward == by_hand(8 * 12, 24, 48, backward=False)
     assert held.update == by_hand(8 * 12, 24, 48, backward=True)
-    once_more = estimate(load_config(None, settings(
-        tiny_flux, tmp_path, "model.lora=null", "model.height=64", "model.width=96", "model.gradient_checkpointing=true"
-    )), "cuda")
+    once_more = estimate(
+        load_config(
+            None,
+            settings(
+                tiny_flux, tmp_path, "model.lora=null", "model.height=64", "model.width=96", "model.gradient_checkpointing=true"
+            ),
+        ),
+        "cuda",
+    )
     assert 0.9 * held.forward < once_more.update - held.update < held.forward
-    guided = estimate(load_config(None, settings(
-        tiny_flux, tmp_path, "model.lora=null", "model.height=64", "model.width=96", "model.cfg=2"
-    )), "cuda")
+    guided = estimate(
+        load_config(None, settings(tiny_flux, tmp_path, "model.lora=null", "model.height=64", "model.width=96", "model.cfg=2")),
+        "cuda",
+    )
     assert guided.forward == 2 * held.forward
 
 
@@ -207,16 +254,26 @@ def test_attention_keeps_no_scores(device, mask, dtype):
 def test_on_a_gpu_norms_and_attention_are_one_kernel_each():
     with torch.device("meta"):
         model = FluxTransformer2DModel(
-            in_channels=16, num_layers=1, num_single_layers=1, attention_head_dim=16, num_attention_heads=3,
-            joint_attention_dim=40, pooled_projection_dim=32, axes_dims_rope=(4, 6, 6),
+            in_channels=16,
+            num_layers=1,
+            num_single_layers=1,
+            attention_head_dim=16,
+            num_attention_heads=3,
+            joint_attention_dim=40,
+            pooled_projection_dim=32,
+            axes_dims_rope=(4, 6, 6),
         ).to(torch.bfloat16)
     x = {"device": META, "dtype": torch.bfloat16}
     peaks = {}
     for device in ("cpu", "cuda"):
         with Kernels(device).of(model), Followed() as seen:
             y = model(
-                torch.empty(1, 256, 16, **x), torch.empty(1, 8, 40, **x), torch.empty(1, 32, **x), torch.empty(1, **x),
-                torch.empty(256, 3, **x), torch.empty(8, 3, **x),
+                torch.empty(1, 256, 16, **x),
+                torch.empty(1, 8, 40, **x),
+                torch.empty(1, 32, **x),
+                torch.empty(1, **x),
+                torch.empty(256, 3, **x),
+                torch.empty(8, 3, **x),
             ).sample
             torch.autograd.backward(y.float().sum())
         peaks[device] = seen.peak

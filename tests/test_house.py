@@ -11,8 +11,19 @@ import neighbor_grpo
 
 ROOT = Path(neighbor_grpo.__file__).parent
 ORDER = [
-    "errors", "path", "solvers", "sde", "policy", "advantage", "tree", "methods", "update", "collector", "learner",
-    "trainer", "cli",
+    "errors",
+    "path",
+    "solvers",
+    "sde",
+    "policy",
+    "advantage",
+    "tree",
+    "methods",
+    "update",
+    "collector",
+    "learner",
+    "trainer",
+    "cli",
 ]
 
 
@@ -45,8 +56,21 @@ def test_public_names():
     from neighbor_grpo.training.trainer import Trainer
 
     public = [
-        quasi_norm, z_score, Config, load_config, load_model, clipped_surrogate, gaussian_log_prob, leap_log_prob, dance_sde,
-        flow_sde, dpmpp_2m, dpmpp_3m, euler, heun, Trainer,
+        quasi_norm,
+        z_score,
+        Config,
+        load_config,
+        load_model,
+        clipped_surrogate,
+        gaussian_log_prob,
+        leap_log_prob,
+        dance_sde,
+        flow_sde,
+        dpmpp_2m,
+        dpmpp_3m,
+        euler,
+        heun,
+        Trainer,
     ]
     assert all(callable(name) and name.__doc__ for name in public)
     assert "neighbor" in METHODS and "FluxPipeline" in MODELS and "scenes" in REWARDS

@@ -71,9 +71,7 @@ def test_time_is_the_counted_work_at_half_the_rate(capsys, weightless, tmp_path)
     config = load_config(None, settings(weightless, tmp_path))
     held, counted = estimate(config, "cpu"), plan(config)
     seconds = counted.seconds(held, 1, 1e9)
-    assert seconds == {
-        "rollout": 24 * held.forward / 5e8, "decode": 8 * held.decode / 5e8, "update": 8 * held.update / 5e8
-    }
+    assert seconds == {"rollout": 24 * held.forward / 5e8, "decode": 8 * held.decode / 5e8, "update": 8 * held.update / 5e8}
     assert counted.seconds(held, 2, 1e9)["rollout"] == seconds["rollout"] / 2
     for rate, there in ((["--tflops", 0.001], "1 GFLOP/s"), ([], "FLOP/s")):
         assert f"{there}" in run(capsys, "plan", *settings(weightless, tmp_path), *rate)[1]
@@ -83,8 +81,10 @@ def test_time_is_the_counted_work_at_half_the_rate(capsys, weightless, tmp_path)
 
 def test_mistakes(capsys, weightless, tmp_path):
     for arguments, message in (
-        (["--processes", 3], "must be a multiple of --processes (3)"), (["model.height=33"], "multiples of 8"),
-        (["model.path=nowhere"], "no diffusers pipeline"), (["model.lora.targets=[nothing]"], "fit no layer"),
+        (["--processes", 3], "must be a multiple of --processes (3)"),
+        (["model.height=33"], "multiples of 8"),
+        (["model.path=nowhere"], "no diffusers pipeline"),
+        (["model.lora.targets=[nothing]"], "fit no layer"),
     ):
         code, _, err = run(capsys, "plan", *settings(weightless, tmp_path), *arguments)
         assert code == 2 and message in err and len(err.splitlines()) == 1
@@ -141,18 +141,30 @@ def test_all_weights_of_flux_dev_are_planned_for_fsdp2(capsys, flux):
 
 def test_what_takes_less(flux):
     """Each setting that is for memory makes what it is for smaller, and only that."""
-    config = load_config(FLUX, [
-        f"model.path={flux}", "batch.update=2", "model.gradient_checkpointing=false", "prompts.per_iteration=1"
-    ])
+    config = load_config(
+        FLUX, [f"model.path={flux}", "batch.update=2", "model.gradient_checkpointing=false", "prompts.per_iteration=1"]
+    )
     plain = estimate(config, "cuda")
-    less = {text: estimate(changed(config, [text]), "cuda") for text in (
-        "model.gradient_checkpointing=true", "batch.update=1", "batch.rollout=6", "batch.decode=1", "batch.keep_on=cpu",
-        "optimizer.name=adamw_8bit", "model.quantize=int8", "model.quantize=nf4", "ema=null",
-    )}
+    less = {
+        text: estimate(changed(config, [text]), "cuda")
+        for text in (
+            "model.gradient_checkpointing=true",
+            "batch.update=1",
+            "batch.rollout=6",
+            "batch.decode=1",
+            "batch.keep_on=cpu",
+            "optimizer.name=adamw_8bit",
+            "model.quantize=int8",
+            "model.quantize=nf4",
+            "ema=null",
+        )
+    }
     parameters = plain.resident["transformer"] / 2
     for text, phase, share in (
-        ("model.gradient_checkpointing=true", "update", 0.2), ("batch.update=1", "update", 0.55),
-        ("batch.rollout=6", "rollout", 0.55), ("batch.decode=1", "decode", 0.3),
+        ("model.gradient_checkpointing=true", "update", 0.2),
+        ("batch.update=1", "update", 0.55),
+        ("batch.rollout=6", "rollout", 0.55),
+        ("batch.decode=1", "decode", 0.3),
     ):
         held = less[text]
         assert 0 < held.phases[phase]["activations"] < share * plain.phases[phase]["activations"]
@@ -171,9 +183,14 @@ def test_what_takes_less(flux):
     assert both < 1.2 * less[once_more[0]].phases["update"]["activations"]
 
 
-@pytest.mark.parametrize(("name", "size", "memory"), [
-    ("flux", 512, 24e9), ("flux", 1024, 48e9), ("sd35", 1024, 16e9),
-])
+@pytest.mark.parametrize(
+    ("name", "size", "memory"),
+    [
+        ("flux", 512, 24e9),
+        ("flux", 1024, 48e9),
+        ("sd35", 1024, 16e9),
+    ],
+)
 def test_published_models_fit_common_cards(request, name, size, memory):
     place = request.getfixturevalue(name)
     config = load_config(None, [f"model.path={place}", f"model.height={size}", f"model.width={size}"])

@@ -52,11 +52,14 @@ def test_the_command_prints_a_table_and_the_override(tiny_flux, tmp_path, capsys
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize(("more", "message"), [
-    (["--sigma", "1.5"], "--sigma lies in (0, 1], not 1.5"),
-    (["--share", "0"], "--share lies in (0, 1], not 0"),
-    (["method={name: dance_grpo, group_size: 6}"], "dance_grpo has no sigma"),
-])
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--sigma", "1.5"], "--sigma lies in (0, 1], not 1.5"),
+        (["--share", "0"], "--share lies in (0, 1], not 0"),
+        (["method={name: dance_grpo, group_size: 6}"], "dance_grpo has no sigma"),
+    ],
+)
 def test_mistakes(tiny_flux, tmp_path, capsys, more, message):
     asked = [item for item in settings(tiny_flux, tmp_path) if not (item.startswith("method.") and "dance" in more[0])]
     assert main(["probe", *asked, *more]) == 2

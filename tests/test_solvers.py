@@ -22,6 +22,7 @@ def gaussian_velocity(x, t):
 
 def exact(x, t, s):
     """The probability-flow ODE keeps the standardised state."""
+
     def std(u):
         return math.sqrt((1 - u) ** 2 * SCALE**2 + u**2)
 
@@ -62,8 +63,13 @@ def test_agrees_with_diffusers_multistep_solver():
     """The same sigmas, a velocity that is no polynomial; diffusers in its own loop."""
     sigmas = [0.98, 0.9, 0.77, 0.6, 0.41, 0.2, 0.07, 0.0]
     scheduler = DPMSolverMultistepScheduler(
-        solver_order=2, prediction_type="flow_prediction", use_flow_sigmas=True, algorithm_type="dpmsolver++",
-        final_sigmas_type="zero", lower_order_final=False, euler_at_final=True,
+        solver_order=2,
+        prediction_type="flow_prediction",
+        use_flow_sigmas=True,
+        algorithm_type="dpmsolver++",
+        final_sigmas_type="zero",
+        lower_order_final=False,
+        euler_at_final=True,
     )
     scheduler.set_timesteps(len(sigmas) - 1)
     scheduler.sigmas = torch.tensor(sigmas, dtype=torch.float64)

@@ -150,10 +150,14 @@ def test_a_killed_process_goes_on_bit_for_bit(tiny_flux, tmp_path, how):
     assert [line["iteration"] for line in metrics(run)] == list(range(13))
 
 
-@pytest.mark.parametrize(("function", "message"), [
-    ("broken", r"8 of 8 pictures.*RuntimeError: no luck .prompt"), ("nan", r"1 of 8 pictures.*scored nan"),
-    ("short", r"8 of 8.*shape \(1,\) for 8"),
-])
+@pytest.mark.parametrize(
+    ("function", "message"),
+    [
+        ("broken", r"8 of 8 pictures.*RuntimeError: no luck .prompt"),
+        ("nan", r"1 of 8 pictures.*scored nan"),
+        ("short", r"8 of 8.*shape \(1,\) for 8"),
+    ],
+)
 def test_a_failing_reward_stops_with_a_checkpoint_and_mended_it_goes_on(tiny_flux, tmp_path, function, message):
     trainer = Trainer(load_config(None, settings(tiny_flux, tmp_path)))
     bad = load_reward(f"{tmp_path / 'reward.py'}:{function}")

@@ -106,12 +106,15 @@ class Evaluation(Section):
     solver: Literal["euler", "heun", "dpmpp_2m", "dpmpp_3m"] = Field("dpmpp_2m", description="of the sampling")
     gallery: Positive = Field(8, description="prompts shown before and after")
     best: str | None = Field(
-        None, description="watched measure whose best checkpoint is kept in best/, -name where less is better; "
-        "null = the first watched reward"
+        None,
+        description="watched measure whose best checkpoint is kept in best/, -name where less is better; "
+        "null = the first watched reward",
     )
     early_stop: float | None = Field(
-        None, gt=0, description="stop when the trained reward has risen by so many stds (over pictures, before training) "
-        "more than a watched reward; null = never"
+        None,
+        gt=0,
+        description="stop when the trained reward has risen by so many stds (over pictures, before training) "
+        "more than a watched reward; null = never",
     )
 
 
@@ -159,9 +162,7 @@ class Config(Section):
         return [name for name in names if name not in self.reward.train]
 
 
-def load_config(
-    path: str | Path | Sequence[str | Path] | None = None, overrides: list[str] | tuple[str, ...] = ()
-) -> Config:
+def load_config(path: str | Path | Sequence[str | Path] | None = None, overrides: list[str] | tuple[str, ...] = ()) -> Config:
     """The defaults, changed by a YAML file or several (without one: demo.yaml), then by overrides ("method.sigma=0.2")."""
     values: dict[str, Any] = {}
     for file in [path] if isinstance(path, str | Path) else path or [DEMO]:

@@ -16,21 +16,36 @@ from neighbor_grpo.methods.mix_grpo import MixGRPO
 
 VARIANTS = {
     "neighbor": [
-        {"temperature": 1.0}, {"distance": "final_x0"}, {"distance": "step_x0"}, {"weighting": "scale"},
-        {"solver": "heun"}, {"solver": "dpmpp_3m"}, {"updates_per_rollout": 2}, {"solver": "euler", "reference": "literal"},
+        {"temperature": 1.0},
+        {"distance": "final_x0"},
+        {"distance": "step_x0"},
+        {"weighting": "scale"},
+        {"solver": "heun"},
+        {"solver": "dpmpp_3m"},
+        {"updates_per_rollout": 2},
+        {"solver": "euler", "reference": "literal"},
     ],
     "flow_grpo": [{"sde": "cps"}, {"kl": 0.01}],
     "mix_grpo": [
-        {"window": 14}, {"strategy": "random"}, {"strategy": "decay"}, {"strategy": "exp_decay"}, {"strategy": "frozen"},
+        {"window": 14},
+        {"strategy": "random"},
+        {"strategy": "decay"},
+        {"strategy": "exp_decay"},
+        {"strategy": "frozen"},
     ],
     "branch_grpo": [
-        {"fusion": "softmax"}, {"keep": "best"}, {"keep": "extremes"}, {"prune_depths": [16, 17, 18], "slide_every": 1},
-        {"mix": True}, {"splits": [0], "branching": 16},
+        {"fusion": "softmax"},
+        {"keep": "best"},
+        {"keep": "extremes"},
+        {"prune_depths": [16, 17, 18], "slide_every": 1},
+        {"mix": True},
+        {"splits": [0], "branching": 16},
     ],
 }
 CASES = [
     pytest.param(METHODS[name](**variant), id=f"{name}-{variant}")
-    for name in METHODS for variant in [{}, *VARIANTS.get(name, [])]
+    for name in METHODS
+    for variant in [{}, *VARIANTS.get(name, [])]
 ]
 SDE_CASES = [case for case in CASES if isinstance(case.values[0], Gaussian)]
 MU = torch.linspace(-1, 1, 12).reshape(LATENT)
@@ -126,11 +141,14 @@ def test_gradient_does_not_depend_on_the_micro_batch(method):
 @pytest.mark.parametrize("method", CASES)
 def test_a_group_does_not_depend_on_the_others(method):
     """Generators and noise of its own: the rows of a prompt are the same whether another is beside it or not."""
+
     def run(prompts):
         noises = [torch.Generator().manual_seed(7 + p) for p in prompts]
         tree = method.rollout(
             lambda x, t: velocity(MU, x, t),
-            lambda n: torch.stack([torch.randn(n, *LATENT, generator=g) for g in noises]), grid(method), 0,
+            lambda n: torch.stack([torch.randn(n, *LATENT, generator=g) for g in noises]),
+            grid(method),
+            0,
         )
         rewards = torch.stack([torch.randn(method.group_size, generator=torch.Generator().manual_seed(p)) for p in prompts])
         pool = torch.arange(6.0).reshape(2, 3)  # the same for both, as it is on every rank

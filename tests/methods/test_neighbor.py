@@ -154,10 +154,23 @@ def test_x0_distances_compare_data():
     torch.testing.assert_close(own.y[0], step.x[0] - step.t * step.v[0])
 
 
-@pytest.mark.parametrize("wrong", [
-    {"group_size": 1}, {"num_anchors": 13}, {"num_train_steps": 9}, {"sigma": 0.0}, {"sigma": 1.1}, {"p": 0.0}, {"p": 2.1},
-    {"updates_per_rollout": 3}, {"temperature": "d"}, {"temperature": 0.0}, {"train_from": 0.6, "train_to": 0.5}, {"sigmaa": 1},
-])
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"group_size": 1},
+        {"num_anchors": 13},
+        {"num_train_steps": 9},
+        {"sigma": 0.0},
+        {"sigma": 1.1},
+        {"p": 0.0},
+        {"p": 2.1},
+        {"updates_per_rollout": 3},
+        {"temperature": "d"},
+        {"temperature": 0.0},
+        {"train_from": 0.6, "train_to": 0.5},
+        {"sigmaa": 1},
+    ],
+)
 def test_values_out_of_range_are_refused(wrong):
     with pytest.raises(ValidationError):
         Neighbor(**wrong)

@@ -28,6 +28,7 @@ def trained(method, tree, iteration=0):
 
 # ---------------------------------------------------------------- the objective
 
+
 def test_loss_is_ppo_on_the_gaussian_density():
     """An independent computation: torch's Normal, mean over dimensions, clip by hand."""
     method = DanceGRPO(group_size=2, updates_per_rollout=1, num_train_steps=3, num_steps=4, clip=1e-3)
@@ -74,6 +75,7 @@ def test_divergence_is_that_of_two_gaussians_of_one_std():
 
 # ---------------------------------------------------------------- lines
 
+
 def test_flow_trains_all_transitions_but_the_last_of_every_sample_in_two_steps():
     method = FlowGRPO()
     tree = rollout(method, MU)
@@ -110,10 +112,14 @@ def test_the_picture_is_the_predicted_data():
 
 # ---------------------------------------------------------------- the window
 
-@pytest.mark.parametrize(("strategy", "expected"), [
-    ("progressive", {0: 0, 24: 0, 25: 1, 499: 19, 500: 20, 524: 20, 525: 0}),
-    ("frozen", {0: 0, 1000: 0}),
-])
+
+@pytest.mark.parametrize(
+    ("strategy", "expected"),
+    [
+        ("progressive", {0: 0, 24: 0, 25: 1, 499: 19, 500: 20, 524: 20, 525: 0}),
+        ("frozen", {0: 0, 1000: 0}),
+    ],
+)
 def test_place_of_the_window(strategy, expected):
     """N = 25, w = 4: places 0 to 20, the last reaching the last but one transition."""
     method = MixGRPO(strategy=strategy)
@@ -153,10 +159,16 @@ def test_mix_shares_what_comes_before_the_window_and_trains_the_window(iteration
     assert [len(update) for update in trained(method, tree)] == [2 * 3 * 4] * 4
 
 
-@pytest.mark.parametrize(("method", "iteration", "steps"), [
-    (MixGRPOFlash(), 0, 4 + 9), (MixGRPOFlash(), 500, 24 + 1), (MixGRPOFlash(), 100, 8 + 7),
-    (MixGRPOFlashStar(), 0, 4 + 5), (MixGRPOFlashStar(tail=0.19), 77, 4 + 4),
-])
+@pytest.mark.parametrize(
+    ("method", "iteration", "steps"),
+    [
+        (MixGRPOFlash(), 0, 4 + 9),
+        (MixGRPOFlash(), 500, 24 + 1),
+        (MixGRPOFlash(), 100, 8 + 7),
+        (MixGRPOFlashStar(), 0, 4 + 5),
+        (MixGRPOFlashStar(tail=0.19), 77, 4 + 4),
+    ],
+)
 def test_flash_shortens_the_tail_and_ends_in_data(method, iteration, steps):
     tree = rollout(method, MU, iteration=iteration)
     assert len(tree.steps) == steps and tree.steps[-1].s == 0.0
@@ -171,6 +183,7 @@ def test_flow_fast_is_a_window_of_two_in_the_first_half():
 
 
 # ---------------------------------------------------------------- the branching tree
+
 
 def test_branch_counts():
     """Splits at 0, 3, 6, 9 of 20: 203 states to evaluate, 218 transitions (13.6 a leaf), 202 of them stochastic."""
@@ -243,21 +256,25 @@ def test_mix_draws_and_trains_the_splits_only():
 
 # ---------------------------------------------------------------- mistakes
 
-@pytest.mark.parametrize(("name", "wrong", "message"), [
-    ("mix_grpo", {"window": 25}, "window (25) is longer than the 24 transitions"),
-    ("mix_grpo_flash", {"window": 9, "num_steps": 9}, "longer than the 8"),
-    ("mix_grpo", {"dwell": 2, "dwell_min": 3}, "dwell_min (3) exceeds dwell (2)"),
-    ("mix_grpo", {"updates_per_rollout": 5}, "must divide group_size"),
-    ("dance_grpo", {"num_train_steps": 25}, "exceeds the 24 stochastic transitions"),
-    ("flow_grpo", {"sde": "cps", "eta": 1.5}, "share of the noise"),
-    ("branch_grpo", {"splits": [0, 3, 6]}, "3 splits into 2 give 8 leaves, not group_size (G = 16)"),
-    ("branch_grpo", {"splits": [0, 3, 6, 19]}, "rising order from 0 to 18"),
-    ("branch_grpo", {"splits": [3, 0, 6, 9]}, "rising order"),
-    ("branch_grpo", {"prune_depths": list(range(19))}, "leaves no transition"),
-    ("branch_grpo", {"mix": True, "prune_depths": [0, 3, 6, 9]}, "leaves no transition"),
-    ("branch_grpo", {"prune_depths": [20]}, "transitions 0 to 19"),
-    ("branch_grpo", {"keep": "extremes", "group_size": 2, "splits": [0]}, "multiple of 4"),
-])
+
+@pytest.mark.parametrize(
+    ("name", "wrong", "message"),
+    [
+        ("mix_grpo", {"window": 25}, "window (25) is longer than the 24 transitions"),
+        ("mix_grpo_flash", {"window": 9, "num_steps": 9}, "longer than the 8"),
+        ("mix_grpo", {"dwell": 2, "dwell_min": 3}, "dwell_min (3) exceeds dwell (2)"),
+        ("mix_grpo", {"updates_per_rollout": 5}, "must divide group_size"),
+        ("dance_grpo", {"num_train_steps": 25}, "exceeds the 24 stochastic transitions"),
+        ("flow_grpo", {"sde": "cps", "eta": 1.5}, "share of the noise"),
+        ("branch_grpo", {"splits": [0, 3, 6]}, "3 splits into 2 give 8 leaves, not group_size (G = 16)"),
+        ("branch_grpo", {"splits": [0, 3, 6, 19]}, "rising order from 0 to 18"),
+        ("branch_grpo", {"splits": [3, 0, 6, 9]}, "rising order"),
+        ("branch_grpo", {"prune_depths": list(range(19))}, "leaves no transition"),
+        ("branch_grpo", {"mix": True, "prune_depths": [0, 3, 6, 9]}, "leaves no transition"),
+        ("branch_grpo", {"prune_depths": [20]}, "transitions 0 to 19"),
+        ("branch_grpo", {"keep": "extremes", "group_size": 2, "splits": [0]}, "multiple of 4"),
+    ],
+)
 def test_values_that_do_not_fit_are_refused(name, wrong, message):
     with pytest.raises(ValidationError) as caught:
         METHODS[name](**wrong)

@@ -11,6 +11,12 @@ LORA = ["to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_p
 def call(pipe, model, noise, prompts, steps):
     """Pictures [n, 3, H, W] in [0, 1] by the pipeline's own __call__, from noise [n, *latent]."""
     return pipe(
-        prompts, height=model.height, width=model.width, num_inference_steps=steps, guidance_scale=model.guidance_scale,
-        latents=noise, max_sequence_length=LENGTH, output_type="pt",
+        prompts,
+        height=model.height,
+        width=model.width,
+        num_inference_steps=steps,
+        guidance_scale=model.guidance_scale,
+        latents=noise,
+        max_sequence_length=LENGTH,
+        output_type="pt",
     ).images

@@ -37,26 +37,47 @@ def build(**scheduler) -> QwenImagePipeline:
     """An f4 VAE of 4 channels and Qwen-Image's own schedule: dynamic shifting that ends above zero."""
     torch.manual_seed(7)
     tokenizer = build_tokenizer()
-    text = Qwen2_5_VLForConditionalGeneration(Qwen2_5_VLConfig(
-        text_config={
-            "vocab_size": len(tokenizer), "hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 2,
-            "num_attention_heads": 2, "num_key_value_heads": 1, "max_position_embeddings": 1024,
-            "bos_token_id": 0, "eos_token_id": 0,
-            "rope_parameters": {"rope_type": "default", "mrope_section": [2, 3, 3], "rope_theta": 1e6},
-        },
-        vision_config={"depth": 1, "hidden_size": 16, "intermediate_size": 16, "num_heads": 2, "out_hidden_size": 32},
-    ))
+    text = Qwen2_5_VLForConditionalGeneration(
+        Qwen2_5_VLConfig(
+            text_config={
+                "vocab_size": len(tokenizer),
+                "hidden_size": 32,
+                "intermediate_size": 32,
+                "num_hidden_layers": 2,
+                "num_attention_heads": 2,
+                "num_key_value_heads": 1,
+                "max_position_embeddings": 1024,
+                "bos_token_id": 0,
+                "eos_token_id": 0,
+                "rope_parameters": {"rope_type": "default", "mrope_section": [2, 3, 3], "rope_theta": 1e6},
+            },
+            vision_config={"depth": 1, "hidden_size": 16, "intermediate_size": 16, "num_heads": 2, "out_hidden_size": 32},
+        )
+    )
     vae = AutoencoderKLQwenImage(
-        base_dim=8, z_dim=4, dim_mult=[1, 2, 2], num_res_blocks=1, temperal_downsample=[False, True],
-        latents_mean=[-0.3, 0.2, 0.1, 0.4], latents_std=[1.4, 2.3, 0.8, 1.1],
+        base_dim=8,
+        z_dim=4,
+        dim_mult=[1, 2, 2],
+        num_res_blocks=1,
+        temperal_downsample=[False, True],
+        latents_mean=[-0.3, 0.2, 0.1, 0.4],
+        latents_std=[1.4, 2.3, 0.8, 1.1],
     )
     transformer = QwenImageTransformer2DModel(
-        in_channels=16, out_channels=4, num_layers=2, attention_head_dim=16, num_attention_heads=2, joint_attention_dim=32,
+        in_channels=16,
+        out_channels=4,
+        num_layers=2,
+        attention_head_dim=16,
+        num_attention_heads=2,
+        joint_attention_dim=32,
         axes_dims_rope=(4, 6, 6),
     )
     schedule = {"max_shift": 0.9, "max_image_seq_len": 8192, "shift_terminal": 0.02, "use_dynamic_shifting": True, **scheduler}
     return QwenImagePipeline(
-        scheduler=FlowMatchEulerDiscreteScheduler(**schedule), vae=vae, text_encoder=text, tokenizer=tokenizer,
+        scheduler=FlowMatchEulerDiscreteScheduler(**schedule),
+        vae=vae,
+        text_encoder=text,
+        tokenizer=tokenizer,
         transformer=transformer,
     )
 
@@ -64,6 +85,13 @@ def build(**scheduler) -> QwenImagePipeline:
 def call(pipe, model, noise, prompts, steps):
     """Pictures [n, 3, H, W] in [0, 1] by the pipeline's own __call__, from noise [n, *latent]."""
     return pipe(
-        prompts, negative_prompt=[" "] * len(prompts) if model.cfg > 1 else None, true_cfg_scale=model.cfg, height=model.height,
-        width=model.width, num_inference_steps=steps, latents=noise, max_sequence_length=LENGTH, output_type="pt",
+        prompts,
+        negative_prompt=[" "] * len(prompts) if model.cfg > 1 else None,
+        true_cfg_scale=model.cfg,
+        height=model.height,
+        width=model.width,
+        num_inference_steps=steps,
+        latents=noise,
+        max_sequence_length=LENGTH,
+        output_type="pt",
     ).images

@@ -20,30 +20,60 @@ def build(dynamic_shift: bool = False, t5: bool = True) -> StableDiffusion3Pipel
     tokenizer, clip, t5_tokenizer, t5_model = build_text()
     t5_tokenizer.model_max_length = LENGTH
     clips = [
-        CLIPTextModelWithProjection(CLIPTextConfig(
-            vocab_size=clip.config.vocab_size, hidden_size=width, projection_dim=width, intermediate_size=32,
-            num_hidden_layers=2, num_attention_heads=4, max_position_embeddings=12,
-            bos_token_id=0, eos_token_id=1, pad_token_id=1,
-        ))
+        CLIPTextModelWithProjection(
+            CLIPTextConfig(
+                vocab_size=clip.config.vocab_size,
+                hidden_size=width,
+                projection_dim=width,
+                intermediate_size=32,
+                num_hidden_layers=2,
+                num_attention_heads=4,
+                max_position_embeddings=12,
+                bos_token_id=0,
+                eos_token_id=1,
+                pad_token_id=1,
+            )
+        )
         for width in (16, 20)
     ]
     t5_model = small_t5(t5_model.config.vocab_size)
     vae = small_vae(256)
     transformer = SD3Transformer2DModel(
-        sample_size=8, in_channels=4, out_channels=4, num_layers=2, attention_head_dim=12, num_attention_heads=4,
-        joint_attention_dim=40, caption_projection_dim=48, pooled_projection_dim=36, pos_embed_max_size=24,
-        dual_attention_layers=(0,), qk_norm="rms_norm",
+        sample_size=8,
+        in_channels=4,
+        out_channels=4,
+        num_layers=2,
+        attention_head_dim=12,
+        num_attention_heads=4,
+        joint_attention_dim=40,
+        caption_projection_dim=48,
+        pooled_projection_dim=36,
+        pos_embed_max_size=24,
+        dual_attention_layers=(0,),
+        qk_norm="rms_norm",
     )
     return StableDiffusion3Pipeline(
-        scheduler=FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=dynamic_shift, shift=3.0), vae=vae,
-        text_encoder=clips[0], tokenizer=tokenizer, text_encoder_2=clips[1], tokenizer_2=tokenizer,
-        text_encoder_3=t5_model if t5 else None, tokenizer_3=t5_tokenizer if t5 else None, transformer=transformer,
+        scheduler=FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=dynamic_shift, shift=3.0),
+        vae=vae,
+        text_encoder=clips[0],
+        tokenizer=tokenizer,
+        text_encoder_2=clips[1],
+        tokenizer_2=tokenizer,
+        text_encoder_3=t5_model if t5 else None,
+        tokenizer_3=t5_tokenizer if t5 else None,
+        transformer=transformer,
     )
 
 
 def call(pipe, model, noise, prompts, steps):
     """Pictures [n, 3, H, W] in [0, 1] by the pipeline's own __call__, from noise [n, *latent]."""
     return pipe(
-        prompts, height=model.height, width=model.width, num_inference_steps=steps, guidance_scale=model.cfg,
-        latents=noise, max_sequence_length=model.max_sequence_length, output_type="pt",
+        prompts,
+        height=model.height,
+        width=model.width,
+        num_inference_steps=steps,
+        guidance_scale=model.cfg,
+        latents=noise,
+        max_sequence_length=model.max_sequence_length,
+        output_type="pt",
     ).images

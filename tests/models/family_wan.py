@@ -17,27 +17,42 @@ def parts(residual: bool = False) -> dict:
     """All but transformers and scheduler: the true f8 VAE's layout, a frame for four, 4 channels; or that of TI2V-5B, f16."""
     torch.manual_seed(7)
     _, _, tokenizer, text = build_text()
-    text = UMT5EncoderModel(UMT5Config(
-        vocab_size=text.config.vocab_size, d_model=24, d_kv=8, d_ff=32, num_layers=1, num_heads=3, dropout_rate=0.0
-    ))
+    text = UMT5EncoderModel(
+        UMT5Config(vocab_size=text.config.vocab_size, d_model=24, d_kv=8, d_ff=32, num_layers=1, num_heads=3, dropout_rate=0.0)
+    )
     kind = {"is_residual": True, "patch_size": 2, "in_channels": 12, "out_channels": 12, "scale_factor_spatial": 16}
     vae = AutoencoderKLWan(
-        base_dim=4, z_dim=4, dim_mult=[1, 1, 2, 2], num_res_blocks=1, latents_mean=[-0.3, 0.2, 0.1, 0.4],
-        latents_std=[1.4, 2.3, 0.8, 1.1], **(kind if residual else {}),
+        base_dim=4,
+        z_dim=4,
+        dim_mult=[1, 1, 2, 2],
+        num_res_blocks=1,
+        latents_mean=[-0.3, 0.2, 0.1, 0.4],
+        latents_std=[1.4, 2.3, 0.8, 1.1],
+        **(kind if residual else {}),
     )
     return {"tokenizer": tokenizer, "text_encoder": text, "vae": vae}
 
 
 def transformer(channels: int = 4, **more) -> WanTransformer3DModel:
     return WanTransformer3DModel(
-        num_attention_heads=2, attention_head_dim=12, in_channels=channels, out_channels=4, text_dim=24, freq_dim=16,
-        ffn_dim=32, num_layers=2, rope_max_seq_len=32, **more,
+        num_attention_heads=2,
+        attention_head_dim=12,
+        in_channels=channels,
+        out_channels=4,
+        text_dim=24,
+        freq_dim=16,
+        ffn_dim=32,
+        num_layers=2,
+        rope_max_seq_len=32,
+        **more,
     )
 
 
 def build(scheduler=None, expand_timesteps: bool = False) -> WanPipeline:
     return WanPipeline(
-        **parts(residual=expand_timesteps), transformer=transformer(), expand_timesteps=expand_timesteps,
+        **parts(residual=expand_timesteps),
+        transformer=transformer(),
+        expand_timesteps=expand_timesteps,
         scheduler=scheduler or FlowMatchEulerDiscreteScheduler(shift=3.0),
     )
 
@@ -45,6 +60,12 @@ def build(scheduler=None, expand_timesteps: bool = False) -> WanPipeline:
 def call(pipe, model, noise, prompts, steps):
     """Videos [n, T, 3, H, W] in [0, 1] by the pipeline's own __call__, from noise [n, *latent]."""
     return pipe(
-        prompts, height=model.height, width=model.width, num_frames=model.frames, num_inference_steps=steps,
-        guidance_scale=model.cfg, latents=noise, output_type="pt",
+        prompts,
+        height=model.height,
+        width=model.width,
+        num_frames=model.frames,
+        num_inference_steps=steps,
+        guidance_scale=model.cfg,
+        latents=noise,
+        output_type="pt",
     ).frames

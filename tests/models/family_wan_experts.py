@@ -7,7 +7,10 @@ from family_wan import FRAMES, GUIDED, LENGTH, LORA, SIZES, call, parts, transfo
 def build() -> WanPipeline:
     """Of 3 or of 5 steps the first two go to the first expert."""
     return WanPipeline(
-        **parts(), transformer=transformer(), transformer_2=transformer(), boundary_ratio=0.75,
+        **parts(),
+        transformer=transformer(),
+        transformer_2=transformer(),
+        boundary_ratio=0.75,
         scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
     )
 

@@ -21,23 +21,36 @@ def build(version: str = "2.1", **settings) -> WanImageToVideoPipeline:
         more = {**parts(), "transformer": transformer(12), "transformer_2": transformer(12), "boundary_ratio": 0.75}
     else:
         torch.manual_seed(8)
-        clip = CLIPVisionModel(CLIPVisionConfig(
-            hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2, image_size=32, patch_size=16
-        ))
+        clip = CLIPVisionModel(
+            CLIPVisionConfig(
+                hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2, image_size=32, patch_size=16
+            )
+        )
         small = {"shortest_edge": 32}, {"height": 32, "width": 32}
         more = {
-            **parts(), "transformer": transformer(12, image_dim=16, added_kv_proj_dim=24, **settings),
-            "image_encoder": clip, "image_processor": CLIPImageProcessor(size=small[0], crop_size=small[1]),
+            **parts(),
+            "transformer": transformer(12, image_dim=16, added_kv_proj_dim=24, **settings),
+            "image_encoder": clip,
+            "image_processor": CLIPImageProcessor(size=small[0], crop_size=small[1]),
         }
     return WanImageToVideoPipeline(scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0), **more)
 
 
 def call(pipe, model, noise, prompts, steps, images):
     """Videos [n, T, 3, H, W] in [0, 1] by the pipeline's own __call__, which takes one picture at a time."""
-    return torch.cat([
-        pipe(
-            load_image(str(image)), prompt, height=model.height, width=model.width, num_frames=model.frames,
-            num_inference_steps=steps, guidance_scale=model.cfg, latents=x[None], output_type="pt",
-        ).frames
-        for image, prompt, x in zip(images, prompts, noise, strict=True)
-    ])
+    return torch.cat(
+        [
+            pipe(
+                load_image(str(image)),
+                prompt,
+                height=model.height,
+                width=model.width,
+                num_frames=model.frames,
+                num_inference_steps=steps,
+                guidance_scale=model.cfg,
+                latents=x[None],
+                output_type="pt",
+            ).frames
+            for image, prompt, x in zip(images, prompts, noise, strict=True)
+        ]
+    )

@@ -27,8 +27,15 @@ def build_tokenizer(length: int) -> Qwen2Tokenizer:
 
 def text_config(layers: int) -> Qwen3Config:
     return Qwen3Config(
-        vocab_size=len(SPECIAL) + 256, hidden_size=16, intermediate_size=24, num_hidden_layers=layers, head_dim=8,
-        num_attention_heads=2, num_key_value_heads=1, max_position_embeddings=64, tie_word_embeddings=True,
+        vocab_size=len(SPECIAL) + 256,
+        hidden_size=16,
+        intermediate_size=24,
+        num_hidden_layers=layers,
+        head_dim=8,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        max_position_embeddings=64,
+        tie_word_embeddings=True,
     )
 
 
@@ -37,20 +44,36 @@ def build(dynamic_shift: bool = False) -> ZImagePipeline:
     torch.manual_seed(7)
     vae = small_vae()
     transformer = ZImageTransformer2DModel(
-        in_channels=4, dim=32, n_layers=2, n_refiner_layers=1, n_heads=2, n_kv_heads=2, cap_feat_dim=16,
-        axes_dims=[4, 6, 6], axes_lens=[128, 16, 16],
+        in_channels=4,
+        dim=32,
+        n_layers=2,
+        n_refiner_layers=1,
+        n_heads=2,
+        n_kv_heads=2,
+        cap_feat_dim=16,
+        axes_dims=[4, 6, 6],
+        axes_lens=[128, 16, 16],
     )
     for token in (transformer.x_pad_token, transformer.cap_pad_token):
         torch.nn.init.normal_(token)  # zeros before training
     return ZImagePipeline(
-        scheduler=FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=dynamic_shift, shift=3.0), vae=vae,
-        text_encoder=Qwen3Model(text_config(2)), tokenizer=build_tokenizer(LENGTH), transformer=transformer,
+        scheduler=FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=dynamic_shift, shift=3.0),
+        vae=vae,
+        text_encoder=Qwen3Model(text_config(2)),
+        tokenizer=build_tokenizer(LENGTH),
+        transformer=transformer,
     )
 
 
 def call(pipe, model, noise, prompts, steps):
     """Pictures [n, 3, H, W] in [0, 1] by the pipeline's own __call__, from noise [n, *latent]."""
     return pipe(
-        list(prompts), height=model.height, width=model.width, num_inference_steps=steps, guidance_scale=model.cfg - 1,
-        latents=noise, max_sequence_length=LENGTH, output_type="pt",  # it writes the chat into the list of prompts
+        list(prompts),
+        height=model.height,
+        width=model.width,
+        num_inference_steps=steps,
+        guidance_scale=model.cfg - 1,
+        latents=noise,
+        max_sequence_length=LENGTH,
+        output_type="pt",  # it writes the chat into the list of prompts
     ).images

@@ -181,8 +181,13 @@ def test_one_iteration_of_every_method(case, tmp_path, method):
     file = tmp_path / "prompts.jsonl"
     file.write_text("".join(json.dumps({"prompt": prompt.text, **prompt.metadata}) + "\n" for prompt in case.prompts))
     more = [
-        *(f"model.{key}={value}" for key, value in case.drawing().items()), f"prompts.path={file}", f"prompts.eval_path={file}",
-        SMALL[method], f"model.lora.targets=[{', '.join(case.family.LORA)}]", "iterations=1", "watch=[jpeg_size]",
+        *(f"model.{key}={value}" for key, value in case.drawing().items()),
+        f"prompts.path={file}",
+        f"prompts.eval_path={file}",
+        SMALL[method],
+        f"model.lora.targets=[{', '.join(case.family.LORA)}]",
+        "iterations=1",
+        "watch=[jpeg_size]",
     ]
     run = Trainer(load_config(None, settings(case.place, tmp_path, *more))).run()
     line = metrics(run)[1]

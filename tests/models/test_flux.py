@@ -14,8 +14,14 @@ PROMPTS = ["a red circle left of a blue square", "three green triangles"]
 def pipeline_pictures(pipe, model, noise, steps, length):
     """FluxPipeline's own __call__ on packed noise [n, tokens, channels], in [0, 1]."""
     return pipe(
-        PROMPTS, height=model.height, width=model.width, num_inference_steps=steps, guidance_scale=model.guidance_scale,
-        latents=noise, max_sequence_length=length, output_type="pt",
+        PROMPTS,
+        height=model.height,
+        width=model.width,
+        num_inference_steps=steps,
+        guidance_scale=model.guidance_scale,
+        latents=noise,
+        max_sequence_length=length,
+        output_type="pt",
     ).images
 
 

@@ -36,8 +36,14 @@ def test_dev_takes_guidance_scale(tmp_path, guidance):
     noise = model.noise(2, seeded(0))
     ours = sample(model, model.encode(PROMPTS), noise[:, None], 4, "euler")[:, 0]
     theirs = DiffusionPipeline.from_pretrained(tmp_path)(
-        prompt=PROMPTS, height=48, width=32, num_inference_steps=4, guidance_scale=guidance,
-        latents=noise.mT.unflatten(2, model.grid), max_sequence_length=LENGTH, output_type="pt",
+        prompt=PROMPTS,
+        height=48,
+        width=32,
+        num_inference_steps=4,
+        guidance_scale=guidance,
+        latents=noise.mT.unflatten(2, model.grid),
+        max_sequence_length=LENGTH,
+        output_type="pt",
     ).images
     torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=0)
 

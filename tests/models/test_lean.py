@@ -81,9 +81,7 @@ def test_moments_in_8_bits_learn_much_alike_and_are_resumed(tiny_flux, tmp_path)
         load_file(run / "checkpoints" / number / "weights.safetensors")
         for run, number in ((runs["adamw"], "000002"), (runs["adamw"], "000003"), (runs["adamw_8bit"], "000003"))
     )
-    apart, moved = (
-        torch.cat([(a[key] - b[key]).flatten() for key in a]).norm() for a, b in ((plain, small), (plain, start))
-    )
+    apart, moved = (torch.cat([(a[key] - b[key]).flatten() for key in a]).norm() for a, b in ((plain, small), (plain, start)))
     assert 0 < apart < 0.2 * moved
     state = torch.load(runs["adamw_8bit"] / "checkpoints" / "000002" / "state.pt", weights_only=True)
     kinds = {str(x.dtype) for x in tensors(state["optimizer"]["state"])}
@@ -110,11 +108,14 @@ def test_fp8_rollouts_show_their_noise_floor(tiny_flux, tmp_path):
     assert 1e-6 < metrics(run)[1]["ratio/noise_floor"] < 1
 
 
-@pytest.mark.parametrize(("settings", "message"), [
-    ({"quantize": "nf4"}, "nf4 needs a CUDA device"),
-    ({"attention": "flash"}, "model.attention=flash: .*flash"),
-    ({"attention": "fastest"}, "model.attention=fastest: .*must be one of"),
-])
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"quantize": "nf4"}, "nf4 needs a CUDA device"),
+        ({"attention": "flash"}, "model.attention=flash: .*flash"),
+        ({"attention": "fastest"}, "model.attention=fastest: .*must be one of"),
+    ],
+)
 def test_what_is_not_here_is_said_in_one_line(tiny_flux, settings, message):
     if torch.cuda.is_available():
         pytest.skip("it may be here")
@@ -130,10 +131,13 @@ def test_an_attention_backend_gives_the_same_velocity(tiny_flux):
         choose_attention(model.transformer, "native")  # diffusers keeps the choice for the whole process
 
 
-@pytest.mark.parametrize(("changes", "message"), [
-    (["model.quantize=int8", "model.lora=null"], "freezes the weights, so it needs model.lora"),
-    (["model.quantize=int8", "model.fp8_rollout=true"], "fp8_rollout is for weights that are not quantized"),
-])
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (["model.quantize=int8", "model.lora=null"], "freezes the weights, so it needs model.lora"),
+        (["model.quantize=int8", "model.fp8_rollout=true"], "fp8_rollout is for weights that are not quantized"),
+    ],
+)
 def test_settings_that_contradict_each_other(changes, message):
     with pytest.raises(UserError, match=message):
         load_config(None, changes)

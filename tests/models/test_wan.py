@@ -25,12 +25,21 @@ from neighbor_grpo.training.trainer import Trainer
 
 PROMPTS = ["a red circle left of a blue square", "three green triangles"]
 BUILD = {
-    "t2v": family_wan.build, "i2v": family_wan_i2v.build, "experts": family_wan_experts.build,
-    "t2v-5B": lambda: family_wan.build(expand_timesteps=True), "i2v-5B": lambda: family_wan_i2v.build("2.2-TI2V-5B"),
+    "t2v": family_wan.build,
+    "i2v": family_wan_i2v.build,
+    "experts": family_wan_experts.build,
+    "t2v-5B": lambda: family_wan.build(expand_timesteps=True),
+    "i2v-5B": lambda: family_wan_i2v.build("2.2-TI2V-5B"),
     "i2v-A14B": lambda: family_wan_i2v.build("2.2-A14B"),
-    "unipc": lambda: family_wan.build(UniPCMultistepScheduler(
-        prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=5.0, solver_order=1, disable_corrector=[*range(50)]
-    )),
+    "unipc": lambda: family_wan.build(
+        UniPCMultistepScheduler(
+            prediction_type="flow_prediction",
+            use_flow_sigmas=True,
+            flow_shift=5.0,
+            solver_order=1,
+            disable_corrector=[*range(50)],
+        )
+    ),
 }
 
 

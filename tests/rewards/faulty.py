@@ -11,8 +11,15 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import uvicorn
 
 KINDS = {  # what is injected -> what a client is to count
-    "500": "http 500", "429": "http 429", "nan": "malformed", "wrong": "malformed", "garbage": "malformed",
-    "dropped": "connection", "truncated": "connection", "slow": "timeout", "drip": "timeout",
+    "500": "http 500",
+    "429": "http 429",
+    "nan": "malformed",
+    "wrong": "malformed",
+    "garbage": "malformed",
+    "dropped": "connection",
+    "truncated": "connection",
+    "slow": "timeout",
+    "drip": "timeout",
 }
 
 

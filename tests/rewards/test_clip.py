@@ -194,11 +194,14 @@ def test_a_pickle_of_tensors_loads_and_one_with_code_does_not_run(state, copy, i
     assert "\n" not in str(caught.value) and "ran" not in capfd.readouterr().out
 
 
-@pytest.mark.parametrize(("change", "message"), [
-    (lambda w: w.pop("visual_projection.weight"), "lack visual_projection.weight"),
-    (lambda w: w.update({"bigger.weight": torch.ones(2), "big.weight": torch.ones(2)}), "no use for big.weight"),
-    (lambda w: w.update({"text_projection.weight": torch.ones(2, 2)}), "another shape of text_projection.weight"),
-])
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda w: w.pop("visual_projection.weight"), "lack visual_projection.weight"),
+        (lambda w: w.update({"bigger.weight": torch.ones(2), "big.weight": torch.ones(2)}), "no use for big.weight"),
+        (lambda w: w.update({"text_projection.weight": torch.ones(2, 2)}), "another shape of text_projection.weight"),
+    ],
+)
 def test_no_weight_is_left_random(copy, change, message, capfd):
     tensors = load_file(copy / "model.safetensors")
     change(tensors)
@@ -208,12 +211,15 @@ def test_no_weight_is_left_random(copy, change, message, capfd):
     assert "LOAD REPORT" not in capfd.readouterr().err
 
 
-@pytest.mark.parametrize(("reward", "message"), [
-    (HPSv21(), r"hpsv2.1: .*rewards convert hpsv2.1 CHECKPOINT`, or set scorers: \{hpsv2.1: \{weights: PATH\}\}"),
-    (Aesthetic(), "aesthetic: .*rewards convert aesthetic CHECKPOINT"),
-    (PickScore(weights="nobody/nothing"), r"not downloaded .*set scorers: \{pickscore: \{weights: PATH\}\}"),
-    (ClipScore(weights="somewhere"), "clip: there is no directory somewhere"),
-])
+@pytest.mark.parametrize(
+    ("reward", "message"),
+    [
+        (HPSv21(), r"hpsv2.1: .*rewards convert hpsv2.1 CHECKPOINT`, or set scorers: \{hpsv2.1: \{weights: PATH\}\}"),
+        (Aesthetic(), "aesthetic: .*rewards convert aesthetic CHECKPOINT"),
+        (PickScore(weights="nobody/nothing"), r"not downloaded .*set scorers: \{pickscore: \{weights: PATH\}\}"),
+        (ClipScore(weights="somewhere"), "clip: there is no directory somewhere"),
+    ],
+)
 def test_missing_weights_say_how_to_get_them(reward, message, tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     with pytest.raises(UserError, match=message) as caught:
@@ -221,9 +227,13 @@ def test_missing_weights_say_how_to_get_them(reward, message, tmp_path, monkeypa
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize(("there", "fetched"), [
-    ("model.safetensors", ["model*.safetensors"]), ("pytorch_model.bin", ["model*.safetensors", "pytorch_model*.bin"]),
-])
+@pytest.mark.parametrize(
+    ("there", "fetched"),
+    [
+        ("model.safetensors", ["model*.safetensors"]),
+        ("pytorch_model.bin", ["model*.safetensors", "pytorch_model*.bin"]),
+    ],
+)
 def test_pickles_are_fetched_only_where_there_are_no_safetensors(there, fetched, tmp_path, monkeypatch):
     asked = []
 
@@ -257,12 +267,18 @@ def fake(table):
     return reward
 
 
-@pytest.mark.parametrize(("name", "table", "fault"), [
-    ("hpsv2.1", [[0.3, 0.2], [0.2, 0.3]], None), ("hpsv2.1", [[0.3, 0.2], [0.3, 0.3]], "picture 1 fits the other prompt"),
-    ("hpsv2.1", [[30, 20], [20, 30]], "out of range"), ("aesthetic", [[5, 4], [5, 4]], None),
-    ("mine.py:f", [[300, 4], [500, 4]], None), ("mine.py:f", [[1, 1], [1, 1]], "all scores are equal"),
-    ("mine.py:f", [[1, 2], [float("nan"), 1]], "scored nan"),
-])
+@pytest.mark.parametrize(
+    ("name", "table", "fault"),
+    [
+        ("hpsv2.1", [[0.3, 0.2], [0.2, 0.3]], None),
+        ("hpsv2.1", [[0.3, 0.2], [0.3, 0.3]], "picture 1 fits the other prompt"),
+        ("hpsv2.1", [[30, 20], [20, 30]], "out of range"),
+        ("aesthetic", [[5, 4], [5, 4]], None),
+        ("mine.py:f", [[300, 4], [500, 4]], None),
+        ("mine.py:f", [[1, 1], [1, 1]], "all scores are equal"),
+        ("mine.py:f", [[1, 2], [float("nan"), 1]], "scored nan"),
+    ],
+)
 def test_check_judges_the_numbers(name, table, fault):
     lines, fine = check(name, fake(table))
     assert fine is (fault is None)

@@ -31,7 +31,8 @@ def scorers(tmp_path_factory):
 
 def test_a_run_trains_on_one_watches_others_and_is_evaluated_by_them(capsys, tiny_flux, scorers, tmp_path):
     sections = {
-        "train": {"hpsv2.1": 1.0, "imagereward": 0.5, "jpeg_compressibility": 0.1}, "watch": ["aesthetic", "win_rate:hpsv2.1"],
+        "train": {"hpsv2.1": 1.0, "imagereward": 0.5, "jpeg_compressibility": 0.1},
+        "watch": ["aesthetic", "win_rate:hpsv2.1"],
         "scorers": {
             "hpsv2.1": {"weights": str(scorers / "hpsv2.1"), "batch": 3},
             "imagereward": {"weights": str(scorers / "imagereward")},
@@ -57,8 +58,21 @@ def test_a_run_trains_on_one_watches_others_and_is_evaluated_by_them(capsys, tin
 
 def test_a_served_scorer_is_the_local_one_but_for_rounding(scorers):
     process = subprocess.Popen(
-        [sys.executable, "-m", "neighbor_grpo.cli", "rewards", "serve", "hpsv2.1", "--port", "0",
-         "--scorer", "hpsv2.1", f"weights={scorers / 'hpsv2.1'}"], stdout=subprocess.PIPE, text=True,
+        [
+            sys.executable,
+            "-m",
+            "neighbor_grpo.cli",
+            "rewards",
+            "serve",
+            "hpsv2.1",
+            "--port",
+            "0",
+            "--scorer",
+            "hpsv2.1",
+            f"weights={scorers / 'hpsv2.1'}",
+        ],
+        stdout=subprocess.PIPE,
+        text=True,
     )
     try:
         url = process.stdout.readline().split()[-1]

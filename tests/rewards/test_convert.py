@@ -28,7 +28,8 @@ def save(state, path):
 def test_every_form_of_the_file_gives_the_same_weights(name, words, tmp_path):
     state = STATES[name]()
     forms = [
-        save(state, tmp_path / "a.safetensors"), save(state, tmp_path / "b.pt"),
+        save(state, tmp_path / "a.safetensors"),
+        save(state, tmp_path / "b.pt"),
         save({"epoch": 1, "state_dict": {f"module.{key}": value for key, value in state.items()}}, tmp_path / "c.pt"),
     ]
     places = [convert(name, form, tmp_path / f"{form.stem}-out", words[name]) for form in forms]
@@ -81,11 +82,17 @@ class Code:
         return print, ("ran",)
 
 
-@pytest.mark.parametrize(("content", "message"), [
-    ({"state_dict": {}, "args": Code()}, r"refused: it is a pickle that would run code \(print\)"),
-    ({"epoch": 3}, "holds no tensors by name: epoch is none"), ([torch.ones(1)], "holds no tensors by name"),
-    (b"no pickle at all", "no readable checkpoint"), (b"", "no readable checkpoint"), (None, "there is no file"),
-])
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({"state_dict": {}, "args": Code()}, r"refused: it is a pickle that would run code \(print\)"),
+        ({"epoch": 3}, "holds no tensors by name: epoch is none"),
+        ([torch.ones(1)], "holds no tensors by name"),
+        (b"no pickle at all", "no readable checkpoint"),
+        (b"", "no readable checkpoint"),
+        (None, "there is no file"),
+    ],
+)
 def test_what_is_no_checkpoint_is_refused(content, message, tmp_path, capfd):
     file = tmp_path / "a.pt"
     if isinstance(content, bytes):

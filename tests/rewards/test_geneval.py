@@ -35,20 +35,23 @@ from neighbor_grpo.rewards.geneval.detect import (
 )
 from neighbor_grpo.rewards.geneval.scorer import Geneval, judge, relations
 
-LINES = {name: json.loads(line) for name, line in {  # as they stand in GenEval's file
-    "one": '''{"tag": "single_object", "include": [{"class": "computer mouse", "count": 1}],
-        "prompt": "a photo of a computer mouse"}''',
-    "two": '''{"tag": "two_object", "include": [{"class": "oven", "count": 1}, {"class": "bed", "count": 1}],
-        "prompt": "a photo of an oven and a bed"}''',
-    "counting": '''{"tag": "counting", "include": [{"class": "apple", "count": 4}],
-        "exclude": [{"class": "apple", "count": 5}], "prompt": "a photo of four apples"}''',
-    "colors": '''{"tag": "colors", "include": [{"class": "bicycle", "count": 1, "color": "red"}],
-        "prompt": "a photo of a red bicycle"}''',
-    "position": '''{"tag": "position", "include": [{"class": "cow", "count": 1},
-        {"class": "tv remote", "count": 1, "position": ["below", 0]}], "prompt": "a photo of a tv remote below a cow"}''',
-    "color_attr": '''{"tag": "color_attr", "include": [{"class": "toilet", "count": 1, "color": "white"},
-        {"class": "apple", "count": 1, "color": "red"}], "prompt": "a photo of a white toilet and a red apple"}''',
-}.items()}
+LINES = {
+    name: json.loads(line)
+    for name, line in {  # as they stand in GenEval's file
+        "one": """{"tag": "single_object", "include": [{"class": "computer mouse", "count": 1}],
+        "prompt": "a photo of a computer mouse"}""",
+        "two": """{"tag": "two_object", "include": [{"class": "oven", "count": 1}, {"class": "bed", "count": 1}],
+        "prompt": "a photo of an oven and a bed"}""",
+        "counting": """{"tag": "counting", "include": [{"class": "apple", "count": 4}],
+        "exclude": [{"class": "apple", "count": 5}], "prompt": "a photo of four apples"}""",
+        "colors": """{"tag": "colors", "include": [{"class": "bicycle", "count": 1, "color": "red"}],
+        "prompt": "a photo of a red bicycle"}""",
+        "position": """{"tag": "position", "include": [{"class": "cow", "count": 1},
+        {"class": "tv remote", "count": 1, "position": ["below", 0]}], "prompt": "a photo of a tv remote below a cow"}""",
+        "color_attr": """{"tag": "color_attr", "include": [{"class": "toilet", "count": 1, "color": "white"},
+        {"class": "apple", "count": 1, "color": "red"}], "prompt": "a photo of a white toilet and a red apple"}""",
+    }.items()
+}
 
 
 def seen(*rows):
@@ -63,30 +66,33 @@ def apples(*scores):
 COW, UNDER, BESIDE = (40, 10, 60, 30), (45, 50, 55, 60), (80, 12, 90, 32)
 
 
-@pytest.mark.parametrize(("name", "detections", "right"), [
-    ("one", seen(("computer mouse", 0.5)), True),
-    ("one", seen(("mouse", 0.31), ("cat", 0.9)), True),  # COCO's own name
-    ("one", seen(("computer mouse", 0.3)), False),  # the threshold itself is not above it
-    ("one", seen(("cat", 0.9)), False),
-    ("one", [], False),
-    ("two", seen(("oven", 0.9), ("bed", 0.4)), True),
-    ("two", seen(("oven", 0.9), ("oven", 0.8)), False),
-    ("counting", apples(0.95, 0.91, 0.99, 0.92), True),
-    ("counting", apples(0.95, 0.91, 0.99, 0.92, 0.9), True),  # the fifth is not sure enough to count
-    ("counting", apples(0.95, 0.91, 0.99, 0.92, 0.93), False),
-    ("counting", apples(0.95, 0.91, 0.99, 0.85), False),
-    ("colors", seen(("bicycle", 0.5, "red")), True),
-    ("colors", seen(("bicycle", 0.5, "red"), ("bicycle", 0.4, "blue")), True),  # the surest one decides
-    ("colors", seen(("bicycle", 0.4, "red"), ("bicycle", 0.5, "blue")), False),
-    ("colors", seen(("car", 0.5, "red")), False),
-    ("position", seen(("cow", 0.9, None, COW), ("remote", 0.5, None, UNDER)), True),
-    ("position", seen(("cow", 0.9, None, UNDER), ("remote", 0.5, None, COW)), False),
-    ("position", seen(("cow", 0.9, None, COW), ("remote", 0.5, None, BESIDE)), False),
-    ("position", seen(("remote", 0.5, None, UNDER)), False),
-    ("color_attr", seen(("toilet", 0.5, "white"), ("apple", 0.5, "red")), True),
-    ("color_attr", seen(("toilet", 0.5, "red"), ("apple", 0.5, "white")), False),
-    ("color_attr", seen(("toilet", 0.5, "white"), ("apple", 0.5, "green")), False),
-])
+@pytest.mark.parametrize(
+    ("name", "detections", "right"),
+    [
+        ("one", seen(("computer mouse", 0.5)), True),
+        ("one", seen(("mouse", 0.31), ("cat", 0.9)), True),  # COCO's own name
+        ("one", seen(("computer mouse", 0.3)), False),  # the threshold itself is not above it
+        ("one", seen(("cat", 0.9)), False),
+        ("one", [], False),
+        ("two", seen(("oven", 0.9), ("bed", 0.4)), True),
+        ("two", seen(("oven", 0.9), ("oven", 0.8)), False),
+        ("counting", apples(0.95, 0.91, 0.99, 0.92), True),
+        ("counting", apples(0.95, 0.91, 0.99, 0.92, 0.9), True),  # the fifth is not sure enough to count
+        ("counting", apples(0.95, 0.91, 0.99, 0.92, 0.93), False),
+        ("counting", apples(0.95, 0.91, 0.99, 0.85), False),
+        ("colors", seen(("bicycle", 0.5, "red")), True),
+        ("colors", seen(("bicycle", 0.5, "red"), ("bicycle", 0.4, "blue")), True),  # the surest one decides
+        ("colors", seen(("bicycle", 0.4, "red"), ("bicycle", 0.5, "blue")), False),
+        ("colors", seen(("car", 0.5, "red")), False),
+        ("position", seen(("cow", 0.9, None, COW), ("remote", 0.5, None, UNDER)), True),
+        ("position", seen(("cow", 0.9, None, UNDER), ("remote", 0.5, None, COW)), False),
+        ("position", seen(("cow", 0.9, None, COW), ("remote", 0.5, None, BESIDE)), False),
+        ("position", seen(("remote", 0.5, None, UNDER)), False),
+        ("color_attr", seen(("toilet", 0.5, "white"), ("apple", 0.5, "red")), True),
+        ("color_attr", seen(("toilet", 0.5, "red"), ("apple", 0.5, "white")), False),
+        ("color_attr", seen(("toilet", 0.5, "white"), ("apple", 0.5, "green")), False),
+    ],
+)
 def test_decisions(name, detections, right, tmp_path):
     metadata = LINES[name]
     wrong = judge(detections, metadata, 0.9 if name == "counting" else 0.3)
@@ -116,14 +122,25 @@ def test_every_object_counted_must_hold_its_place_and_colour():
     assert judge(seen(*cows, *dogs, ("dog", 0.8, "red", UNDER)), metadata) == ["dog is not below cow"]
 
 
-@pytest.mark.parametrize(("offset", "expected"), [  # of a 20 x 20 box from a 20 x 20 one: components shrink by 4
-    ((30, 0), {"right of"}), ((-30, 0), {"left of"}), ((0, 30), {"below"}), ((0, -30), {"above"}),
-    ((30, 30), {"right of", "below"}),  # 26 / 42.4 = 0.61
-    ((7, 7), set()),  # 3 / 9.9
-    ((14, 14), {"right of", "below"}), ((13, 13), set()),  # 10 / 19.8 = 0.505, 9 / 18.4 = 0.49
-    ((30, 16), {"right of"}),  # 12 / 34
-    ((3, -3), set()), ((4, 0), set()), ((0, 0), set()), ((8.1, 0), {"right of"}), ((7.9, 0), set()),
-])
+@pytest.mark.parametrize(
+    ("offset", "expected"),
+    [  # of a 20 x 20 box from a 20 x 20 one: components shrink by 4
+        ((30, 0), {"right of"}),
+        ((-30, 0), {"left of"}),
+        ((0, 30), {"below"}),
+        ((0, -30), {"above"}),
+        ((30, 30), {"right of", "below"}),  # 26 / 42.4 = 0.61
+        ((7, 7), set()),  # 3 / 9.9
+        ((14, 14), {"right of", "below"}),
+        ((13, 13), set()),  # 10 / 19.8 = 0.505, 9 / 18.4 = 0.49
+        ((30, 16), {"right of"}),  # 12 / 34
+        ((3, -3), set()),
+        ((4, 0), set()),
+        ((0, 0), set()),
+        ((8.1, 0), {"right of"}),
+        ((7.9, 0), set()),
+    ],
+)
 def test_relations_by_hand(offset, expected):
     box = (50, 50, 70, 70)
     assert relations([c + o for c, o in zip(box, offset * 2, strict=True)], box) == expected
@@ -136,18 +153,29 @@ def test_margin_follows_each_side_of_the_boxes():
 
 
 def test_lab_of_known_colours():
-    known = {(255, 0, 0): (53.24, 80.09, 67.20), (0, 0, 255): (32.30, 79.19, -107.86), (255, 255, 255): (100, 0, 0),
-             (0, 0, 0): (0, 0, 0), (5, 5, 5): (1.37, 0, 0), (119, 119, 119): (50.03, 0, 0)}
+    known = {
+        (255, 0, 0): (53.24, 80.09, 67.20),
+        (0, 0, 255): (32.30, 79.19, -107.86),
+        (255, 255, 255): (100, 0, 0),
+        (0, 0, 0): (0, 0, 0),
+        (5, 5, 5): (1.37, 0, 0),
+        (119, 119, 119): (50.03, 0, 0),
+    }
     for rgb, expected in known.items():
         assert lab(torch.tensor(rgb) / 255).tolist() == pytest.approx(expected, abs=0.03)
 
 
 SHADES = {
-    "red": [(220, 20, 30), (255, 0, 0), (150, 15, 20)], "orange": [(250, 140, 10), (255, 165, 0), (230, 110, 30)],
-    "yellow": [(240, 230, 40), (255, 255, 0), (230, 200, 40)], "green": [(30, 150, 50), (0, 255, 0), (20, 80, 30)],
-    "blue": [(30, 60, 220), (70, 70, 180), (150, 190, 240)], "purple": [(120, 30, 140), (128, 0, 128), (90, 40, 110)],
-    "pink": [(250, 170, 190), (255, 105, 180), (230, 120, 150)], "brown": [(140, 60, 30), (110, 70, 40), (101, 67, 33)],
-    "black": [(25, 25, 30), (0, 0, 0), (50, 48, 48)], "white": [(240, 240, 235), (255, 255, 255), (215, 218, 220)],
+    "red": [(220, 20, 30), (255, 0, 0), (150, 15, 20)],
+    "orange": [(250, 140, 10), (255, 165, 0), (230, 110, 30)],
+    "yellow": [(240, 230, 40), (255, 255, 0), (230, 200, 40)],
+    "green": [(30, 150, 50), (0, 255, 0), (20, 80, 30)],
+    "blue": [(30, 60, 220), (70, 70, 180), (150, 190, 240)],
+    "purple": [(120, 30, 140), (128, 0, 128), (90, 40, 110)],
+    "pink": [(250, 170, 190), (255, 105, 180), (230, 120, 150)],
+    "brown": [(140, 60, 30), (110, 70, 40), (101, 67, 33)],
+    "black": [(25, 25, 30), (0, 0, 0), (50, 48, 48)],
+    "white": [(240, 240, 235), (255, 255, 255), (215, 218, 220)],
 }
 
 
@@ -178,8 +206,17 @@ def test_boxes_at_and_beyond_the_edge_have_pixels(box):
 def detr(directory):
     backbone = ResNetConfig(embedding_size=8, hidden_sizes=[8, 8], depths=[1, 1], layer_type="basic", out_features=["stage2"])
     config = DetrConfig(
-        backbone_config=backbone, use_timm_backbone=False, d_model=16, encoder_layers=1, decoder_layers=1, num_queries=6,
-        encoder_attention_heads=2, decoder_attention_heads=2, encoder_ffn_dim=16, decoder_ffn_dim=16, id2label=LABELS,
+        backbone_config=backbone,
+        use_timm_backbone=False,
+        d_model=16,
+        encoder_layers=1,
+        decoder_layers=1,
+        num_queries=6,
+        encoder_attention_heads=2,
+        decoder_attention_heads=2,
+        encoder_ffn_dim=16,
+        decoder_ffn_dim=16,
+        id2label=LABELS,
     )
     return save(DetrForObjectDetection(config), DetrImageProcessorPil, directory)
 
@@ -188,8 +225,16 @@ def mask2former(directory):
     stages = [f"stage{n}" for n in (1, 2, 3, 4)]
     config = Mask2FormerConfig(
         backbone_config=SwinConfig(embed_dim=8, depths=[1] * 4, num_heads=[1] * 4, window_size=4, out_features=stages),
-        feature_size=32, mask_feature_size=32, hidden_dim=32, encoder_feedforward_dim=16, encoder_layers=1, decoder_layers=2,
-        num_attention_heads=2, dim_feedforward=16, num_queries=5, id2label=LABELS,
+        feature_size=32,
+        mask_feature_size=32,
+        hidden_dim=32,
+        encoder_feedforward_dim=16,
+        encoder_layers=1,
+        decoder_layers=2,
+        num_attention_heads=2,
+        dim_feedforward=16,
+        num_queries=5,
+        id2label=LABELS,
     )
     model = Mask2FormerForUniversalSegmentation(config)
     for parameter in model.model.transformer_module.decoder.mask_predictor.parameters():
@@ -274,13 +319,16 @@ def test_geneval_with_a_detector(detectors, images, name, settings):
     color = pixel_color(images[0], top)
     one = [{"class": top.label.lower(), "count": 1}]
     metadata = [
-        {"tag": "single_object", "include": one}, {"tag": "counting", "include": one}, {"tag": "single_object", "include": one}
+        {"tag": "single_object", "include": one},
+        {"tag": "counting", "include": one},
+        {"tag": "single_object", "include": one},
     ]
     assert reward(images, ["a photo"] * 3, metadata) == [1.0, 0.0, 1.0]
     metadata = [{"include": [{**one[0], "color": c}]} for c in (color, "orange" if color == "red" else "red")]
     assert reward(images[[0, 0]], ["a photo"] * 2, metadata) == [1.0, 0.0]
     unknown, remote, bare = reward(
-        images, ["a zebra"] * 3,
+        images,
+        ["a zebra"] * 3,
         [{"include": [{"class": "zebra", "count": 1}]}, {"include": [{"class": "tv remote", "count": 999}]}, {"tag": "colors"}],
     )
     assert "zebra" in str(unknown) and remote == 0.0 and "GenEval metadata" in str(bare)
@@ -306,10 +354,14 @@ def clip(tmp_path_factory):
     PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="[pad]", eos_token="[end]").save_pretrained(directory)
     size = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
     torch.manual_seed(0)
-    CLIPModel(CLIPConfig(
-        text_config=size | {"vocab_size": len(words), "eos_token_id": 1, "pad_token_id": 0, "bos_token_id": 1},
-        vision_config=size | {"image_size": 32, "patch_size": 8}, projection_dim=16, initializer_factor=4.0,
-    )).save_pretrained(directory)
+    CLIPModel(
+        CLIPConfig(
+            text_config=size | {"vocab_size": len(words), "eos_token_id": 1, "pad_token_id": 0, "bos_token_id": 1},
+            vision_config=size | {"image_size": 32, "patch_size": 8},
+            projection_dim=16,
+            initializer_factor=4.0,
+        )
+    ).save_pretrained(directory)
     return str(directory)
 
 
@@ -361,8 +413,18 @@ def test_a_file_that_does_not_fit_is_no_score(tmp_path):
     assert "GenEval metadata" in str(bare) and isinstance(odd, KeyError)
 
 
-@pytest.mark.parametrize("line", ["{", "[]", "{}", '{"detections": [{"label": "cat"}]}', '{"detections": 3}',
-                                  '{"detections": [{"label": "cat", "score": 1, "box": [1, 2, 3]}]}', ""])
+@pytest.mark.parametrize(
+    "line",
+    [
+        "{",
+        "[]",
+        "{}",
+        '{"detections": [{"label": "cat"}]}',
+        '{"detections": 3}',
+        '{"detections": [{"label": "cat", "score": 1, "box": [1, 2, 3]}]}',
+        "",
+    ],
+)
 def test_a_malformed_file_is_a_mistake_with_its_line(line, tmp_path):
     path = tmp_path / "found.jsonl"
     path.write_text('{"detections": []}\n' + line + "\n")
@@ -370,9 +432,9 @@ def test_a_malformed_file_is_a_mistake_with_its_line(line, tmp_path):
         read_detections(str(path))
 
 
-@pytest.mark.parametrize("settings", [
-    {"detections": "nowhere.jsonl"}, {"detector": "nowhere"}, {"detector": "detr", "clip": "nowhere"}
-])
+@pytest.mark.parametrize(
+    "settings", [{"detections": "nowhere.jsonl"}, {"detector": "nowhere"}, {"detector": "detr", "clip": "nowhere"}]
+)
 def test_what_is_missing_shows_at_load_in_one_line(settings, detectors):
     if settings.get("detector") == "detr":
         settings = settings | {"detector": detectors["detr"]}

@@ -64,13 +64,19 @@ def test_normalise_by_hand():
     assert grey[0, :, 1, 0].tolist() == pytest.approx([0.0690368, 0.1613937, 0.3328391], abs=1e-6)
 
 
-@pytest.mark.parametrize(("images", "message"), [
-    (torch.zeros(3, 8, 8), "not \\[3, 8, 8\\]"), (torch.zeros(1, 4, 8, 8), "not \\[1, 4, 8, 8\\]"),
-    (torch.zeros(1, 3, 0, 8), "not \\[1, 3, 0, 8\\]"), (torch.zeros(1, 3, 8, 8, dtype=torch.uint8), "divide bytes by 255"),
-    (torch.full((1, 3, 8, 8), 1.01), "from 1.01 to 1.01"), (torch.full((1, 3, 8, 8), -0.01), "from -0.01"),
-    (torch.zeros(1, 3, 8, 8).index_fill(2, torch.tensor(3), float("nan")), "nan"),
-    (torch.zeros(1, 3, 8, 8).index_fill(2, torch.tensor(3), float("inf")), "inf"),
-])
+@pytest.mark.parametrize(
+    ("images", "message"),
+    [
+        (torch.zeros(3, 8, 8), "not \\[3, 8, 8\\]"),
+        (torch.zeros(1, 4, 8, 8), "not \\[1, 4, 8, 8\\]"),
+        (torch.zeros(1, 3, 0, 8), "not \\[1, 3, 0, 8\\]"),
+        (torch.zeros(1, 3, 8, 8, dtype=torch.uint8), "divide bytes by 255"),
+        (torch.full((1, 3, 8, 8), 1.01), "from 1.01 to 1.01"),
+        (torch.full((1, 3, 8, 8), -0.01), "from -0.01"),
+        (torch.zeros(1, 3, 8, 8).index_fill(2, torch.tensor(3), float("nan")), "nan"),
+        (torch.zeros(1, 3, 8, 8).index_fill(2, torch.tensor(3), float("inf")), "inf"),
+    ],
+)
 def test_what_is_no_picture_is_refused(images, message):
     with pytest.raises(UserError, match=message):
         check_pictures(images)

@@ -18,28 +18,67 @@ from neighbor_grpo.rewards.http.vlm import TEMPLATE, UnifiedReward, parse, read_
 THREE = "Alignment Score (1-5): 4\nCoherence Score (1-5): 3.5\nStyle Score (1-5): 5"
 
 
-@pytest.mark.parametrize(("reply", "score"), [
-    (THREE, 4), (THREE.replace("\n", "\r\n"), 4), (THREE.replace("\n", ", "), 4), (THREE.lower(), 4), (THREE + "\n" + THREE, 4),
-    ("**Alignment Score (1-5):** 4", 4), ("**Alignment Score (1-5)**: 4.5", 4.5), ("- *Alignment Score (1-5): **2***", 2),
-    ("### Alignment  Score (1-5) : 3", 3), ("1. Alignment Score: 1", 1), ("Alignment Score (1–5): 5.0", 5),
-    ("Alignment Score（1-5）：４", 4), ("Alignment Score (1-5): 4/5", 4), ("Alignment Score: 3.5 / 5.0", 3.5),
-    ("Alignment Score (1-5): 4 out of 5", 4), ("Alignment Score (1-5): 4.", 4), ("Alignment Score (1-5) = 4", 4),
-    ("Alignment Score (1 to 5): 4 (the cat is there)", 4), ("Alignment Score (1-5): 4 - good", 4),
-    ("The picture shows 3 cats.\n\nAlignment Score (1-5): 2\nIt should be 7.", 2),
-])
+@pytest.mark.parametrize(
+    ("reply", "score"),
+    [
+        (THREE, 4),
+        (THREE.replace("\n", "\r\n"), 4),
+        (THREE.replace("\n", ", "), 4),
+        (THREE.lower(), 4),
+        (THREE + "\n" + THREE, 4),
+        ("**Alignment Score (1-5):** 4", 4),
+        ("**Alignment Score (1-5)**: 4.5", 4.5),
+        ("- *Alignment Score (1-5): **2***", 2),
+        ("### Alignment  Score (1-5) : 3", 3),
+        ("1. Alignment Score: 1", 1),
+        ("Alignment Score (1–5): 5.0", 5),
+        ("Alignment Score（1-5）：４", 4),
+        ("Alignment Score (1-5): 4/5", 4),
+        ("Alignment Score: 3.5 / 5.0", 3.5),
+        ("Alignment Score (1-5): 4 out of 5", 4),
+        ("Alignment Score (1-5): 4.", 4),
+        ("Alignment Score (1-5) = 4", 4),
+        ("Alignment Score (1 to 5): 4 (the cat is there)", 4),
+        ("Alignment Score (1-5): 4 - good", 4),
+        ("The picture shows 3 cats.\n\nAlignment Score (1-5): 2\nIt should be 7.", 2),
+    ],
+)
 def test_replies_that_are_scores(reply, score):
     assert parse(reply, "alignment") == score
 
 
-@pytest.mark.parametrize("reply", [
-    "", "4", "Alignment Score (1-5):", "Alignment Score (1-5): X", "Alignment Score (1-5): four", "Alignment Score (1-5): N/A",
-    "Alignment Score (1-5): 0", "Alignment Score (1-5): 5.5", "Alignment Score (1-5): -4", "Alignment Score (1-5): 44",
-    "Alignment Score (1-5): 4/10", "Alignment Score (1-5): 4/50", "Alignment Score (1-5): 4-5", "Alignment Score (1-5): 4 or 5",
-    "Alignment Score (1-5): 4,5", "Alignment Score (1-5): 4%", "Alignment Score (1-5): 1e0", "Alignment Score (1-5): 4½",
-    "Alignment Score (0-10): 4", "Alignment Score (1-5): 3 objects are missing", "Alignment Score 4", "Style Score (1-5): 4",
-    "Alignment Score (1-5): 4\nAlignment Score (1-5): 2", "Alignment Score (1-5): inf", "I cannot judge this picture.",
-    "Alignment Score (1-5): 4.5.1", "Alignment Score (1-5): 4 / 5 / 5",
-])
+@pytest.mark.parametrize(
+    "reply",
+    [
+        "",
+        "4",
+        "Alignment Score (1-5):",
+        "Alignment Score (1-5): X",
+        "Alignment Score (1-5): four",
+        "Alignment Score (1-5): N/A",
+        "Alignment Score (1-5): 0",
+        "Alignment Score (1-5): 5.5",
+        "Alignment Score (1-5): -4",
+        "Alignment Score (1-5): 44",
+        "Alignment Score (1-5): 4/10",
+        "Alignment Score (1-5): 4/50",
+        "Alignment Score (1-5): 4-5",
+        "Alignment Score (1-5): 4 or 5",
+        "Alignment Score (1-5): 4,5",
+        "Alignment Score (1-5): 4%",
+        "Alignment Score (1-5): 1e0",
+        "Alignment Score (1-5): 4½",
+        "Alignment Score (0-10): 4",
+        "Alignment Score (1-5): 3 objects are missing",
+        "Alignment Score 4",
+        "Style Score (1-5): 4",
+        "Alignment Score (1-5): 4\nAlignment Score (1-5): 2",
+        "Alignment Score (1-5): inf",
+        "I cannot judge this picture.",
+        "Alignment Score (1-5): 4.5.1",
+        "Alignment Score (1-5): 4 / 5 / 5",
+    ],
+)
 def test_replies_that_are_none(reply):
     with pytest.raises(ValueError, match="alignment score"):
         parse(reply, "alignment")
@@ -73,7 +112,10 @@ def judged(path, body):
 
 def spoil(kind, right):
     return {
-        "nan": right[:-1] + b', "usage": NaN}', "garbage": b"{", "wrong": b'{"choices": []}', "none": completion(None),
+        "nan": right[:-1] + b', "usage": NaN}',
+        "garbage": b"{",
+        "wrong": b'{"choices": []}',
+        "none": completion(None),
     }[kind]
 
 
@@ -141,7 +183,8 @@ def test_load_says_what_is_wrong_in_one_line(fixed, tmp_path):  # noqa: F811
     (tmp_path / "binary").write_bytes(b"\xff\xfe\x00")
     good = fixed((200, {}, completion("")))
     for reason, settings in {
-        "no url": {"model": "m"}, "no model": {"url": good},
+        "no url": {"model": "m"},
+        "no model": {"url": good},
         "Connect": {"url": f"http://127.0.0.1:{free_port()}", "model": "m"},
         "HTTP 404": {"url": fixed((404, {}, b"no such\nmodel")), "model": "m"},
         "no chat completion": {"url": fixed((200, {}, b'{"scores": []}')), "model": "m"},
@@ -160,7 +203,10 @@ def test_the_id_tells_the_template_and_no_path(tmp_path):
     judge = UnifiedReward("http://x", "grader", template=str(tmp_path / "mine.txt"), axis="style")
     text = "Rate: {prompt} / 5\n"
     expected = {
-        "model": "grader", "axis": "style", "template": text, "template_sha256": hashlib.sha256(text.encode()).hexdigest()
+        "model": "grader",
+        "axis": "style",
+        "template": text,
+        "template_sha256": hashlib.sha256(text.encode()).hexdigest(),
     }
     assert judge.id == expected
     assert describe(judge, "judge") == {**expected, "name": "judge"}

@@ -26,11 +26,21 @@ def distance(a, b):
     return row[-1]
 
 
-@pytest.mark.parametrize(("target", "read", "score"), [
-    ("Hello World", "hello world", 1), ("Hello", "say HELLO there", 1), ("Open Soon", "OpenSoon", 1), ("open", "", 0),
-    ("open", "oqen", 3 / 4), ("open", "opn", 3 / 4), ("kitten", "sitting", 1 - 3 / 6), ("cat", "zzzzzzzzzz", 0),
-    ("abcdefgh", "abcd", 1 / 2), ("abc", "bca", 1 - 2 / 3),
-])
+@pytest.mark.parametrize(
+    ("target", "read", "score"),
+    [
+        ("Hello World", "hello world", 1),
+        ("Hello", "say HELLO there", 1),
+        ("Open Soon", "OpenSoon", 1),
+        ("open", "", 0),
+        ("open", "oqen", 3 / 4),
+        ("open", "opn", 3 / 4),
+        ("kitten", "sitting", 1 - 3 / 6),
+        ("cat", "zzzzzzzzzz", 0),
+        ("abcdefgh", "abcd", 1 / 2),
+        ("abc", "bca", 1 - 2 / 3),
+    ],
+)
 def test_text_score_by_hand(target, read, score):
     assert text_score(target, read) == pytest.approx(score)
 
@@ -43,13 +53,24 @@ def test_text_score_against_the_definition():
         assert text_score(target, read) == pytest.approx(expected), (target, read)
 
 
-@pytest.mark.parametrize(("prompt", "text"), [
-    ('a sign that reads "Open Late"', "Open Late"), ("a sign “Open” and “Closed”", "Open"), ('"one" and "two"', "one"),
-    ("a card saying 'Don't stop'", "Don't stop"), ("a mug with ‘No. 1’ on it", "No. 1"),
-    ("the dogs' bowl and the cats' toy", None), ("it's the neighbor's sign", None), ("it's the dogs' bowl", None),
-    ("the dog's \"Bone's\" bowl", "Bone's"),
-    ("a blank sign", None), ('a 5" screen', None), ('a "" sign', None), ('a " " sign', None),
-])
+@pytest.mark.parametrize(
+    ("prompt", "text"),
+    [
+        ('a sign that reads "Open Late"', "Open Late"),
+        ("a sign “Open” and “Closed”", "Open"),
+        ('"one" and "two"', "one"),
+        ("a card saying 'Don't stop'", "Don't stop"),
+        ("a mug with ‘No. 1’ on it", "No. 1"),
+        ("the dogs' bowl and the cats' toy", None),
+        ("it's the neighbor's sign", None),
+        ("it's the dogs' bowl", None),
+        ("the dog's \"Bone's\" bowl", "Bone's"),
+        ("a blank sign", None),
+        ('a 5" screen', None),
+        ('a "" sign', None),
+        ('a " " sign', None),
+    ],
+)
 def test_quoted(prompt, text):
     assert quoted(prompt) == text
 

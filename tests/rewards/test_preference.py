@@ -17,12 +17,15 @@ def rates(of, values):
     return WinRate(of)(pictures(values), ["a"] * len(values), [{}] * len(values))
 
 
-@pytest.mark.parametrize(("values", "expected"), [
-    ([0.1, 0.4, 0.2, 0.3], [0, 1, 1 / 3, 2 / 3]),
-    ([0.5, 0.5, 0.5], [1 / 2] * 3),
-    ([0.2, 0.2, 0.9], [1 / 4, 1 / 4, 1]),
-    ([0.7, 0.1], [1, 0]),
-])
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        ([0.1, 0.4, 0.2, 0.3], [0, 1, 1 / 3, 2 / 3]),
+        ([0.5, 0.5, 0.5], [1 / 2] * 3),
+        ([0.2, 0.2, 0.9], [1 / 4, 1 / 4, 1]),
+        ([0.7, 0.1], [1, 0]),
+    ],
+)
 def test_win_rates_by_hand(values, expected):
     assert rates(brightness, values) == pytest.approx(expected)
 
@@ -44,7 +47,7 @@ def test_a_failed_picture_stays_failed_and_takes_part_in_no_comparison():
 
 
 def test_there_is_nothing_to_compare_with():
-    alone, = rates(brightness, [0.5])
+    (alone,) = rates(brightness, [0.5])
     assert isinstance(alone, ValueError) and "2 or more" in str(alone)
     survivor, failed = rates(lambda *_: [0.5, float("nan")], [0.5, 0.5])
     assert isinstance(survivor, ValueError) and isinstance(failed, ValueError)

@@ -30,8 +30,10 @@ def spoil(kind, right):
     values = json.loads(right)["scores"]
     wrong = random.Random(repr(values)).choice([values[1:], [*values, 1.0], [str(v) for v in values], [True] * len(values), 7])
     return {
-        "nan": right.replace(repr(values[0]).encode(), b"NaN", 1), "garbage": right[:-1] + b"]",
-        "wrong": json.dumps({"scores": wrong}).encode(), "huge": right.replace(repr(values[0]).encode(), b"1e999", 1),
+        "nan": right.replace(repr(values[0]).encode(), b"NaN", 1),
+        "garbage": right[:-1] + b"]",
+        "wrong": json.dumps({"scores": wrong}).encode(),
+        "huge": right.replace(repr(values[0]).encode(), b"1e999", 1),
     }[kind]
 
 
@@ -203,10 +205,14 @@ def test_any_number_of_threads():
 
 def test_load_says_what_is_wrong_in_one_line(fixed):
     wrong = {
-        "no scorer at": f"http://127.0.0.1:{free_port()}", "no url": "", "HTTP 404": fixed((404, {}, b"nothing\nhere")),
-        "is no scorer": fixed((200, {}, b"<html>")), "names none": fixed((200, {}, b'{"status": "ok", "scorer": 3}')),
+        "no scorer at": f"http://127.0.0.1:{free_port()}",
+        "no url": "",
+        "HTTP 404": fixed((404, {}, b"nothing\nhere")),
+        "is no scorer": fixed((200, {}, b"<html>")),
+        "names none": fixed((200, {}, b'{"status": "ok", "scorer": 3}')),
         "its /health": fixed((200, {}, b'{"status": "ok", "scorer": {"name": 3}}')),
-        "correct the url": "no address", "peer closed": fixed((200, {"Content-Length": "5"}, b"")),
+        "correct the url": "no address",
+        "peer closed": fixed((200, {"Content-Length": "5"}, b"")),
     }
     for reason, url in wrong.items():
         with pytest.raises(UserError, match=reason) as error:

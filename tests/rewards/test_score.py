@@ -20,9 +20,18 @@ def of(values):
     return reward
 
 
-@pytest.mark.parametrize("bad", [
-    float("inf"), float("nan"), ValueError("no reply"), RuntimeError("no luck"), None, "seven", [1.0, 2.0],
-])
+@pytest.mark.parametrize(
+    "bad",
+    [
+        float("inf"),
+        float("nan"),
+        ValueError("no reply"),
+        RuntimeError("no luck"),
+        None,
+        "seven",
+        [1.0, 2.0],
+    ],
+)
 def test_a_bad_picture_is_nan_with_a_reason_and_costs_no_other_its_score(bad):
     values = dict(zip(PROMPTS, [0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0], strict=True)) | {"d": bad}
     scores = score(of(values), PICTURES, PROMPTS, [{}] * 7)
@@ -32,10 +41,16 @@ def test_a_bad_picture_is_nan_with_a_reason_and_costs_no_other_its_score(bad):
     assert type(bad).__name__ in scores.failures[0].reason if isinstance(bad, Exception) else scores.failures[0].reason
 
 
-@pytest.mark.parametrize(("reward", "reason"), [
-    (lambda *_: torch.ones(2, 2), "(2, 2) for 7"), (lambda *_: [1.0] * 9, "shape (9,) for 7 pictures"),
-    (lambda *_: [1.0], "(1,) for 7"), (lambda *_: None, "NoneType"), (lambda *_: 1 / 0, "ZeroDivisionError"),
-])
+@pytest.mark.parametrize(
+    ("reward", "reason"),
+    [
+        (lambda *_: torch.ones(2, 2), "(2, 2) for 7"),
+        (lambda *_: [1.0] * 9, "shape (9,) for 7 pictures"),
+        (lambda *_: [1.0], "(1,) for 7"),
+        (lambda *_: None, "NoneType"),
+        (lambda *_: 1 / 0, "ZeroDivisionError"),
+    ],
+)
 def test_a_reward_that_fails_altogether_is_never_a_number(reward, reason):
     scores = score(reward, PICTURES, PROMPTS, [{}] * 7)
     assert scores.values.isnan().all() and len(scores.failures) == 7

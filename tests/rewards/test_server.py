@@ -91,36 +91,39 @@ def test_pictures_survive_the_way_but_for_rounding():
     assert prompts == ["p"] * 3 and metadata == [{"n": 0}, {"n": 1}, {"n": 2}]
 
 
-@pytest.mark.parametrize(("sent", "status", "reason"), [
-    ("", 400, "malformed JSON"),
-    ("{", 400, "malformed JSON"),
-    (b"\xff\xfe\xfd", 400, "malformed JSON"),
-    ("[" * 90_000, 400, "nested"),
-    ("[]", 400, "no object"),
-    ("{}", 400, "images is no list"),
-    (body(metadata=[{"x": float("nan")}, {}]), 400, "NaN is no JSON"),
-    (body(prompts="ab"), 400, "prompts is no list"),
-    (body(prompts=["a", 1]), 400, "prompts[1] is no string"),
-    (body(metadata=[{}, []]), 400, "metadata[1] is no object"),
-    (body(images=[1, 2]), 400, "images[0] is no string"),
-    (body(images=[], prompts=[], metadata=[]), 400, "images is empty"),
-    (body(prompts=["a"]), 422, "2 images, 1 prompts and 2 metadata"),
-    (body(metadata=[{}] * 3), 422, "3 metadata"),
-    (body(images=["!", "!"]), 400, "images[0] is no base64"),
-    (body(images=["é", "!"]), 400, "images[0] is no base64"),
-    (body(images=["", ""]), 400, "images[0] is no PNG"),
-    (body(images=["/etc/passwd+", "abcd"]), 400, "images[0] is no PNG"),
-    (body(images=[encoded(pictures(1)[0]), saved("RGB", "JPEG")]), 400, "images[1] is no PNG"),
-    (body(images=[saved("RGBA")] * 2), 400, "images[0] is no 8-bit RGB"),
-    (body(images=[saved("L")] * 2), 400, "images[0] is no 8-bit RGB"),
-    (body(images=[saved("I;16")] * 2), 400, "images[0] is no 8-bit RGB"),
-    (body(images=[encoded(pictures(1)[0]), encoded(pictures(1, 9)[0])]), 400, "images[1] is 9 x 9 and images[0] 8 x 8"),
-    (body(images=[encoded(pictures(1)[0])[:200]] * 2), 400, "images[0] is a damaged PNG"),
-    (body(images=[saved("RGB", size=(100, 51))] * 2), 400, "10200 pixels"),
-    (body(images=[bomb(header(60_000, 60_000))] * 2), 400, "7200000000 pixels"),
-    (body(images=[bomb(header(8, 8), header(10, 10))] * 2), 400, "damaged PNG"),
-    (body(images=[bomb(header(0, 8))] * 2), 400, "0 pixels"),
-])
+@pytest.mark.parametrize(
+    ("sent", "status", "reason"),
+    [
+        ("", 400, "malformed JSON"),
+        ("{", 400, "malformed JSON"),
+        (b"\xff\xfe\xfd", 400, "malformed JSON"),
+        ("[" * 90_000, 400, "nested"),
+        ("[]", 400, "no object"),
+        ("{}", 400, "images is no list"),
+        (body(metadata=[{"x": float("nan")}, {}]), 400, "NaN is no JSON"),
+        (body(prompts="ab"), 400, "prompts is no list"),
+        (body(prompts=["a", 1]), 400, "prompts[1] is no string"),
+        (body(metadata=[{}, []]), 400, "metadata[1] is no object"),
+        (body(images=[1, 2]), 400, "images[0] is no string"),
+        (body(images=[], prompts=[], metadata=[]), 400, "images is empty"),
+        (body(prompts=["a"]), 422, "2 images, 1 prompts and 2 metadata"),
+        (body(metadata=[{}] * 3), 422, "3 metadata"),
+        (body(images=["!", "!"]), 400, "images[0] is no base64"),
+        (body(images=["é", "!"]), 400, "images[0] is no base64"),
+        (body(images=["", ""]), 400, "images[0] is no PNG"),
+        (body(images=["/etc/passwd+", "abcd"]), 400, "images[0] is no PNG"),
+        (body(images=[encoded(pictures(1)[0]), saved("RGB", "JPEG")]), 400, "images[1] is no PNG"),
+        (body(images=[saved("RGBA")] * 2), 400, "images[0] is no 8-bit RGB"),
+        (body(images=[saved("L")] * 2), 400, "images[0] is no 8-bit RGB"),
+        (body(images=[saved("I;16")] * 2), 400, "images[0] is no 8-bit RGB"),
+        (body(images=[encoded(pictures(1)[0]), encoded(pictures(1, 9)[0])]), 400, "images[1] is 9 x 9 and images[0] 8 x 8"),
+        (body(images=[encoded(pictures(1)[0])[:200]] * 2), 400, "images[0] is a damaged PNG"),
+        (body(images=[saved("RGB", size=(100, 51))] * 2), 400, "10200 pixels"),
+        (body(images=[bomb(header(60_000, 60_000))] * 2), 400, "7200000000 pixels"),
+        (body(images=[bomb(header(8, 8), header(10, 10))] * 2), 400, "damaged PNG"),
+        (body(images=[bomb(header(0, 8))] * 2), 400, "0 pixels"),
+    ],
+)
 def test_requests_that_break_the_format(url, sent, status, reason):
     answer = httpx.post(f"{url}/score", content=sent)
     assert answer.status_code == status
@@ -128,9 +131,16 @@ def test_requests_that_break_the_format(url, sent, status, reason):
     assert "NaN" not in answer.text.replace("NaN is no JSON", "")
 
 
-@pytest.mark.parametrize(("method", "path", "status"), [
-    ("GET", "/score", 405), ("POST", "/health", 405), ("GET", "/", 404), ("POST", "/score/", 404), ("GET", "/../etc/x", 404),
-])
+@pytest.mark.parametrize(
+    ("method", "path", "status"),
+    [
+        ("GET", "/score", 405),
+        ("POST", "/health", 405),
+        ("GET", "/", 404),
+        ("POST", "/score/", 404),
+        ("GET", "/../etc/x", 404),
+    ],
+)
 def test_other_paths_and_methods(url, method, path, status):
     answer = httpx.request(method, url + path)
     assert answer.status_code == status and answer.json()["error"]

@@ -11,14 +11,19 @@ from neighbor_grpo.errors import UserError
 
 def add(commands) -> None:
     compare = commands.add_parser(
-        "compare", help="several methods and seeds side by side", formatter_class=argparse.RawDescriptionHelpFormatter,
+        "compare",
+        help="several methods and seeds side by side",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
         description="Train every method of a comparison on every seed and set them side by side. What is finished is not "
-        "run again,\nwhat was stopped goes on.", epilog="keys:\n" + keys(Comparison),
+        "run again,\nwhat was stopped goes on.",
+        epilog="keys:\n" + keys(Comparison),
     )
     compare.add_argument("config", metavar="CONFIG", help="a YAML file, for instance configs/scenes/compare.yaml")
     compare.add_argument("overrides", nargs="*", metavar="key=value", help="changes to it")
     compare.add_argument(
-        "--part", default="1/1", metavar="K/N",
+        "--part",
+        default="1/1",
+        metavar="K/N",
         help="only every N-th method from the K-th on, to share the work among N commands (default %(default)s)",
     )
     compare.set_defaults(command=run)

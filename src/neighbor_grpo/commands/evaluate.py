@@ -12,7 +12,8 @@ SCENES = ["scenes", "scenes_strict", "scenes_sparse", "scenes_distance"]
 
 def add(commands) -> None:
     evaluate = commands.add_parser(
-        "evaluate", help="measure a model, a run, a LoRA or a folder of pictures",
+        "evaluate",
+        help="measure a model, a run, a LoRA or a folder of pictures",
         description="Draw pictures of fixed prompts and seeds, or take a folder of them, and measure them. What the output "
         "directory holds is not computed again. Under torchrun the prompts are divided over the processes.",
     )
@@ -25,8 +26,10 @@ def add(commands) -> None:
     evaluate.add_argument("--out", type=Path, help="directory of all that comes of it (default: a free evaluations/NNN)")
     evaluate.add_argument("--against", type=Path, metavar="DIR", help="another evaluation: picture by picture, which is better")
     evaluate.add_argument(
-        "--max-failed", type=float, default=0.1, help="share of pictures without a score beyond which no mean is given "
-        "(default %(default)s)",
+        "--max-failed",
+        type=float,
+        default=0.1,
+        help="share of pictures without a score beyond which no mean is given (default %(default)s)",
     )
     evaluate.set_defaults(command=run)
 

@@ -17,7 +17,8 @@ from neighbor_grpo.flow.solvers import SOLVERS
 def keys(section: type = Config, prefix: str = "") -> str:
     """Every key of a configuration with its default, type and meaning."""
     return "\n".join(
-        f"  {key}" + (f"  ({kind}, required)" if default is PydanticUndefined else f"={_yaml(default)}  ({kind})")
+        f"  {key}"
+        + (f"  ({kind}, required)" if default is PydanticUndefined else f"={_yaml(default)}  ({kind})")
         + (f"\n      {text}" if text else "")
         for key, kind, default, text in describe(section, prefix)
     )
@@ -53,14 +54,26 @@ def loaded(arguments: argparse.Namespace):
     from neighbor_grpo.run.weights import load_trained
 
     return load_trained(
-        arguments.model, arguments.run, arguments.device, arguments.best, arguments.lora, height=arguments.height,
-        width=arguments.width, num_frames=arguments.num_frames, guidance_scale=arguments.guidance_scale, cfg=arguments.cfg,
+        arguments.model,
+        arguments.run,
+        arguments.device,
+        arguments.best,
+        arguments.lora,
+        height=arguments.height,
+        width=arguments.width,
+        num_frames=arguments.num_frames,
+        guidance_scale=arguments.guidance_scale,
+        cfg=arguments.cfg,
     )
 
 
 def scorer_option(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--scorer", action="append", nargs="+", default=[], metavar=("NAME", "key=value"),
+        "--scorer",
+        action="append",
+        nargs="+",
+        default=[],
+        metavar=("NAME", "key=value"),
         help="settings of a scorer, for instance --scorer hpsv2.1 weights=DIR device=cuda; may be repeated",
     )
 

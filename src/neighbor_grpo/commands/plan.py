@@ -8,7 +8,8 @@ from neighbor_grpo.errors import UserError
 
 def add(commands) -> None:
     plan = commands.add_parser(
-        "plan", help="what a configuration takes, before weights are loaded",
+        "plan",
+        help="what a configuration takes, before weights are loaded",
         description="Counts, memory and time of a configuration, from the configurations of its model: weights are not read. "
         "Where it does not fit the exit code is 2, and what to change is said. Memory is that of tensors: a GPU's context, "
         "workspaces of its libraries, fragmentation and rewards on the device come on top.",
@@ -20,8 +21,10 @@ def add(commands) -> None:
     plan.add_argument("--tflops", type=float, metavar="N", help="of the device's matrix products (default: measured, if here)")
     plan.add_argument("--processes", type=int, default=1, metavar="N", help="each with a device and a share of the prompts")
     plan.add_argument(
-        "--fsdp2", action="store_true", help="which divides weights, gradients and optimizer over the processes; what a rank "
-        "gathers of the others' for a moment is not counted"
+        "--fsdp2",
+        action="store_true",
+        help="which divides weights, gradients and optimizer over the processes; what a rank "
+        "gathers of the others' for a moment is not counted",
     )
     plan.set_defaults(command=run)
 

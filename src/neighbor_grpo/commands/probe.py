@@ -10,7 +10,8 @@ from neighbor_grpo.methods.neighbor import Neighbor
 
 def add(commands) -> None:
     probe = commands.add_parser(
-        "probe", help="choose sigma by the spread of the rewards, before training",
+        "probe",
+        help="choose sigma by the spread of the rewards, before training",
         description="Roll out groups of a configuration at several sigmas, from the same noise, and print how much the "
         "rewards differ within a group. Chosen is the smallest sigma that keeps a share of the largest spread.",
     )

@@ -36,9 +36,11 @@ def add(commands) -> None:
 def run_convert(arguments: argparse.Namespace) -> None:
     from neighbor_grpo.rewards.learned.convert import convert
 
-    print(convert(
-        arguments.name, arguments.source, arguments.out, arguments.tokenizer, arguments.vision_heads, arguments.text_heads
-    ))
+    print(
+        convert(
+            arguments.name, arguments.source, arguments.out, arguments.tokenizer, arguments.vision_heads, arguments.text_heads
+        )
+    )
 
 
 def run_check(arguments: argparse.Namespace) -> None:

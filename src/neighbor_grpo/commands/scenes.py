@@ -28,9 +28,7 @@ def run_pretrain(arguments: argparse.Namespace) -> None:
 
     if arguments.out.exists() and any(arguments.out.iterdir()):
         raise UserError(f"{arguments.out} is not empty: choose another --out")
-    pretrain(
-        arguments.out, arguments.vae_steps, arguments.steps, arguments.pictures, arguments.seed, arguments.device
-    )
+    pretrain(arguments.out, arguments.vae_steps, arguments.steps, arguments.pictures, arguments.seed, arguments.device)
 
 
 def run_render(arguments: argparse.Namespace) -> None:

@@ -10,11 +10,16 @@ from neighbor_grpo.methods import METHODS
 
 def add(commands) -> None:
     train = commands.add_parser(
-        "train", help="align a model with a reward", formatter_class=argparse.RawDescriptionHelpFormatter,
+        "train",
+        help="align a model with a reward",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
         description="Align a model with a reward. Without CONFIG: the bundled model on the bundled task.",
-        epilog="keys:\n" + keys() + "".join(
+        epilog="keys:\n"
+        + keys()
+        + "".join(
             f"\n\nkeys with method.name={name}:\n" + keys(method, "method.")
-            for name, method in METHODS.items() if name != "neighbor"
+            for name, method in METHODS.items()
+            if name != "neighbor"
         ),
     )
     train.add_argument(

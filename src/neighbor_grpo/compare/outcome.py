@@ -40,7 +40,6 @@ class Row:
         x, y = self.costs[cost], self.measures["reward"]
         return crossing(x.mean(0), y.mean(0), reward), [crossing(*curve, reward) for curve in zip(x, y, strict=True)]
 
-
     def measured_at(self, evaluations: float | None) -> dict[str, float | None]:
         """Every measure's mean over seeds when so many evaluations were spent, between points in proportion."""
         x = self.costs["evaluations"].mean(0)
@@ -79,11 +78,15 @@ def outcome(entry: Entry, comparison: Comparison) -> Row | None:
     measures = {key[5:]: _stack(series, key, points) for key in names}
     measures["reward"] = sum(weight * measures[name] for name, weight in entry.config.reward.train.items())
     return Row(
-        entry.name, entry.config.method.name, files.config_of(finished[0]).optimizer.lr, finished,
+        entry.name,
+        entry.config.method.name,
+        files.config_of(finished[0]).optimizer.lr,
+        finished,
         sum(files.diverged(run) for run in runs),
         *(mean(line[key] for line in steps) for key in ("nfe_old", "nfe_nominal", "nfe_theta")),
         median(training_seconds(line) for line in steps),
-        {cost: _stack(series, cost, points) for cost in COSTS}, measures,
+        {cost: _stack(series, cost, points) for cost in COSTS},
+        measures,
     )
 
 
@@ -125,8 +128,14 @@ def records(rows: list[Row], comparison: Comparison) -> list[dict]:
     table = []
     for row in rows:
         record = {
-            "run": row.name, "method": row.method, "lr": row.lr, "seeds": len(row.runs), "diverged": row.diverged,
-            "nfe_old": row.nfe_old, "nfe_nominal": row.nfe_nominal, "nfe_theta": row.nfe_theta,
+            "run": row.name,
+            "method": row.method,
+            "lr": row.lr,
+            "seeds": len(row.runs),
+            "diverged": row.diverged,
+            "nfe_old": row.nfe_old,
+            "nfe_nominal": row.nfe_nominal,
+            "nfe_theta": row.nfe_theta,
             "seconds_per_iteration": row.seconds_per_iteration,
         }
         record |= {cost: float(row.costs[cost][:, -1].mean()) for cost in COSTS}
@@ -158,9 +167,15 @@ def as_markdown(rows: list[Row], comparison: Comparison) -> str:
     lines.append("| *before training* " + "| " * (len(head) - len(names) - 1) + "| " + " | ".join(before) + " |")
     for row in rows:
         cells = [
-            row.name, f"{row.lr:g}", f"{len(row.runs)}" + (f" ({row.diverged} diverged)" if row.diverged else ""),
-            f"{row.nfe_old:.3g}", f"{row.nfe_nominal:.3g}", f"{row.nfe_theta:.3g}", f"{row.seconds_per_iteration:.2f}",
-            f"{row.costs['iterations'][:, -1].mean():.0f}", f"{row.costs['evaluations'][:, -1].mean():,.0f}",
+            row.name,
+            f"{row.lr:g}",
+            f"{len(row.runs)}" + (f" ({row.diverged} diverged)" if row.diverged else ""),
+            f"{row.nfe_old:.3g}",
+            f"{row.nfe_nominal:.3g}",
+            f"{row.nfe_theta:.3g}",
+            f"{row.seconds_per_iteration:.2f}",
+            f"{row.costs['iterations'][:, -1].mean():.0f}",
+            f"{row.costs['evaluations'][:, -1].mean():,.0f}",
             *("{:.4g} ± {:.2g}".format(*row.final(name)) for name in names),
         ]
         lines.append("| " + " | ".join(cells) + " |")

@@ -26,20 +26,29 @@ def write(comparison: Comparison, entries: list[Entry]) -> Path:
     settings = comparison.model_dump(mode="json")
     (directory / "table.md").write_text(text, encoding="utf-8")
     (directory / "table.csv").write_text(as_csv(table), encoding="utf-8")
-    series = {
-        row.name: {name: values.tolist() for name, values in (row.costs | row.measures).items()} for row in rows
-    }
+    series = {row.name: {name: values.tolist() for name, values in (row.costs | row.measures).items()} for row in rows}
     results = {"settings": settings, "table": table, "curves": series}
     (directory / "results.json").write_text(json.dumps(results, indent=1) + "\n")
     curves(rows, comparison, directory / "curves.png")
     pictures(rows, directory / "pictures.png")
     done = {row.name: len(row.runs) for row in rows}
-    missing = [f"{entry.name} ({done.get(entry.name, 0)} of {len(comparison.seeds)} seeds)" for entry in entries
-               if done.get(entry.name, 0) < len(comparison.seeds)]
-    page = Environment(autoescape=select_autoescape(default=True)).from_string(_PAGE.read_text()).render(
-        title=directory.name, tables=[_cells(part) for part in text.split("\n\n") if part.startswith("|")],
-        target=target(rows, comparison)[1], curves=data_url(directory / "curves.png"),
-        pictures=data_url(directory / "pictures.png"), settings=(directory / "comparison.yaml").read_text(), missing=missing,
+    missing = [
+        f"{entry.name} ({done.get(entry.name, 0)} of {len(comparison.seeds)} seeds)"
+        for entry in entries
+        if done.get(entry.name, 0) < len(comparison.seeds)
+    ]
+    page = (
+        Environment(autoescape=select_autoescape(default=True))
+        .from_string(_PAGE.read_text())
+        .render(
+            title=directory.name,
+            tables=[_cells(part) for part in text.split("\n\n") if part.startswith("|")],
+            target=target(rows, comparison)[1],
+            curves=data_url(directory / "curves.png"),
+            pictures=data_url(directory / "pictures.png"),
+            settings=(directory / "comparison.yaml").read_text(),
+            missing=missing,
+        )
     )
     (directory / "report.html").write_text(page, encoding="utf-8")
     return directory / "report.html"

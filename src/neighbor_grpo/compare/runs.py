@@ -42,10 +42,12 @@ def tuned(entry: Entry, comparison: Comparison, say: Callable[[str], None]) -> f
     if tune is None:
         return entry.config.optimizer.lr
     runs = {lr: Path(comparison.run_dir) / entry.name / f"lr-{lr:g}" for lr in tune.lr}
-    config = entry.config.model_copy(update={
-        "iterations": ceil(tune.share * entry.config.iterations),
-        "seconds": entry.config.seconds and tune.share * entry.config.seconds,
-    })
+    config = entry.config.model_copy(
+        update={
+            "iterations": ceil(tune.share * entry.config.iterations),
+            "seconds": entry.config.seconds and tune.share * entry.config.seconds,
+        }
+    )
     for lr, run in runs.items():
         train(with_rate(config, lr), run, tune.seed, say)
     chosen = chosen_rate(runs, entry.config.reward.train, tune)

@@ -40,8 +40,7 @@ class Tune(Section):
 def within(values: dict[str, float], bounds: dict[str, tuple[float | None, float | None]]) -> bool:
     """Whether every bounded measure lies between its least and its most."""
     return all(
-        (low is None or values[name] >= low) and (high is None or values[name] <= high)
-        for name, (low, high) in bounds.items()
+        (low is None or values[name] >= low) and (high is None or values[name] <= high) for name, (low, high) in bounds.items()
     )
 
 
@@ -56,8 +55,9 @@ class Comparison(Section):
     tune: Tune | None = Field(None, description="null = every run's own optimizer.lr")
     points: Positive = Field(8, description="evaluations along each run; a budget of seconds takes base.evaluate.every")
     reach: str | float | None = Field(
-        None, description="a reward, or a run whose final reward: what it costs the others to reach it is told; "
-        "null = the best baseline within tune's bounds"
+        None,
+        description="a reward, or a run whose final reward: what it costs the others to reach it is told; "
+        "null = the best baseline within tune's bounds",
     )
 
 

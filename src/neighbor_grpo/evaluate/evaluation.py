@@ -41,7 +41,11 @@ def claim(out: Path, settings: Mapping[str, Any]) -> None:
 
 
 def judge(
-    out: Path, pictures: Pictures, prompts: Sequence[Prompt], rewards: Mapping[str, Reward], metrics: Mapping[str, Metric],
+    out: Path,
+    pictures: Pictures,
+    prompts: Sequence[Prompt],
+    rewards: Mapping[str, Reward],
+    metrics: Mapping[str, Metric],
     portion: int = 16,
 ) -> None:
     """Write every missing score to the ledger in `out`, this rank's share of the prompts, `portion` prompts at a time.
@@ -89,7 +93,12 @@ def judge(
 
 
 def result(
-    out: Path, tables: Tables, prompts: int, rewards: Mapping[str, Reward], metrics: Mapping[str, Metric], max_failed: float,
+    out: Path,
+    tables: Tables,
+    prompts: int,
+    rewards: Mapping[str, Reward],
+    metrics: Mapping[str, Metric],
+    max_failed: float,
     against: Path | None = None,
 ) -> dict[str, Any]:
     """Means with their intervals over prompts, what failed, every setting, and the comparison with another evaluation.
@@ -113,9 +122,7 @@ def result(
     return found
 
 
-def read_tables(
-    out: Path, prompts: int, rewards: Mapping[str, Reward], metrics: Mapping[str, Metric]
-) -> Tables:
+def read_tables(out: Path, prompts: int, rewards: Mapping[str, Reward], metrics: Mapping[str, Metric]) -> Tables:
     """(values [P, S], reasons) of every measure; KeyError where one is missing."""
     ledger = Ledger(out)
     ids = {name: short(identity(reward)) for name, reward in rewards.items()} | dict.fromkeys(metrics, "")
@@ -123,8 +130,12 @@ def read_tables(
 
 
 def _compared(
-    settings: Mapping[str, Any], tables: Tables, against: Path, prompts: int,
-    rewards: Mapping[str, Reward], metrics: Mapping[str, Metric],
+    settings: Mapping[str, Any],
+    tables: Tables,
+    against: Path,
+    prompts: int,
+    rewards: Mapping[str, Reward],
+    metrics: Mapping[str, Metric],
 ) -> dict[str, Any]:
     if not (against / "settings.json").is_file():
         raise UserError(f"--against {against}: no evaluation there")

@@ -21,8 +21,14 @@ from neighbor_grpo.rewards.set import Panel, joined
 
 class HeldOut:
     def __init__(
-        self, model: FlowModel, texts: TextCache, prompts: Sequence[Prompt], rewards: Mapping[str, Reward],
-        metrics: Mapping[str, Metric], config: Config, accelerator: Accelerator,
+        self,
+        model: FlowModel,
+        texts: TextCache,
+        prompts: Sequence[Prompt],
+        rewards: Mapping[str, Reward],
+        metrics: Mapping[str, Metric],
+        config: Config,
+        accelerator: Accelerator,
     ) -> None:
         self.model, self.texts, self.prompts, self.metrics = model, texts, prompts, metrics
         self.panel, self.config, self.accelerator = Panel(rewards), config, accelerator
@@ -54,9 +60,16 @@ class HeldOut:
         e, batch = self.config.evaluate, self.config.batch
         there = [n for n in numbers if n < len(self.prompts)]
         drawn = there + [len(self.prompts) - 1] * (len(numbers) - len(there))
-        images = to_bytes(sample(
-            self.model, self.texts([self.prompts[n] for n in drawn]), fixed_noise(self.model, drawn, e.seeds),
-            e.num_steps or self.config.method.num_steps, e.solver, batch.rollout, batch.decode,
-        ))[: len(there)]
+        images = to_bytes(
+            sample(
+                self.model,
+                self.texts([self.prompts[n] for n in drawn]),
+                fixed_noise(self.model, drawn, e.seeds),
+                e.num_steps or self.config.method.num_steps,
+                e.solver,
+                batch.rollout,
+                batch.decode,
+            )
+        )[: len(there)]
         scores = self.panel(images / 255, [self.prompts[n] for n in there]) if there else {}
         return scores, key_frames(images) if images.ndim == 6 else images

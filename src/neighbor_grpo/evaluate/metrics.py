@@ -107,6 +107,7 @@ def scenes_distance(images: Tensor, prompts: list[str]) -> Tensor:
 
 scenes_distance.whole_set = True  # one number for all prompts together
 
+
 def motion(videos: Tensor, prompts: list[str]) -> Tensor:
     """Mean absolute difference between one frame and the next: a video that a reward of pictures has frozen.  [P]
 
@@ -118,8 +119,7 @@ def motion(videos: Tensor, prompts: list[str]) -> Tensor:
 motion.of_videos = True
 
 METRICS = {
-    metric.__name__: metric
-    for metric in (diversity, jpeg_size, scenes_distance, grid_artefacts, saturation, sharpness, motion)
+    metric.__name__: metric for metric in (diversity, jpeg_size, scenes_distance, grid_artefacts, saturation, sharpness, motion)
 }
 
 

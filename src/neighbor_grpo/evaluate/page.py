@@ -27,8 +27,13 @@ def rows(found: Mapping[str, Any]) -> list[list[str]]:
         row += [str(found["failed"].get(name, ""))] if found["failed"] else []
         if against and name in against:
             pair = against[name]
-            row += [f"{pair['difference']:+.4g}", f"{pair['low']:+.4g} – {pair['high']:+.4g}", f"{pair['win_rate']:.1%}",
-                    f"{pair['prompts_better']} : {pair['prompts_worse']}", f"{pair['p_value']:.2g}"]
+            row += [
+                f"{pair['difference']:+.4g}",
+                f"{pair['low']:+.4g} – {pair['high']:+.4g}",
+                f"{pair['win_rate']:.1%}",
+                f"{pair['prompts_better']} : {pair['prompts_worse']}",
+                f"{pair['p_value']:.2g}",
+            ]
         table.append(row + [""] * (len(head) - len(row)))
     return table
 
@@ -39,7 +44,10 @@ def markdown(table: Sequence[Sequence[str]]) -> str:
 
 
 def write(
-    out: Path, found: Mapping[str, Any], pictures: Pictures, prompts: Sequence[Prompt],
+    out: Path,
+    found: Mapping[str, Any],
+    pictures: Pictures,
+    prompts: Sequence[Prompt],
     tables: Mapping[str, tuple[np.ndarray, list[str]]],
 ) -> str:
     """result.json, table.md, whose text is returned, and gallery.html, which shows the files where they lie."""
@@ -50,16 +58,29 @@ def write(
         {
             "text": prompt.text,
             "pictures": [
-                {"file": Path(os.path.relpath(pictures.file(p, s), out)).as_posix(), "caption": ", ".join(
-                    f"{name} {values[p, s]:.4g}" for name, (values, _) in tables.items() if values.shape[1] == pictures.seeds
-                )}
+                {
+                    "file": Path(os.path.relpath(pictures.file(p, s), out)).as_posix(),
+                    "caption": ", ".join(
+                        f"{name} {values[p, s]:.4g}"
+                        for name, (values, _) in tables.items()
+                        if values.shape[1] == pictures.seeds
+                    ),
+                }
                 for s in range(pictures.seeds)
             ],
         }
         for p, prompt in enumerate(prompts)
     ]
-    page = Environment(autoescape=select_autoescape(default=True)).from_string(_PAGE.read_text()).render(
-        title=out.name, table=table, prompts=shown, width=192, settings=json.dumps(found["settings"], indent=2),
+    page = (
+        Environment(autoescape=select_autoescape(default=True))
+        .from_string(_PAGE.read_text())
+        .render(
+            title=out.name,
+            table=table,
+            prompts=shown,
+            width=192,
+            settings=json.dumps(found["settings"], indent=2),
+        )
     )
     (out / "gallery.html").write_text(page, encoding="utf-8")
     return markdown(table)

@@ -44,6 +44,12 @@ class Method(Protocol):
 
 
 METHODS = {
-    "neighbor": Neighbor, "flow_grpo": FlowGRPO, "flow_grpo_fast": FlowGRPOFast, "dance_grpo": DanceGRPO,
-    "mix_grpo": MixGRPO, "mix_grpo_flash": MixGRPOFlash, "mix_grpo_flash_star": MixGRPOFlashStar, "branch_grpo": BranchGRPO,
+    "neighbor": Neighbor,
+    "flow_grpo": FlowGRPO,
+    "flow_grpo_fast": FlowGRPOFast,
+    "dance_grpo": DanceGRPO,
+    "mix_grpo": MixGRPO,
+    "mix_grpo_flash": MixGRPOFlash,
+    "mix_grpo_flash_star": MixGRPOFlashStar,
+    "branch_grpo": BranchGRPO,
 }

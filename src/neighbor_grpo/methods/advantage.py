@@ -49,7 +49,10 @@ def quasi_norm(adv: Tensor, p: float) -> Tensor:
 
 
 def combine(
-    credit: Callable[[Tensor, Tensor], Tensor], rewards: Tensor, pool: Tensor, weights: Tensor,
+    credit: Callable[[Tensor, Tensor], Tensor],
+    rewards: Tensor,
+    pool: Tensor,
+    weights: Tensor,
     over: Literal["advantages", "rewards"],
 ) -> Tensor:
     """Advantages from several rewards [M, P, G], given a method's credit of one.  -> [P, ·]

@@ -128,10 +128,13 @@ class BranchGRPO(Gaussian):
         count = len(edges[0])
         order = subsets(generator, len(adv), count, count)
         return [
-            rows([
-                transition(tree, k, p, m, per_step[k][p, m])
-                for p in range(len(adv)) for k, m in (edges[p][e] for e in share[p].tolist())
-            ])
+            rows(
+                [
+                    transition(tree, k, p, m, per_step[k][p, m])
+                    for p in range(len(adv))
+                    for k, m in (edges[p][e] for e in share[p].tolist())
+                ]
+            )
             for share in order.chunk(-(-count // self.edges_per_update), dim=1)
         ]
 

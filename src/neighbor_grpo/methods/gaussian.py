@@ -94,9 +94,7 @@ class Lines(Gaussian):
                 f"num_train_steps (K = {self.num_train_steps}) exceeds the {self.stochastic} stochastic transitions"
             )
         if self.group_size % self.updates_per_rollout:
-            raise ValueError(
-                f"updates_per_rollout ({self.updates_per_rollout}) must divide group_size (G = {self.group_size})"
-            )
+            raise ValueError(f"updates_per_rollout ({self.updates_per_rollout}) must divide group_size (G = {self.group_size})")
         return self
 
     def credit(self, tree: Tree, rewards: Tensor, pool: Tensor) -> Tensor:
@@ -113,10 +111,14 @@ class Lines(Gaussian):
         members = subsets(generator, groups, size, size)  # [P, G], shuffled
         drawn = [subsets(generator, groups, len(stochastic), self.num_train_steps or len(stochastic)) for _ in range(size)]
         return [
-            rows([
-                transition(tree, stochastic[k], p, int(lines[stochastic[k]][i]), adv[p, i])
-                for p in range(groups) for i in share[p].tolist() for k in drawn[i][p].tolist()
-            ])
+            rows(
+                [
+                    transition(tree, stochastic[k], p, int(lines[stochastic[k]][i]), adv[p, i])
+                    for p in range(groups)
+                    for i in share[p].tolist()
+                    for k in drawn[i][p].tolist()
+                ]
+            )
             for share in members.chunk(self.updates_per_rollout, dim=1)
         ]
 

@@ -41,9 +41,7 @@ class Neighbor:
         int | None, Field(ge=1, description="optimizer steps per rollout, a divisor of B; null = B, one per anchor")
     ] = None
     sigma: Annotated[float, Field(gt=0, le=1, description="size of the neighbourhood, 1 = independent noise")] = 0.3
-    solver: Annotated[
-        Literal["euler", "heun", "dpmpp_2m", "dpmpp_3m"], Field(description="solver of the rollout")
-    ] = "dpmpp_2m"
+    solver: Annotated[Literal["euler", "heun", "dpmpp_2m", "dpmpp_3m"], Field(description="solver of the rollout")] = "dpmpp_2m"
     p: Annotated[float, Field(gt=0, le=2, description="quasi-norm of the advantages; 2 = GRPO's")] = 0.8
     clip: Clip = 1e-4
     temperature: Annotated[
@@ -76,9 +74,7 @@ class Neighbor:
                 f"(N = {self.num_steps}) transitions between train_from and train_to"
             )
         if self.num_anchors % self.num_updates:
-            raise ValueError(
-                f"updates_per_rollout ({self.num_updates}) must divide num_anchors (B = {self.num_anchors})"
-            )
+            raise ValueError(f"updates_per_rollout ({self.num_updates}) must divide num_anchors (B = {self.num_anchors})")
         return self
 
     @property
@@ -105,10 +101,14 @@ class Neighbor:
         drawn = subsets(generator, groups, len(self.trainable), self.num_train_steps) + self.trainable.start  # [P, K]
         anchors = subsets(generator, groups, self.group_size, self.num_anchors)  # [P, B]
         return [
-            rows([
-                self._decision(tree, p, k, j, adv[p])
-                for p in range(groups) for k in drawn[p].tolist() for j in members[p].tolist()
-            ])
+            rows(
+                [
+                    self._decision(tree, p, k, j, adv[p])
+                    for p in range(groups)
+                    for k in drawn[p].tolist()
+                    for j in members[p].tolist()
+                ]
+            )
             for members in anchors.chunk(self.num_updates, dim=1)
         ]
 

@@ -15,6 +15,7 @@ from neighbor_grpo.flow.solvers import Velocity, solve
 
 Noise = Callable[[int], Tensor]  # n -> [P, n, *latent], standard normal
 
+
 @dataclass(frozen=True)
 class Step:
     """One transition of P trees."""
@@ -101,10 +102,13 @@ def rows(picked: Sequence[tuple[float, float, float, Tensor, Tensor, Tensor, Ten
     """Decisions from rows, each a tuple in the order of the fields of Decisions."""
     *columns, prompt = zip(*picked, strict=True)
     device = columns[3][0].device
-    return Decisions(*(
-        torch.stack(column).to(device) if isinstance(column[0], Tensor) else torch.tensor(column, device=device)
-        for column in columns
-    ), torch.tensor(prompt))
+    return Decisions(
+        *(
+            torch.stack(column).to(device) if isinstance(column[0], Tensor) else torch.tensor(column, device=device)
+            for column in columns
+        ),
+        torch.tensor(prompt),
+    )
 
 
 def grow(tree: Tree, velocity: Velocity, times: Sequence[float], solver: str) -> Tree:

@@ -30,7 +30,8 @@ class Experts(nn.Module):
         rows = [mine.nonzero()[:, 0].to(timestep.device) for mine in (high, ~high)]
         parts = [
             expert(**{name: value[mine] if isinstance(value, Tensor) else value for name, value in inputs.items()})[0]
-            for expert, mine in zip(self.children(), rows, strict=True) if len(mine)
+            for expert, mine in zip(self.children(), rows, strict=True)
+            if len(mine)
         ]
         return (torch.cat(parts)[torch.cat(rows).argsort()],)
 
@@ -56,7 +57,11 @@ def _of_both(name: str) -> Callable:
 
 
 for _name in (
-    "add_adapter", "disable_adapters", "enable_adapters", "enable_gradient_checkpointing", "set_attention_backend",
+    "add_adapter",
+    "disable_adapters",
+    "enable_adapters",
+    "enable_gradient_checkpointing",
+    "set_attention_backend",
     "compile_repeated_blocks",
 ):
     setattr(Experts, _name, _of_both(_name))

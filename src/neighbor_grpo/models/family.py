@@ -53,9 +53,7 @@ class Family(ABC):
         self.height, self.width = drawing.height or height, drawing.width or width
         multiple = self.patch * self.spatial()
         if self.height % multiple or self.width % multiple:
-            raise UserError(
-                f"height and width must be multiples of {multiple} for this VAE, not {self.height} x {self.width}"
-            )
+            raise UserError(f"height and width must be multiples of {multiple} for this VAE, not {self.height} x {self.width}")
         self.grid = self.height // multiple, self.width // multiple  # tokens
         longest = self.longest()
         if longest and max(self.grid) > longest:
@@ -114,8 +112,11 @@ class Family(ABC):
         """The grid's shift, for a scheduler that shifts by the picture's size: a line through two sizes."""
         config = self.pipe.scheduler.config
         return calculate_shift(
-            self.grid[0] * self.grid[1], config.get("base_image_seq_len", 256), config.get("max_image_seq_len", 4096),
-            config.get("base_shift", 0.5), config.get("max_shift", 1.15),
+            self.grid[0] * self.grid[1],
+            config.get("base_image_seq_len", 256),
+            config.get("max_image_seq_len", 4096),
+            config.get("base_shift", 0.5),
+            config.get("max_shift", 1.15),
         )
 
     def times(self, num_steps: int) -> list[float]:
@@ -166,7 +167,8 @@ class Family(ABC):
         if self.starts_from_image != bool(images):
             raise UserError(
                 'this model starts from a picture: give every prompt one, {"prompt": ..., "image": FILE}'
-                if self.starts_from_image else 'this model takes no first picture: leave "image" out of the prompts'
+                if self.starts_from_image
+                else 'this model takes no first picture: leave "image" out of the prompts'
             )
         with visiting(self._encoders(), self.device):
             cond = self.embed(list(prompts), list(images))
@@ -227,7 +229,8 @@ def visiting(modules: Sequence[nn.Module], device: torch.device) -> Iterator[Non
         module.to("cpu")
 
     hooks = [
-        hook for module in modules
+        hook
+        for module in modules
         for hook in (module.register_forward_pre_hook(arrive, with_kwargs=True), module.register_forward_hook(leave))
     ]
     try:

@@ -62,8 +62,13 @@ class Flux2(Family):
     def forward(self, x: Tensor, t: Tensor, cond: Flux2Cond) -> Tensor:
         guidance = torch.full_like(t, self.guidance_scale) if self.config.guidance_embeds else None
         return self.transformer(
-            hidden_states=x, timestep=t, guidance=guidance, img_ids=self.image_ids, txt_ids=self.text_ids,
-            encoder_hidden_states=cond.text, return_dict=False,
+            hidden_states=x,
+            timestep=t,
+            guidance=guidance,
+            img_ids=self.image_ids,
+            txt_ids=self.text_ids,
+            encoder_hidden_states=cond.text,
+            return_dict=False,
         )[0]
 
     def to_image(self, x: Tensor) -> Tensor:

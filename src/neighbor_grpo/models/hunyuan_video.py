@@ -36,9 +36,7 @@ class HunyuanVideo(Video):
         return self.config.in_channels
 
     def embed(self, prompts: list[str], images: list[Path]) -> HunyuanVideoCond:
-        text, pooled, mask = self.pipe.encode_prompt(
-            prompts, device=self.device, max_sequence_length=self.max_sequence_length
-        )
+        text, pooled, mask = self.pipe.encode_prompt(prompts, device=self.device, max_sequence_length=self.max_sequence_length)
         return HunyuanVideoCond(text, pooled, mask.bool())
 
     def blank(self, n: int) -> HunyuanVideoCond:
@@ -52,9 +50,13 @@ class HunyuanVideo(Video):
     def forward(self, x: Tensor, t: Tensor, cond: HunyuanVideoCond) -> Tensor:
         guidance = 1000 * x.new_full((len(x),), self.guidance_scale) if self.config.guidance_embeds else None
         return self.transformer(
-            hidden_states=x, timestep=t * self.pipe.scheduler.config.num_train_timesteps, guidance=guidance,
-            encoder_hidden_states=cond.text, encoder_attention_mask=cond.mask.to(self.device),
-            pooled_projections=cond.pooled, return_dict=False,
+            hidden_states=x,
+            timestep=t * self.pipe.scheduler.config.num_train_timesteps,
+            guidance=guidance,
+            encoder_hidden_states=cond.text,
+            encoder_attention_mask=cond.mask.to(self.device),
+            pooled_projections=cond.pooled,
+            return_dict=False,
         )[0]
 
     def to_image(self, x: Tensor) -> Tensor:

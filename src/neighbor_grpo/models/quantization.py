@@ -67,8 +67,11 @@ def fp8_products(transformer: nn.Module) -> Iterator[None]:
     the blocks and small, stay as they are.  No gradient goes through.
     """
     layers = [
-        layer for name, layer in transformer.named_modules()
-        if type(layer) is nn.Linear and "blocks." in name and "lora_" not in name
+        layer
+        for name, layer in transformer.named_modules()
+        if type(layer) is nn.Linear
+        and "blocks." in name
+        and "lora_" not in name
         and layer.in_features % 16 == layer.out_features % 16 == 0  # what the hardware multiplies
     ]
     for layer in layers:

@@ -49,7 +49,10 @@ class QwenImage(Family):
         length = int(cond.mask.sum(1).max())  # most of L is padding: what no row needs is not computed
         mask = cond.mask[:, :length]
         return self.transformer(
-            hidden_states=x, timestep=t, img_shapes=[[(1, *self.grid)]] * len(x), return_dict=False,
+            hidden_states=x,
+            timestep=t,
+            img_shapes=[[(1, *self.grid)]] * len(x),
+            return_dict=False,
             encoder_hidden_states=cond.text[:, :length],
             encoder_hidden_states_mask=None if mask.all() else mask.to(self.device),
         )[0]

@@ -38,7 +38,11 @@ class SD3(Family):
 
     def embed(self, prompts: list[str], images: list[Path]) -> SD3Cond:
         text, _, pooled, _ = self.pipe.encode_prompt(
-            prompts, prompt_2=None, prompt_3=None, device=self.device, do_classifier_free_guidance=False,
+            prompts,
+            prompt_2=None,
+            prompt_3=None,
+            device=self.device,
+            do_classifier_free_guidance=False,
             max_sequence_length=self.max_sequence_length,
         )
         return SD3Cond(text, pooled)
@@ -62,8 +66,11 @@ class SD3(Family):
 
     def forward(self, x: Tensor, t: Tensor, cond: SD3Cond) -> Tensor:
         return self.transformer(
-            hidden_states=x, timestep=t * self.pipe.scheduler.config.num_train_timesteps,
-            encoder_hidden_states=cond.text, pooled_projections=cond.pooled, return_dict=False,
+            hidden_states=x,
+            timestep=t * self.pipe.scheduler.config.num_train_timesteps,
+            encoder_hidden_states=cond.text,
+            pooled_projections=cond.pooled,
+            return_dict=False,
         )[0]
 
     def to_image(self, x: Tensor) -> Tensor:

@@ -58,8 +58,11 @@ class Wan(Video):
 
     def text(self, prompts: list[str]) -> Tensor:
         return self.pipe.encode_prompt(
-            prompts, do_classifier_free_guidance=False, max_sequence_length=self.max_sequence_length,
-            device=self.device, dtype=self.dtype,
+            prompts,
+            do_classifier_free_guidance=False,
+            max_sequence_length=self.max_sequence_length,
+            device=self.device,
+            dtype=self.dtype,
         )[0]
 
     def unguided(self, cond: WanCond) -> WanCond:
@@ -93,9 +96,9 @@ class Wan(Video):
         return not self._scheduled(1).timesteps.is_floating_point()
 
     def forward(self, x: Tensor, t: Tensor, cond: WanCond) -> Tensor:
-        return self.transformer(
-            hidden_states=x, timestep=self.timestep(t), encoder_hidden_states=cond.text, return_dict=False
-        )[0]
+        return self.transformer(hidden_states=x, timestep=self.timestep(t), encoder_hidden_states=cond.text, return_dict=False)[
+            0
+        ]
 
     def to_image(self, x: Tensor) -> Tensor:
         mean, std = (
@@ -143,7 +146,14 @@ class WanImage(Wan):
             clip = self.pipe.encode_image(image, self.device).to(self.dtype)
         first = self.pipe.video_processor.preprocess(image, self.height, self.width).to(self.device, torch.float32)
         return clip, self.pipe.prepare_latents(
-            first, 1, self.vae.config.z_dim, self.height, self.width, self.frames, torch.float32, self.device,
+            first,
+            1,
+            self.vae.config.z_dim,
+            self.height,
+            self.width,
+            self.frames,
+            torch.float32,
+            self.device,
             latents=torch.empty(0),
         )[1]
 
@@ -182,7 +192,10 @@ class WanImage(Wan):
         else:
             x = torch.cat([x, cond.latents], dim=1)
         return self.transformer(
-            hidden_states=x, timestep=time, encoder_hidden_states=cond.text, return_dict=False,
+            hidden_states=x,
+            timestep=time,
+            encoder_hidden_states=cond.text,
+            return_dict=False,
             encoder_hidden_states_image=cond.clip if self.config.image_dim is not None else None,
         )[0]
 

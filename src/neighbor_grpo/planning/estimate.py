@@ -43,7 +43,9 @@ class Estimate:
     def flops(self, forwards: float, pictures: float, forward_backwards: float) -> dict[str, float]:
         """By phase, of so many rows each."""
         return {
-            "rollout": forwards * self.forward, "decode": pictures * self.decode, "update": forward_backwards * self.update,
+            "rollout": forwards * self.forward,
+            "decode": pictures * self.decode,
+            "update": forward_backwards * self.update,
         }
 
     def bytes(self, phase: str) -> float:
@@ -90,18 +92,24 @@ def estimate(config: Config, device: str, processes: int = 1, sharded: bool = Fa
         before = grown = 8 * trial.latent * rows
         kept, tree, choices = 0, 0, 4 * trial.latent * len(piece) * (2 + piece.y.shape[1])
     resident = {
-        "transformer": trial.transformer(m.quantize) / shards, "LoRA": trial.adapter / shards,
-        "optimizer": MOMENTS[config.optimizer.name] / 4 * weights, "average": weights if config.ema else 0,
+        "transformer": trial.transformer(m.quantize) / shards,
+        "LoRA": trial.adapter / shards,
+        "optimizer": MOMENTS[config.optimizer.name] / 4 * weights,
+        "average": weights if config.ema else 0,
     }
     phases = {
         "encode": trial.encode(),
         "rollout": max(
             {"states": before, "conditioning": cond * (groups + rows), "activations": forward.peak + unpacked},
-            {"states": grown, "conditioning": cond * (groups + rows)}, key=lambda parts: sum(parts.values()),
+            {"states": grown, "conditioning": cond * (groups + rows)},
+            key=lambda parts: sum(parts.values()),
         ),
         "decode": {"VAE": trial.vae, "states": kept, "activations": decode.peak},
         "update": {
-            "states": tree, "choices": choices, "gradients": gathered if several else 0, "activations": update.peak + unpacked,
+            "states": tree,
+            "choices": choices,
+            "gradients": gathered if several else 0,
+            "activations": update.peak + unpacked,
         },
         "step": {"states": tree, "choices": choices, "gradients": weights, "the optimizer's work": at_once},
     }
@@ -111,8 +119,15 @@ def estimate(config: Config, device: str, processes: int = 1, sharded: bool = Fa
             for parts in phases.values():
                 parts.pop(visitor, None)
     return Estimate(
-        trial.parameters, trial.trained, trial.latent, _some(resident), {phase: _some(held) for phase, held in phases.items()},
-        taken, forward.flops / taken["rollout"], update.flops / taken["update"], decode.flops / taken["decode"],
+        trial.parameters,
+        trial.trained,
+        trial.latent,
+        _some(resident),
+        {phase: _some(held) for phase, held in phases.items()},
+        taken,
+        forward.flops / taken["rollout"],
+        update.flops / taken["update"],
+        decode.flops / taken["decode"],
     )
 
 

@@ -29,10 +29,35 @@ COUNTS = flop_registry | {
     aten._scaled_dot_product_flash_attention_for_cpu_backward: flop_registry[aten._scaled_dot_product_flash_attention_backward],
 }
 # what autocast runs in the lower precision, and in fp32 on CUDA (ATen/autocast_mode.h): the functions that transformers use
-LOWER = {"linear", "matmul", "mm", "bmm", "addmm", "baddbmm", "einsum", "conv1d", "conv2d", "conv3d",
-         "scaled_dot_product_attention"}
-FULL = {"layer_norm", "rms_norm", "group_norm", "softmax", "log_softmax", "exp", "log", "pow", "rsqrt", "reciprocal", "sum",
-        "cumsum", "prod", "norm"}
+LOWER = {
+    "linear",
+    "matmul",
+    "mm",
+    "bmm",
+    "addmm",
+    "baddbmm",
+    "einsum",
+    "conv1d",
+    "conv2d",
+    "conv3d",
+    "scaled_dot_product_attention",
+}
+FULL = {
+    "layer_norm",
+    "rms_norm",
+    "group_norm",
+    "softmax",
+    "log_softmax",
+    "exp",
+    "log",
+    "pow",
+    "rsqrt",
+    "reciprocal",
+    "sum",
+    "cumsum",
+    "prod",
+    "norm",
+}
 
 
 class Followed(TorchDispatchMode):
@@ -132,8 +157,10 @@ class Kernels(TorchFunctionMode):
             return checkpoint(block.__call__, *args, use_reentrant=False, context_fn=lambda: (nullcontext(), self))
 
         models = [part for part in module.modules() if isinstance(part, ModelMixin)] if checkpointing else []
-        hooks = [module.register_forward_pre_hook(lambda *_: setattr(self, "cast", {})),
-                 module.register_forward_hook(lambda *_: setattr(self, "cast", None))]
+        hooks = [
+            module.register_forward_pre_hook(lambda *_: setattr(self, "cast", {})),
+            module.register_forward_hook(lambda *_: setattr(self, "cast", None)),
+        ]
         for model in models:
             model.enable_gradient_checkpointing(checkpointed)
         try:
@@ -174,8 +201,15 @@ class Kernels(TorchFunctionMode):
 
 
 def attention(
-    device: str, query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, dropout_p: float = 0.0,
-    is_causal: bool = False, scale: float | None = None, enable_gqa: bool = False,
+    device: str,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
 ) -> Tensor:
     """scaled_dot_product_attention by the kernel that torch chooses on the device: none holds L x L scores."""
     if enable_gqa:
@@ -193,9 +227,7 @@ def attention(
     return aten._scaled_dot_product_efficient_attention(query, key, value, attn_mask, training, **options)[0]
 
 
-def rms_norm(
-    input: Tensor, normalized_shape: list[int], weight: Tensor | None = None, eps: float | None = None
-) -> Tensor:
+def rms_norm(input: Tensor, normalized_shape: list[int], weight: Tensor | None = None, eps: float | None = None) -> Tensor:
     """torch's, in one kernel where CUDA has it: of input and weight of one type."""
     if weight is not None and weight.dtype != input.dtype:
         return F.rms_norm(input, normalized_shape, weight, eps)

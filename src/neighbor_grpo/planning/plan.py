@@ -124,9 +124,7 @@ class Fit:
         return " ".join(f"{key}={value}" for key, value in self.changes.items())
 
 
-def refuse(
-    config: Config, held: Estimate, device: str, limit: float, processes: int = 1, sharded: bool = False
-) -> None:
+def refuse(config: Config, held: Estimate, device: str, limit: float, processes: int = 1, sharded: bool = False) -> None:
     """Raise UserError, with what to change, where an estimate is over the bytes of a device."""
     if held.peak <= limit:
         return

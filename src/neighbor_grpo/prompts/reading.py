@@ -44,9 +44,7 @@ def read_prompts(path: str, held_out: bool = False) -> list[Prompt]:
             row = json.loads(line)
             prompts.append(Prompt(row.pop("prompt"), row))
         except (json.JSONDecodeError, KeyError, AttributeError, TypeError) as error:
-            raise UserError(
-                f'{path} line {number} is not a JSON object with a "prompt": {line.strip()[:60]!r}'
-            ) from error
+            raise UserError(f'{path} line {number} is not a JSON object with a "prompt": {line.strip()[:60]!r}') from error
         if not isinstance(prompts[-1].text, str) or not prompts[-1].text.strip():
             raise UserError(f'{path} line {number}: "prompt" must be a text that is not empty')
         if "image" in prompts[-1].metadata:

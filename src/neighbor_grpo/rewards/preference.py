@@ -57,9 +57,7 @@ class WinRate:
         # a judge may favour what it sees first: in this order every picture is first about as often as second
         pairs = [(i, j) if (i + j) % 2 else (j, i) for i, j in combinations(range(len(prompts)), 2)]
         first, second = ([pair[side] for pair in pairs] for side in (0, 1))
-        verdicts = self.of.prefer(
-            images[first], images[second], [prompts[i] for i in first], [metadata[i] for i in first]
-        )
+        verdicts = self.of.prefer(images[first], images[second], [prompts[i] for i in first], [metadata[i] for i in first])
         wins = torch.full((len(prompts), len(prompts)), float("nan"), dtype=torch.float64)
         reasons = {}
         for (a, b), verdict in zip(pairs, verdicts, strict=True):

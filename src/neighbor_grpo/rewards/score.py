@@ -18,9 +18,7 @@ class Reward(Protocol):
     One that sets `of_videos = True` is given videos [N, T, 3, H, W]; any other scores a video by its frames.
     """
 
-    def __call__(
-        self, images: Tensor, prompts: list[str], metadata: list[dict]
-    ) -> Tensor | Sequence[float | Exception]:
+    def __call__(self, images: Tensor, prompts: list[str], metadata: list[dict]) -> Tensor | Sequence[float | Exception]:
         """images [N, 3, H, W] (or videos) in [0, 1], prompts and metadata of length N -> N floats, higher is better.
 
         In the place of a picture that could not be scored: NaN, or better an exception that says why.
@@ -74,7 +72,8 @@ def score(reward: Reward, images: Tensor, prompts: list[str], metadata: list[dic
         outcome += _outcome(reward, images[rows], prompts[rows], metadata[rows])
     failures = tuple(
         Failure(n, prompts[n], " ".join(f"{type(value).__name__}: {value}".split()))
-        for n, value in enumerate(outcome) if isinstance(value, Exception)
+        for n, value in enumerate(outcome)
+        if isinstance(value, Exception)
     )
     values = [float("nan") if isinstance(value, Exception) else value for value in outcome]
     return Scores(torch.tensor(values, dtype=torch.float64), failures)

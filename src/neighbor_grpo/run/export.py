@@ -71,26 +71,47 @@ def card(run: Path, config: Config, form: Format, best: bool) -> str:
         iteration = json.loads((run / "best" / "best.json").read_text())["iteration"]
         last = next(line for line in lines if line["iteration"] == iteration)
     table = [
-        f"| {key[5:]} | {first[key]:.4g} | {last[key]:.4g} |" for key in first
+        f"| {key[5:]} | {first[key]:.4g} | {last[key]:.4g} |"
+        for key in first
         if key.startswith("eval/") and key in last and key != "eval/gap"
     ]
     prompts = _prompts(config.prompts.path)
     data = f"{len(prompts)} prompts, sha256 {prompt_hash(prompts)}" if prompts else "the file is no longer there"
     settings = json.dumps(config.method.__dict__, indent=2, default=str)
-    return "\n".join([
-        "---", f"base_model: {config.model.path}", "library_name: diffusers", "tags: [flow-matching, neighbor-grpo]", "---",
-        f"# {run.name}", "",
-        f"{config.model.path} aligned by `{config.method.name}` with neighbor-grpo; form: {form}.", "",
-        f"- trained: {f'LoRA of rank {config.model.lora.rank}' if config.model.lora else 'all weights of the transformer'}, "
-        f"{last['iteration']} iterations of {config.prompts.per_iteration} prompts x {config.method.group_size} samples",
-        f"- rewards: {', '.join(f'{name} (weight {weight:g})' for name, weight in config.reward.train.items())}, "
-        f"{config.reward.aggregate} summed",
-        f"- prompts: {Path(config.prompts.path).name}, {data}",
-        f"- optimizer: AdamW, rate {config.optimizer.lr:g}; seed {config.seed}", "",
-        "![before and after](before_after.png)", "",
-        "Held-out prompts, the same noise:", "", "| | before | after |", "|---|---|---|", *table, "",
-        "Settings of the method:", "", "```json", settings, "```", "",
-    ])
+    return "\n".join(
+        [
+            "---",
+            f"base_model: {config.model.path}",
+            "library_name: diffusers",
+            "tags: [flow-matching, neighbor-grpo]",
+            "---",
+            f"# {run.name}",
+            "",
+            f"{config.model.path} aligned by `{config.method.name}` with neighbor-grpo; form: {form}.",
+            "",
+            f"- trained: {f'LoRA of rank {config.model.lora.rank}' if config.model.lora else 'all weights of the transformer'}, "
+            f"{last['iteration']} iterations of {config.prompts.per_iteration} prompts x {config.method.group_size} samples",
+            f"- rewards: {', '.join(f'{name} (weight {weight:g})' for name, weight in config.reward.train.items())}, "
+            f"{config.reward.aggregate} summed",
+            f"- prompts: {Path(config.prompts.path).name}, {data}",
+            f"- optimizer: AdamW, rate {config.optimizer.lr:g}; seed {config.seed}",
+            "",
+            "![before and after](before_after.png)",
+            "",
+            "Held-out prompts, the same noise:",
+            "",
+            "| | before | after |",
+            "|---|---|---|",
+            *table,
+            "",
+            "Settings of the method:",
+            "",
+            "```json",
+            settings,
+            "```",
+            "",
+        ]
+    )
 
 
 def _prompts(path: str) -> list[Prompt]:

@@ -34,9 +34,7 @@ def config_of(run: Path) -> Config:
 def refuse_another(run: Path) -> None:
     """Raise UserError where a run lies already."""
     if (run / "config.yaml").exists():
-        raise UserError(
-            f"{run} holds another run: choose another run_dir, or go on with {resume_command(run)}"
-        )
+        raise UserError(f"{run} holds another run: choose another run_dir, or go on with {resume_command(run)}")
 
 
 def finished(run: Path) -> bool:

@@ -94,12 +94,18 @@ def write(run_dir: Path) -> None:
     for line in metrics:
         phases.update({key: value for key, value in line.items() if key.startswith("time/")})
 
-    page = Environment(autoescape=select_autoescape(default=True)).from_string(_PAGE.read_text()).render(
-        title=f"{run_dir.name}: {metrics[-1]['iteration']} iterations",
-        table=[(key[5:], first[key], last[key]) for key in first if key.startswith("eval/") and key in last],
-        gallery=data_url(run_dir / "samples" / "before_after.png"), curves=data_url(run_dir / "curves.png"),
-        failed=", ".join(f"{name} {count}" for name, count in _failures(metrics).items()),
-        time=", ".join(f"{key[5:]} {seconds:.1f} s" for key, seconds in phases.items()),
-        plan=(run_dir / "plan.txt").read_text(), settings=(run_dir / "config.yaml").read_text(),
+    page = (
+        Environment(autoescape=select_autoescape(default=True))
+        .from_string(_PAGE.read_text())
+        .render(
+            title=f"{run_dir.name}: {metrics[-1]['iteration']} iterations",
+            table=[(key[5:], first[key], last[key]) for key in first if key.startswith("eval/") and key in last],
+            gallery=data_url(run_dir / "samples" / "before_after.png"),
+            curves=data_url(run_dir / "curves.png"),
+            failed=", ".join(f"{name} {count}" for name, count in _failures(metrics).items()),
+            time=", ".join(f"{key[5:]} {seconds:.1f} s" for key, seconds in phases.items()),
+            plan=(run_dir / "plan.txt").read_text(),
+            settings=(run_dir / "config.yaml").read_text(),
+        )
     )
     (run_dir / "report.html").write_text(page, encoding="utf-8")

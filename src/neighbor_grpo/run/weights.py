@@ -47,10 +47,18 @@ def load_trained(
         except (OSError, ValueError, KeyError, RuntimeError) as error:
             raise UserError(f"no LoRA for this model at {lora!r}: {str(error).strip().splitlines()[0]}") from error
     return model, {
-        "model": path, "run": str(run) if run else None, "best": best, "lora": lora,
-        "guidance_scale": model.guidance_scale, "cfg": model.cfg, "height": model.height, "width": model.width,
+        "model": path,
+        "run": str(run) if run else None,
+        "best": best,
+        "lora": lora,
+        "guidance_scale": model.guidance_scale,
+        "cfg": model.cfg,
+        "height": model.height,
+        "width": model.width,
         **({"num_frames": model.frames} if model.frames else {}),
-        "dtype": str(model.dtype), "device": str(where), "version": version("neighbor-grpo"),
+        "dtype": str(model.dtype),
+        "device": str(where),
+        "version": version("neighbor-grpo"),
     }
 
 

@@ -31,16 +31,30 @@ SHIFT = 3.0  # of the sampling grid and of the times seen in training
 
 def build_vae() -> AutoencoderKL:
     return AutoencoderKL(
-        down_block_types=("DownEncoderBlock2D",) * 4, up_block_types=("UpDecoderBlock2D",) * 4,
-        block_out_channels=(16, 16, 32, 64), layers_per_block=1, latent_channels=16, norm_num_groups=8,
-        sample_size=SIZE, use_quant_conv=False, use_post_quant_conv=False, mid_block_add_attention=False,
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+        block_out_channels=(16, 16, 32, 64),
+        layers_per_block=1,
+        latent_channels=16,
+        norm_num_groups=8,
+        sample_size=SIZE,
+        use_quant_conv=False,
+        use_post_quant_conv=False,
+        mid_block_add_attention=False,
     )
 
 
 def build_transformer() -> FluxTransformer2DModel:
     return FluxTransformer2DModel(
-        in_channels=64, num_layers=2, num_single_layers=4, attention_head_dim=32, num_attention_heads=4,
-        joint_attention_dim=128, pooled_projection_dim=64, guidance_embeds=False, axes_dims_rope=(8, 12, 12),
+        in_channels=64,
+        num_layers=2,
+        num_single_layers=4,
+        attention_head_dim=32,
+        num_attention_heads=4,
+        joint_attention_dim=128,
+        pooled_projection_dim=64,
+        guidance_embeds=False,
+        axes_dims_rope=(8, 12, 12),
     )
 
 
@@ -49,21 +63,36 @@ def build_text() -> tuple[CLIPTokenizer, CLIPTextModel, T5Tokenizer, T5EncoderMo
     words = sorted(set(re.findall(r"\w+", " ".join(spec.prompt for spec in all_specs()))))
     bpe = Tokenizer(BPE(end_of_word_suffix="</w>"))
     bpe.pre_tokenizer = Whitespace()
-    bpe.train_from_iterator(
-        words, BpeTrainer(special_tokens=["<|startoftext|>", "<|endoftext|>"], end_of_word_suffix="</w>")
-    )
+    bpe.train_from_iterator(words, BpeTrainer(special_tokens=["<|startoftext|>", "<|endoftext|>"], end_of_word_suffix="</w>"))
     merges = [tuple(pair) for pair in json.loads(bpe.to_str())["model"]["merges"]]
     clip_tokenizer = CLIPTokenizer(vocab=bpe.get_vocab(), merges=merges, model_max_length=TEXT_LENGTH)
-    clip = CLIPTextModel(CLIPTextConfig(
-        vocab_size=bpe.get_vocab_size(), hidden_size=64, intermediate_size=128, num_hidden_layers=2,
-        num_attention_heads=2, max_position_embeddings=TEXT_LENGTH, bos_token_id=0, eos_token_id=1, pad_token_id=1,
-    ))
+    clip = CLIPTextModel(
+        CLIPTextConfig(
+            vocab_size=bpe.get_vocab_size(),
+            hidden_size=64,
+            intermediate_size=128,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            max_position_embeddings=TEXT_LENGTH,
+            bos_token_id=0,
+            eos_token_id=1,
+            pad_token_id=1,
+        )
+    )
     pieces = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), *((f"▁{word}", -1.0) for word in words)]
     t5_tokenizer = T5Tokenizer(vocab=pieces, extra_ids=0, model_max_length=TEXT_LENGTH)
-    t5 = T5EncoderModel(T5Config(
-        vocab_size=len(pieces), d_model=128, d_kv=32, d_ff=256, num_layers=2, num_heads=4,
-        feed_forward_proj="gated-gelu", dropout_rate=0.0,
-    ))
+    t5 = T5EncoderModel(
+        T5Config(
+            vocab_size=len(pieces),
+            d_model=128,
+            d_kv=32,
+            d_ff=256,
+            num_layers=2,
+            num_heads=4,
+            feed_forward_proj="gated-gelu",
+            dropout_rate=0.0,
+        )
+    )
     return clip_tokenizer, clip, t5_tokenizer, t5
 
 
@@ -141,7 +170,11 @@ def train_flow(vae: AutoencoderKL, out: Path, scenes: int, steps: int, batch: in
         x = (1 - t)[:, None, None] * x0[rows] + t[:, None, None] * eps
         with torch.autocast(device, torch.bfloat16):
             v = transformer(
-                hidden_states=x, timestep=t, guidance=None, img_ids=image_ids, txt_ids=text_ids,
+                hidden_states=x,
+                timestep=t,
+                guidance=None,
+                img_ids=image_ids,
+                txt_ids=text_ids,
                 pooled_projections=clip(clip_ids[rows]).pooler_output,
                 encoder_hidden_states=t5(t5_ids[rows]).last_hidden_state,
             ).sample
@@ -156,8 +189,12 @@ def train_flow(vae: AutoencoderKL, out: Path, scenes: int, steps: int, batch: in
         if step % 1000 == 999 or step == steps - 1:
             best = average.module
             FluxPipeline(
-                vae=vae, transformer=best["transformer"], text_encoder=best["clip"], text_encoder_2=best["t5"],
-                tokenizer=clip_tokenizer, tokenizer_2=t5_tokenizer,
+                vae=vae,
+                transformer=best["transformer"],
+                text_encoder=best["clip"],
+                text_encoder_2=best["t5"],
+                tokenizer=clip_tokenizer,
+                tokenizer_2=t5_tokenizer,
                 scheduler=FlowMatchEulerDiscreteScheduler(
                     use_dynamic_shifting=True, base_shift=math.log(SHIFT), max_shift=math.log(SHIFT)
                 ),

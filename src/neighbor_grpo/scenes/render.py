@@ -28,6 +28,7 @@ def render(scene: Scene, rng: np.random.Generator | None = None) -> np.ndarray:
 
     With `rng`, background and objects get a small random shade each, so that the data has texture to be learned.
     """
+
     def shade(colour: tuple[float, ...]) -> np.ndarray:
         jitter = rng.normal(0, 0.015, 3) if rng else np.zeros(3)
         return np.clip(np.asarray(colour) + jitter, 0, 1).astype(np.float32)[:, None, None]

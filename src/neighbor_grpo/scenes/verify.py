@@ -123,13 +123,15 @@ def graded(spec: Spec, found: list[Found]) -> float:
     if not found:
         return 0.0
     bold = BOLD[min(len(spec.objects), max(BOLD))]
-    quality = np.array([
+    quality = np.array(
         [
-            np.clip((thing.fit[shape] - 0.7) / 0.25, 0, 1) * thing.purity[colour] * min(1, thing.radius / bold) ** 4
-            for thing in found
+            [
+                np.clip((thing.fit[shape] - 0.7) / 0.25, 0, 1) * thing.purity[colour] * min(1, thing.radius / bold) ** 4
+                for thing in found
+            ]
+            for colour, shape in spec.objects
         ]
-        for colour, shape in spec.objects
-    ])  # [required, found]
+    )  # [required, found]
     wanted, taken = linear_sum_assignment(quality, maximize=True)
     n = len(spec.objects)
     score = quality[wanted, taken].sum() / n * n / (n + max(len(found) - n, 0))

@@ -29,6 +29,7 @@ NUMBERS = {"a": 1, "an": 1, "two": 2, "three": 3, "four": 4}
 # unit vector from the second object named to the first
 RELATIONS = {"left of": (-1, 0), "right of": (1, 0), "above": (0, -1), "below": (0, 1)}
 
+
 # A shape is the set of points that at least `inside` of the lines with these outward normals (degrees) keep on their
 # inner side, all at one distance from the centre. The star is a pentagram: inside four of its five lines.
 # `reach` is the distance of the farthest point from the centre, both lengths in units of the radius.

@@ -41,8 +41,15 @@ class Collector:
     """Collected = collector(iteration).  Noise is drawn from (seed, iteration, slot), so it is a group's own on any rank."""
 
     def __init__(
-        self, model: FlowModel, texts: TextCache, prompts: Sequence[Prompt], panel: Panel, slots: range, config: Config,
-        accelerator: Accelerator, phases: Phases,
+        self,
+        model: FlowModel,
+        texts: TextCache,
+        prompts: Sequence[Prompt],
+        panel: Panel,
+        slots: range,
+        config: Config,
+        accelerator: Accelerator,
+        phases: Phases,
     ) -> None:
         self.model, self.texts, self.prompts, self.panel, self.slots = model, texts, prompts, panel, slots
         self.config, self.accelerator, self.phases = config, accelerator, phases
@@ -78,7 +85,9 @@ class Collector:
         with self.phases("rollout"), torch.no_grad(), self._precision():
             tree = self.config.method.rollout(
                 batched_velocity(self.model, cond, batch.rollout),
-                lambda k: torch.stack([self.model.noise(k, g) for g in noises]).to(self.keep_on), self.times, n,
+                lambda k: torch.stack([self.model.noise(k, g) for g in noises]).to(self.keep_on),
+                self.times,
+                n,
             )
         with self.phases("decode"):
             return tree, decode(self.model, tree.leaves, batch.decode)
@@ -95,7 +104,8 @@ class Collector:
             failures = self._failures(n, {name: one.failures for name, one in scores.items()})
             counts = {
                 name: (int(values.isnan().sum()), values.numel(), "{0.reason} (prompt {0.prompt!r})".format(failures[name][0]))
-                for name, values in zip(scores, pool, strict=True) if values.isnan().any()
+                for name, values in zip(scores, pool, strict=True)
+                if values.isnan().any()
             }
             check_failed(counts, self.config.reward.max_failed)
         return pool, here

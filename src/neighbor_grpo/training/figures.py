@@ -87,8 +87,11 @@ def health_figures(updates: list[dict[str, float]]) -> dict[str, float]:
     mean = {name: sum(update[name] for update in updates) / len(updates) for name in updates[0]}
     divergence = {"kl": mean["kl"]} if "kl" in mean else {}
     return divergence | {
-        "ratio/noise_floor": updates[0]["log_ratio"], "ratio/log_max": max(update["log_ratio"] for update in updates),
-        "ratio/clipped": mean["clipped"], "loss": mean["loss"], "grad_norm": mean["grad_norm"],
+        "ratio/noise_floor": updates[0]["log_ratio"],
+        "ratio/log_max": max(update["log_ratio"] for update in updates),
+        "ratio/clipped": mean["clipped"],
+        "loss": mean["loss"],
+        "grad_norm": mean["grad_norm"],
     }
 
 

@@ -15,7 +15,12 @@ from neighbor_grpo.training.ranks import mean_over_ranks
 
 
 def accumulate(
-    method: Method, model: FlowModel, cond, decisions: Decisions, batch: int, weights: Sequence[nn.Parameter],
+    method: Method,
+    model: FlowModel,
+    cond,
+    decisions: Decisions,
+    batch: int,
+    weights: Sequence[nn.Parameter],
     accelerator: Accelerator,
 ) -> dict[str, Tensor]:
     """Give the weights the gradient of the mean loss over the decisions of all ranks, which have as many each.

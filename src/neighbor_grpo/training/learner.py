@@ -67,9 +67,7 @@ class Learner:
         for group in self.optimizer.param_groups:
             group["lr"] = o.lr * min(1.0, (self.updates + 1) / (o.warmup + 1))
         weights = list(self.weights.values())
-        stats = accumulate(
-            self.config.method, self.model, cond, decisions, self.config.batch.update, weights, self.accelerator
-        )
+        stats = accumulate(self.config.method, self.model, cond, decisions, self.config.batch.update, weights, self.accelerator)
         norm = whole(torch.nn.utils.clip_grad_norm_(weights, o.grad_clip))
         stats = {name: float(value) for name, value in (stats | {"grad_norm": norm}).items()}
         if not (isfinite(stats["grad_norm"]) and isfinite(stats["loss"])):
@@ -89,8 +87,10 @@ class Learner:
         """Raise RanksDiffer, on every rank, naming the first parameter whose bits are not the same on all."""
         if self.accelerator.num_processes == 1 or self.accelerator.is_fsdp2:  # what is divided is on one rank only
             return
-        here = {name: hashlib.sha256(p.detach().cpu().contiguous().view(torch.uint8).numpy()).digest()
-                for name, p in self.weights.items()}
+        here = {
+            name: hashlib.sha256(p.detach().cpu().contiguous().view(torch.uint8).numpy()).digest()
+            for name, p in self.weights.items()
+        }
         ranks = gather_object([here])
         for name in here:
             if odd := [rank for rank, there in enumerate(ranks) if there[name] != ranks[0][name]]:
@@ -121,10 +121,14 @@ class Learner:
         """A checkpoint from which `load` goes on, complete when a rank returns."""
         main = self.accelerator.is_main_process
         weights = on_main(self.weights, main)
-        state = on_main({
-            "optimizer": self.optimizer.state_dict(), "ema": self.ema.state_dict() if self.ema else None,
-            "updates_done": self.updates,
-        }, main)
+        state = on_main(
+            {
+                "optimizer": self.optimizer.state_dict(),
+                "ema": self.ema.state_dict() if self.ema else None,
+                "updates_done": self.updates,
+            },
+            main,
+        )
         if main:
             checkpoint.save(directory, number, weights, state)
         self.accelerator.wait_for_everyone()

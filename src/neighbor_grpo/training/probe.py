@@ -47,11 +47,14 @@ def probe(
         leaves = got.tree.leaves.flatten(2).float()  # [P, G, D]
         apart = torch.cdist(leaves, leaves) / leaves.shape[2] ** 0.5
         figures = reward_figures(panel.rewards, got.rewards)
-        rows.append(Probed(
-            sigma, (apart.sum((1, 2)) / (apart[0].numel() - apart.shape[1])).mean().item(),
-            {name: figures[f"reward/{name}"] for name in panel.rewards},
-            {name: figures[f"spread/{name}"] for name in panel.rewards},
-        ))
+        rows.append(
+            Probed(
+                sigma,
+                (apart.sum((1, 2)) / (apart[0].numel() - apart.shape[1])).mean().item(),
+                {name: figures[f"reward/{name}"] for name in panel.rewards},
+                {name: figures[f"spread/{name}"] for name in panel.rewards},
+            )
+        )
     return rows
 
 
@@ -69,8 +72,10 @@ def table(rows: Sequence[Probed]) -> str:
     head = ["sigma", "distance", *(f"{name} {figure}" for name in names for figure in ("mean", "spread", "of largest"))]
     largest = {name: max(row.spreads[name] for row in rows) or 1.0 for name in names}
     lines = [head, ["---"] * len(head)] + [
-        [f"{row.sigma:g}", f"{row.distance:.3f}"] + [
-            text for name in names
+        [f"{row.sigma:g}", f"{row.distance:.3f}"]
+        + [
+            text
+            for name in names
             for text in (f"{row.rewards[name]:.4g}", f"{row.spreads[name]:.3g}", f"{row.spreads[name] / largest[name]:.0%}")
         ]
         for row in rows

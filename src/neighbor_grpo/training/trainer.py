@@ -81,8 +81,10 @@ class Trainer:
         watched, metrics = load_measures(config.watched, config.reward.scorers)
         self.best = config.evaluate.best or next(iter(watched), None)
         if self.best and self.best.removeprefix("-") not in [*config.reward.train, *config.watched]:
-            raise UserError(f"evaluate.best: {self.best!r} is not measured; measured are "
-                            f"{', '.join([*config.reward.train, *config.watched])}")
+            raise UserError(
+                f"evaluate.best: {self.best!r} is not measured; measured are "
+                f"{', '.join([*config.reward.train, *config.watched])}"
+            )
         self.plan = plan(config)
         device, ranks = self.accelerator.device, self.accelerator.num_processes
         self.estimate = estimate(config, device.type, ranks, self.accelerator.is_fsdp2)
@@ -122,8 +124,10 @@ class Trainer:
         if self.config.model.cfg != 1:
             self._say(f"warning: model.cfg = {self.config.model.cfg:g} doubles every forward; methods are published without it")
         if self.config.model.quantize in ("int8", "fp8") and not self.config.model.gradient_checkpointing:
-            self._say("warning: without model.gradient_checkpointing autograd keeps what model.quantize unpacks: no memory is "
-                      "saved in the update")
+            self._say(
+                "warning: without model.gradient_checkpointing autograd keeps what model.quantize unpacks: no memory is "
+                "saved in the update"
+            )
         evaluated = broadcast_object_list([bool(files.metrics(self.run_dir))])[0]
         with self.stop.listening(), self._resumable():
             if self.fresh:
@@ -198,14 +202,17 @@ class Trainer:
         """One line of metrics.jsonl, from rewards [M, P, G] of all ranks, what was computed, and the updates' health."""
         group, groups, trained = self.config.method.group_size, len(self.collector.slots), sum(map(len, updates))
         costs = {
-            "nfe_old": tree.evaluations / group, "nfe_nominal": tree.nominal_evaluations / group,
-            "nfe_theta": trained / (group * groups), "lr": self.learner.lr,
+            "nfe_old": tree.evaluations / group,
+            "nfe_nominal": tree.nominal_evaluations / group,
+            "nfe_theta": trained / (group * groups),
+            "lr": self.learner.lr,
         }
         flops = self.estimate.flops(groups * tree.evaluations, groups * group, trained)
         times = phase_figures(self.phases, flops, self.rate)
         asked = {  # of rewards on a server, since the run began here: requests, retries, and faults by kind
             f"scorer/{name}/{kind}": count
-            for name, reward in self.panel.rewards.items() for kind, count in getattr(reward, "counts", {}).items()
+            for name, reward in self.panel.rewards.items()
+            for kind, count in getattr(reward, "counts", {}).items()
         }
         return reward_figures(self.panel.rewards, rewards) | health_figures(health) | costs | times | asked
 

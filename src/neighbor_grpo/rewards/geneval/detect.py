@@ -110,7 +110,8 @@ class Detector(nn.Module):
         scores = scores[query, label] * (masks.sigmoid() * inside).sum((1, 2)) / area.clamp_min(1)
         return [
             Detection(self.labels[label[n].item()], scores[n].item(), _bounds(inside[n]), mask=inside[n].cpu())
-            for n in range(len(query)) if area[n] and scores[n] > threshold
+            for n in range(len(query))
+            if area[n] and scores[n] > threshold
         ]
 
 

@@ -17,8 +17,15 @@ from neighbor_grpo.rewards.learned.base import Batch, Device, Dtype, Offload
 
 _MARGIN, _SHARE, _MOST = 0.1, 0.5, 16  # GenEval's: see `relations`; objects of a class that are looked at
 _NAMES = {  # other names of COCO's classes -> GenEval's
-    "mouse": "computer mouse", "remote": "tv remote", "keyboard": "computer keyboard", "sofa": "couch", "tvmonitor": "tv",
-    "pottedplant": "potted plant", "diningtable": "dining table", "motorbike": "motorcycle", "aeroplane": "airplane",
+    "mouse": "computer mouse",
+    "remote": "tv remote",
+    "keyboard": "computer keyboard",
+    "sofa": "couch",
+    "tvmonitor": "tv",
+    "pottedplant": "potted plant",
+    "diningtable": "dining table",
+    "motorbike": "motorcycle",
+    "aeroplane": "airplane",
 }
 _DETECTOR = "facebook/mask2former-swin-small-coco-instance"
 
@@ -93,9 +100,9 @@ class Geneval:
     detections: Annotated[
         str | None, Field(description=".jsonl with the objects of each picture, in order, instead of a detector")
     ] = None
-    clip: Annotated[
-        str | None, Field(description="names colours, directory or hub id; null: nearest colour of the pixels")
-    ] = "openai/clip-vit-large-patch14"
+    clip: Annotated[str | None, Field(description="names colours, directory or hub id; null: nearest colour of the pixels")] = (
+        "openai/clip-vit-large-patch14"
+    )
     threshold: Annotated[float, Field(ge=0, lt=1, description="score above which an object counts")] = 0.3
     counting_threshold: Annotated[float, Field(ge=0, lt=1, description='the same for prompts of tag "counting"')] = 0.9
     device: Device = "auto"
@@ -148,17 +155,17 @@ class Geneval:
                 raise ValueError(f"the detector knows no {label!r}")
             if "color" in clause:
                 asked = _objects(detections, label, self._floor(metadata))[: clause["count"]]
-                named = {
-                    id(d): self.models["color"](image, d, label) if self.clip else pixel_color(image, d) for d in asked
-                }
+                named = {id(d): self.models["color"](image, d, label) if self.clip else pixel_color(image, d) for d in asked}
                 detections = [replace(d, color=named.get(id(d), d.color)) for d in detections]
         return detections
 
     @torch.no_grad()
     def __call__(self, images: Tensor, prompts: list[str], metadata: list[dict]) -> list[float | Exception]:
         if self.detections:
-            return [self._score(image, self._line(known, n, len(prompts)), known)
-                    for n, (image, known) in enumerate(zip(images, metadata, strict=True))]
+            return [
+                self._score(image, self._line(known, n, len(prompts)), known)
+                for n, (image, known) in enumerate(zip(images, metadata, strict=True))
+            ]
         device = pick_device(self.device)
         detector = self.models.to(device)["detector"]
         scores: list[float | Exception] = []

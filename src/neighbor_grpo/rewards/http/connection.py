@@ -115,8 +115,10 @@ class Link:
         if status != 200:
             after = response.headers.get("retry-after", "")
             raise Fault(
-                f"http {status}", self.short(f"HTTP {status}: {answer.decode(errors='replace')}"),
-                again=status >= 500 or status == 429, wait=float(after) if after.isdecimal() else 0.0,
+                f"http {status}",
+                self.short(f"HTTP {status}: {answer.decode(errors='replace')}"),
+                again=status >= 500 or status == 429,
+                wait=float(after) if after.isdecimal() else 0.0,
             )
         return bytes(answer)
 

@@ -177,8 +177,10 @@ class UnifiedReward:
             {"type": "text", "text": self.text.replace("{prompt}", prompt)},
         ]
         request: dict[str, Any] = {
-            "model": self.model, "messages": [{"role": "user", "content": content}],
-            "temperature": 0, "max_tokens": self.max_tokens,
+            "model": self.model,
+            "messages": [{"role": "user", "content": content}],
+            "temperature": 0,
+            "max_tokens": self.max_tokens,
         }
         return json.dumps(request).encode()
 

@@ -51,10 +51,12 @@ class Learned(ABC):
         device = pick_device(self.device)
         model = self.model.to(device)
         try:
-            return torch.cat([
-                self.portion(model, images[n : n + self.batch].to(device), prompts[n : n + self.batch]).double().cpu()
-                for n in range(0, len(prompts), self.batch)
-            ])
+            return torch.cat(
+                [
+                    self.portion(model, images[n : n + self.batch].to(device), prompts[n : n + self.batch]).double().cpu()
+                    for n in range(0, len(prompts), self.batch)
+                ]
+            )
         finally:
             if self.offload:
                 model.to("cpu")

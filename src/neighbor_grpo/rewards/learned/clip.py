@@ -133,11 +133,15 @@ class Aesthetic(Learned):
         clip.text_model = clip.text_projection = None  # never used
         head = Head(clip.config.projection_dim)
         wanted, state = head.state_dict(), load_file(place / "model.safetensors")
-        complain(self.name, place, {
-            "lack": wanted.keys() - state.keys(),
-            "have no use for": state.keys() - wanted.keys(),
-            "have another shape of": {key for key in wanted.keys() & state.keys() if wanted[key].shape != state[key].shape},
-        })
+        complain(
+            self.name,
+            place,
+            {
+                "lack": wanted.keys() - state.keys(),
+                "have no use for": state.keys() - wanted.keys(),
+                "have another shape of": {key for key in wanted.keys() & state.keys() if wanted[key].shape != state[key].shape},
+            },
+        )
         head.load_state_dict(state)
         return Grader(Towers(clip), head)
 

@@ -25,15 +25,23 @@ _HEADS = {1280: 16}  # by width, of ViT-H; the other towers have heads of 64
 _HPS = (  # transformers' name -> open_clip's
     ("text_model.embeddings.token_embedding", "token_embedding"),
     ("text_model.embeddings.position_embedding.weight", "positional_embedding"),
-    ("text_model.final_layer_norm", "ln_final"), ("text_model.encoder.layers", "transformer.resblocks"),
-    ("text_projection.weight", "text_projection"), ("visual_projection.weight", "visual.proj"),
+    ("text_model.final_layer_norm", "ln_final"),
+    ("text_model.encoder.layers", "transformer.resblocks"),
+    ("text_projection.weight", "text_projection"),
+    ("visual_projection.weight", "visual.proj"),
     ("vision_model.embeddings.class_embedding", "visual.class_embedding"),
     ("vision_model.embeddings.patch_embedding", "visual.conv1"),
     ("vision_model.embeddings.position_embedding.weight", "visual.positional_embedding"),
-    ("vision_model.pre_layrnorm", "visual.ln_pre"), ("vision_model.post_layernorm", "visual.ln_post"),
+    ("vision_model.pre_layrnorm", "visual.ln_pre"),
+    ("vision_model.post_layernorm", "visual.ln_post"),
     ("vision_model.encoder.layers", "visual.transformer.resblocks"),
-    ("layer_norm", "ln_"), (".fc1", ".c_fc"), (".fc2", ".c_proj"), ("self_attn", "attn"),
-    ("q_proj.", "in_proj_"), ("k_proj.", "in_proj_"), ("v_proj.", "in_proj_"),
+    ("layer_norm", "ln_"),
+    (".fc1", ".c_fc"),
+    (".fc2", ".c_proj"),
+    ("self_attn", "attn"),
+    ("q_proj.", "in_proj_"),
+    ("k_proj.", "in_proj_"),
+    ("v_proj.", "in_proj_"),
 )
 _BLIP = (  # transformers' name -> that of BLIP's authors
     ("vision_model.embeddings.class_embedding", "blip.visual_encoder.cls_token"),
@@ -41,7 +49,10 @@ _BLIP = (  # transformers' name -> that of BLIP's authors
     ("vision_model.embeddings.patch_embedding", "blip.visual_encoder.patch_embed.proj"),
     ("vision_model.post_layernorm", "blip.visual_encoder.norm"),
     ("vision_model.encoder.layers", "blip.visual_encoder.blocks"),
-    ("layer_norm", "norm"), ("self_attn.projection", "attn.proj"), ("self_attn", "attn"), ("text_model", "blip.text_encoder"),
+    ("layer_norm", "norm"),
+    ("self_attn.projection", "attn.proj"),
+    ("self_attn", "attn"),
+    ("text_model", "blip.text_encoder"),
 )
 # buffers, and BLIP's projections for its contrastive loss
 _UNUSED = re.compile(r"attn_mask|.*\.position_ids|blip\.(vision|text)_proj\.(weight|bias)")
@@ -147,6 +158,7 @@ def _renamed(table: tuple[tuple[str, str], ...]) -> Published:
         if third := re.search(r"self_attn\.([qkv])_proj\.", key):  # of open_clip's joint matrix
             return theirs, lambda joint: joint.chunk(3)["qkv".index(third[1])]
         return theirs, lambda weight: weight
+
     return published
 
 
@@ -165,10 +177,13 @@ def _vision(state: State, patches: str, positions: str, layers: str, inner: str,
     """Sizes of a vision transformer, by the names of its patch and position embeddings, layers and inner matrix."""
     width, patch = state[patches].shape[0], state[patches].shape[-1]
     return {
-        "hidden_size": width, "patch_size": patch, "num_hidden_layers": _depth(state, layers),
+        "hidden_size": width,
+        "patch_size": patch,
+        "num_hidden_layers": _depth(state, layers),
         "image_size": patch * round((state[positions].shape[-2] - 1) ** 0.5),  # a square of patches, and the class token
         "intermediate_size": state[f"{layers}.0.{inner}"].shape[0],
-        "num_attention_heads": _heads(width, heads, "--vision-heads"), "hidden_act": "gelu",
+        "num_attention_heads": _heads(width, heads, "--vision-heads"),
+        "hidden_act": "gelu",
     }
 
 
@@ -178,12 +193,17 @@ def _clip(state: State, vision_heads: int | None, text_heads: int | None) -> CLI
     layers, inner = "transformer.resblocks", "mlp.c_fc.weight"
     vision = _vision(state, "visual.conv1.weight", "visual.positional_embedding", f"visual.{layers}", inner, vision_heads)
     text = {
-        "vocab_size": vocabulary, "hidden_size": width, "num_hidden_layers": _depth(state, layers),
+        "vocab_size": vocabulary,
+        "hidden_size": width,
+        "num_hidden_layers": _depth(state, layers),
         "max_position_embeddings": state["positional_embedding"].shape[0],
         "intermediate_size": state[f"{layers}.0.{inner}"].shape[0],
-        "num_attention_heads": _heads(width, text_heads, "--text-heads"), "hidden_act": "gelu",
+        "num_attention_heads": _heads(width, text_heads, "--text-heads"),
+        "hidden_act": "gelu",
         # the feature is read at the highest token, the end of the text
-        "eos_token_id": vocabulary - 1, "bos_token_id": vocabulary - 2, "projection_dim": embedding,
+        "eos_token_id": vocabulary - 1,
+        "bos_token_id": vocabulary - 2,
+        "projection_dim": embedding,
     }
     vision["projection_dim"] = embedding
     return CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=embedding))
@@ -196,7 +216,9 @@ def _blip(state: State, vision_heads: int | None, text_heads: int | None) -> Bli
     )
     vocabulary, width = state[f"{reader}.embeddings.word_embeddings.weight"].shape
     text = {
-        "vocab_size": vocabulary, "hidden_size": width, "num_hidden_layers": _depth(state, f"{reader}.encoder.layer"),
+        "vocab_size": vocabulary,
+        "hidden_size": width,
+        "num_hidden_layers": _depth(state, f"{reader}.encoder.layer"),
         "max_position_embeddings": state[f"{reader}.embeddings.position_embeddings.weight"].shape[0],
         "intermediate_size": state[f"{reader}.encoder.layer.0.intermediate.dense.weight"].shape[0],
         "num_attention_heads": _heads(width, text_heads, "--text-heads"),
@@ -210,5 +232,7 @@ def _head(state: State, vision_heads: int | None, text_heads: int | None) -> Hea
 
 
 _MODELS: dict[str, tuple[Callable[[State, int | None, int | None], nn.Module], Published]] = {
-    "hpsv2.1": (_clip, _renamed(_HPS)), "imagereward": (_blip, _renamed(_BLIP)), "aesthetic": (_head, _renamed(())),
+    "hpsv2.1": (_clip, _renamed(_HPS)),
+    "imagereward": (_blip, _renamed(_BLIP)),
+    "aesthetic": (_head, _renamed(())),
 }

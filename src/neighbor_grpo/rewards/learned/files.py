@@ -63,11 +63,15 @@ def read_model(kind: type[PreTrainedModel], name: str, place: Path) -> PreTraine
     except Exception as error:  # damaged files, other kinds of model: each its own exception
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
         raise UserError(f"{name}: the weights in {place} do not load as {kind.__name__}: {reason}") from error
-    complain(name, place, {
-        "lack": info["missing_keys"],
-        "have no use for": info["unexpected_keys"],
-        "have another shape of": {key for key, *_ in info["mismatched_keys"]},
-    })
+    complain(
+        name,
+        place,
+        {
+            "lack": info["missing_keys"],
+            "have no use for": info["unexpected_keys"],
+            "have another shape of": {key for key, *_ in info["mismatched_keys"]},
+        },
+    )
     return model
 
 
