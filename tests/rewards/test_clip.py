@@ -20,8 +20,8 @@ from torch.nn.functional import gelu
 
 from neighbor_grpo.errors import UserError
 from neighbor_grpo.rewards.check import PROMPTS, check
-from neighbor_grpo.rewards.learned.base import base as learned
-from neighbor_grpo.rewards.learned.base import files
+from neighbor_grpo.rewards.learned import base as learned
+from neighbor_grpo.rewards.learned import files
 from neighbor_grpo.rewards.learned.clip import Aesthetic, ClipScore, HPSv21, PickScore
 from neighbor_grpo.rewards.learned.convert import convert
 from neighbor_grpo.rewards.learned.images import crop, pad, squash

@@ -6,7 +6,7 @@ from checkpoints import bert_tokenizer, clip_tokenizer, head_state, imagereward_
 from safetensors.torch import load_file, save_file
 
 from neighbor_grpo.errors import UserError
-from neighbor_grpo.rewards.learned.base import convert as module
+from neighbor_grpo.rewards.learned import convert as module
 from neighbor_grpo.rewards.learned.convert import convert
 
 STATES = {"hpsv2.1": open_clip_state, "imagereward": imagereward_state, "aesthetic": head_state}
