@@ -25,12 +25,12 @@ from neighbor_grpo.models.flux import Flux
 from neighbor_grpo.models.registry import FlowModel, load_model, move
 from neighbor_grpo.models.settings import Drawing
 from neighbor_grpo.planning.estimate import estimate
-from neighbor_grpo.planning.footprint import matrix_rate
+from neighbor_grpo.planning.machine import matrix_rate
 from neighbor_grpo.prompts.reading import Prompt
 from neighbor_grpo.rewards.set import Panel
 from neighbor_grpo.training.collector import Collector
-from neighbor_grpo.training.figures import Phases
 from neighbor_grpo.training.learner import Learner
+from neighbor_grpo.training.phases import Phases
 
 HERE = Path(__file__).parent.parent / "configs" / "flux_dev"
 PHASES = ("rollout", "decode", "update")
@@ -117,25 +117,23 @@ def row(name: str, config: Config, iterations: int, tiny: bool) -> None:
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats()
         phases.clear()
-        got = collector(n)
-        with phases("update"):
-            rewards = got.rewards[0].float()
-            adv = config.method.credit(got.tree, rewards, rewards)
-            updates = config.method.updates(got.tree, adv, [torch.Generator().manual_seed(n)], n)
-            for decisions in updates:
-                learner.step(decisions, got.cond)
+        experience = collector.experience(n)
+        with phases.time("update"):
+            for rows in experience.updates:
+                learner.step(rows, experience.cond)
         if n:  # the first warms up, and compiles
             for phase in PHASES:
-                seconds.setdefault(phase, []).append(phases[phase])
-            seconds.setdefault("all", []).append(sum(phases[phase] for phase in PHASES))
+                seconds.setdefault(phase, []).append(phases.seconds[phase])
+            seconds.setdefault("all", []).append(sum(phases.seconds[phase] for phase in PHASES))
             peak = max(peak, torch.cuda.max_memory_allocated() if device.type == "cuda" else 0)
-    held, trained = estimate(config, device.type), sum(map(len, updates))
-    flops = held.flops(got.tree.evaluations, config.method.group_size, trained)
+    held, trained = estimate(config, device.type), sum(map(len, experience.updates))
+    forwards = round(experience.figures["nfe_old"] * config.method.group_size)
+    flops = held.flops(forwards, config.method.group_size, trained)
     median = {phase: statistics.median(times) for phase, times in seconds.items()}
     share = {phase: work / median[phase] / matrix_rate(device, dtype) for phase, work in flops.items()}
     memory = f"{peak / 1e9:.2f} GB" if peak else "not a GPU"
     print(
-        f"| {name} | {got.tree.evaluations} | {trained} | {median['all']:.2f} ({min(seconds['all']):.2f} to "
+        f"| {name} | {forwards} | {trained} | {median['all']:.2f} ({min(seconds['all']):.2f} to "
         f"{max(seconds['all']):.2f}) | {', '.join(f'{phase} {median[phase]:.2f}' for phase in PHASES)} | "
         f"{share['rollout']:.0%} | {share['update']:.0%} | {memory} | {held.peak / 1e9:.1f} GB |",
         flush=True,

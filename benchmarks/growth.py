@@ -38,7 +38,7 @@ COMMON = ["watch=[jpeg_size]", "evaluate.prompts=1", "prompts.per_iteration=4"]
 
 def seconds_of(trainer: Trainer, n: int, phases: tuple[str, ...]) -> float:
     trainer._iteration(n)
-    return sum(trainer.phases[phase] for phase in phases)
+    return sum(trainer.parts.phases.seconds[phase] for phase in phases)
 
 
 def sizes(iterations: int, overrides: list[str]) -> None:

@@ -17,6 +17,7 @@ from small import BUILT
 
 from neighbor_grpo.cli import _quiet
 from neighbor_grpo.config import load_config
+from neighbor_grpo.flow.streams import Iteration
 from neighbor_grpo.models.registry import take
 from neighbor_grpo.training.trainer import Trainer
 
@@ -34,17 +35,18 @@ def work(method, prompts: int, iteration: int) -> tuple[list[int], list[int]]:
         return torch.zeros_like(x)
 
     times = torch.linspace(1, 0, method.num_steps + 1).tolist()
-    tree = method.rollout(still, lambda n: torch.randn(prompts, n, 1, generator=rng), times, iteration)
+    here = Iteration(iteration)
+    tree = method.rollout(still, lambda n: torch.randn(prompts, n, 1, generator=rng), times, here)
     rewards = torch.randn(prompts, method.group_size, generator=rng)
-    return forwards, [len(d) for d in method.updates(tree, method.credit(tree, rewards, rewards), rng, iteration)]
+    return forwards, [len(d) for d in method.updates(tree, method.credit(tree, rewards, rewards), [rng] * prompts, here)]
 
 
 def measure(iterations: int, overrides: list[str], title: str) -> None:
     with tempfile.TemporaryDirectory() as directory:
         trainer = Trainer(load_config(None, [f"run_dir={directory}/run", f"iterations={iterations + 1}", *overrides]))
-        method, model, p = trainer.config.method, trainer.model, trainer.config.prompts.per_iteration
+        method, model, p = trainer.config.method, trainer.parts.model, trainer.config.prompts.per_iteration
         samples = p * method.group_size
-        cond = model.encode([trainer.prompts[0].text])
+        cond = model.encode([trainer.parts.prompts[0].text])
         device, generator = trainer.accelerator.device, torch.Generator().manual_seed(0)
         x = model.noise(samples, generator)
 
@@ -91,9 +93,9 @@ def measure(iterations: int, overrides: list[str], title: str) -> None:
             floor += clock(lambda: decode(at["decode"]))
             floor += sum(clock(lambda total=total: backward(total, at["backward"])) for total in updates)
             if n:  # the first warms up
-                whole.append(seconds - trainer.phases["reward"])
+                whole.append(seconds - trainer.parts.phases.seconds["reward"])
                 bare.append(floor)
-                rewards.append(trainer.phases["reward"])
+                rewards.append(trainer.parts.phases.seconds["reward"])
         ratios = sorted(a / b for a, b in zip(whole, bare, strict=True))
         medians = [statistics.median(seconds) for seconds in (whole, bare, rewards)]
         print(

@@ -26,15 +26,15 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as directory:
             own = [f"run_dir={directory}/run", f"iterations={arguments.iterations + 1}", "batch.rollout=12"]
             trainer = Trainer(load_config(None, [*own, *arguments.overrides, f"reward.overlap={overlap}"]))
-            ((name, reward),) = trainer.panel.rewards.items()
+            ((name, reward),) = trainer.parts.panel.rewards.items()
             config = trainer.config
             pictures = config.prompts.per_iteration * config.method.group_size
             portions = -(-pictures // max(config.batch.rollout, config.method.group_size))
             if overlap == "false":
                 trainer._iteration(0)  # warms up, and says how long a rollout takes
-                each = trainer.phases["rollout"] / pictures
+                each = trainer.parts.phases.seconds["rollout"] / pictures
                 trainer = Trainer(load_config(None, [*own, *arguments.overrides, "reward.overlap=false"]))
-                ((name, reward),) = trainer.panel.rewards.items()
+                ((name, reward),) = trainer.parts.panel.rewards.items()
 
             def slow(images, prompts, metadata, reward=reward, each=each):
                 began = time.perf_counter()
@@ -42,7 +42,7 @@ def main() -> None:
                 time.sleep(max(0.0, each * len(prompts) - (time.perf_counter() - began)))
                 return values
 
-            trainer.panel.rewards[name] = slow
+            trainer.parts.panel.rewards[name] = slow
             lines[overlap] = []
             for n in range(arguments.iterations + 1):
                 began = time.perf_counter()

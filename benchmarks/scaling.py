@@ -18,7 +18,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from neighbor_grpo.config import load_config
 from neighbor_grpo.models.family import Family
 from neighbor_grpo.models.lora import add_lora
-from neighbor_grpo.planning.footprint import Kernels
+from neighbor_grpo.planning.kernels import Kernels
 from neighbor_grpo.planning.plan import plan
 
 CONFIGS = Path(__file__).parent.parent / "configs" / "flux_dev"

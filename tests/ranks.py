@@ -28,7 +28,7 @@ from torch.utils._pytree import tree_leaves
 
 from neighbor_grpo.cli import _part, main
 from neighbor_grpo.config import load_config
-from neighbor_grpo.training import trainer
+from neighbor_grpo.training import parts, trainer
 from neighbor_grpo.training.ranks import divided, whole
 
 CONFIGS = Path(__file__).parent.parent / "configs" / "accelerate"
@@ -103,7 +103,7 @@ def work(job: dict, rank: int, port: int) -> None:
         ranks = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": n, "LOCAL_WORLD_SIZE": n, "MASTER_PORT": port}
         os.environ |= {name: str(value) for name, value in ranks.items()} | {"MASTER_ADDR": "127.0.0.1"}
     if job["sharded"]:
-        trainer.Accelerator = Sharding
+        parts.Accelerator = Sharding
     if "measured" in job:
         found = {case: measured(settings) for case, settings in job["measured"].items()}
     else:

@@ -17,7 +17,9 @@ from neighbor_grpo.models.lora import add_lora, train_all
 from neighbor_grpo.models.registry import load_model
 from neighbor_grpo.models.text_cache import TOGETHER, TextCache
 from neighbor_grpo.planning.estimate import estimate
-from neighbor_grpo.planning.footprint import Followed, Kernels, attention, matrix_rate, memory_of, nbytes
+from neighbor_grpo.planning.footprint import Followed, nbytes
+from neighbor_grpo.planning.kernels import Kernels, attention
+from neighbor_grpo.planning.machine import matrix_rate, memory_of
 from neighbor_grpo.training.trainer import Trainer
 
 META = torch.device("meta")
@@ -160,14 +162,14 @@ def test_resident_are_weights_optimizer_and_average(tiny_flux, tmp_path):
         config = load_config(None, settings(tiny_flux, tmp_path, *changes, f"run_dir={tmp_path / str(len(changes))}"))
         held, trainer = estimate(config, "cpu"), Trainer(config)
         trainer._iteration(0)
-        learner, pipe, lora = trainer.learner, trainer.model.pipe, bool(config.model.lora)
+        learner, pipe, lora = trainer.learner, trainer.parts.model.pipe, bool(config.model.lora)
         moments = [value for state in learner.optimizer.state.values() for value in state.values() if value.ndim]
         assert held.trained == sum(weight.numel() for weight in learner.weights.values())
-        assert held.parameters == sum(weight.numel() for weight in trainer.model.transformer.parameters())
+        assert held.parameters == sum(weight.numel() for weight in trainer.parts.model.transformer.parameters())
         assert held.resident == {
             name: size
             for name, size in {
-                "transformer": nbytes(w for w in trainer.model.transformer.parameters() if w.requires_grad != lora),
+                "transformer": nbytes(w for w in trainer.parts.model.transformer.parameters() if w.requires_grad != lora),
                 "LoRA": nbytes(learner.weights.values()) if lora else 0,
                 "optimizer": nbytes(moments),
                 "average": nbytes(learner.ema.shadow_params) if learner.ema else 0,

@@ -12,7 +12,8 @@ from neighbor_grpo.cli import main
 from neighbor_grpo.config import configured, load_config, override
 from neighbor_grpo.errors import UserError
 from neighbor_grpo.planning.estimate import estimate
-from neighbor_grpo.planning.plan import SPARED, fit, plan, refuse
+from neighbor_grpo.planning.fit import SPARED, Place, fit, refuse
+from neighbor_grpo.planning.plan import plan
 
 FLUX = ["configs/flux_dev/base.yaml", "configs/flux_dev/neighbor_8.yaml"]
 
@@ -195,8 +196,8 @@ def test_published_models_fit_common_cards(request, name, size, memory):
     place = request.getfixturevalue(name)
     config = load_config(None, [f"model.path={place}", f"model.height={size}", f"model.width={size}"])
     limit = (1 - SPARED) * memory
-    found = fit(config, "cuda", limit)
-    assert found.held.peak <= limit < estimate(config, "cuda").peak
-    assert estimate(changed(config, found.overrides.split()), "cuda") == found.held
+    found = fit(config, Place("cuda", limit))
+    assert found.estimate.peak <= limit < estimate(config, "cuda").peak
+    assert estimate(changed(config, found.overrides.split()), "cuda") == found.estimate
     for key in found.changes:  # none of them for nothing
         assert estimate(changed(config, [f"{k}={v}" for k, v in found.changes.items() if k != key]), "cuda").peak > limit

@@ -161,7 +161,7 @@ def test_a_killed_process_goes_on_bit_for_bit(tiny_flux, tmp_path, how):
 def test_a_failing_reward_stops_with_a_checkpoint_and_mended_it_goes_on(tiny_flux, tmp_path, function, message):
     trainer = Trainer(load_config(None, settings(tiny_flux, tmp_path)))
     bad = load_reward(f"{tmp_path / 'reward.py'}:{function}")
-    trainer.panel.rewards = dict.fromkeys(trainer.panel.rewards, bad)
+    trainer.parts.panel.rewards = dict.fromkeys(trainer.parts.panel.rewards, bad)
     with pytest.raises(TrainingError, match=message):
         trainer.run()
     assert (tmp_path / "run" / "checkpoints" / "000000").is_dir()
@@ -171,14 +171,14 @@ def test_a_failing_reward_stops_with_a_checkpoint_and_mended_it_goes_on(tiny_flu
 
 def test_not_finite_stops_with_the_weights_and_the_cause(tiny_flux, tmp_path):
     trainer = Trainer(load_config(None, settings(tiny_flux, tmp_path)))
-    velocity, calls = trainer.model.velocity, []
+    velocity, calls = trainer.parts.model.velocity, []
 
     def poisoned(x, t, cond):
         calls.append(torch.is_grad_enabled())
         v = velocity(x, t, cond)
         return v * float("nan") if sum(calls) == 2 else v  # the second training forward
 
-    trainer.model.velocity = poisoned
+    trainer.parts.model.velocity = poisoned
     with pytest.raises(TrainingError, match=r"not finite.*optimizer step 1.*--resume"):
         trainer.run()
     assert all(w.isfinite().all() for w in load_file(tmp_path / "run" / "failed" / "000001" / "weights.safetensors").values())

@@ -1,7 +1,8 @@
 import torch
 
 from neighbor_grpo.flow.sde import dance_sde
-from neighbor_grpo.methods.tree import Tree, diffuse, grow, rows, subsets
+from neighbor_grpo.methods.rows import Decisions
+from neighbor_grpo.methods.tree import Tree, diffuse, grow, subsets
 
 TIMES = [1.0, 0.8, 0.5, 0.0]
 
@@ -22,10 +23,10 @@ def branched():
     return grow(tree, still, TIMES[2:], "euler")
 
 
-def test_siblings_lie_side_by_side_and_lines_lead_back_to_the_root():
+def test_siblings_lie_side_by_side_and_ancestors_lead_back_to_the_root():
     tree = branched()
     assert [step.parent.tolist() for step in tree.steps] == [[0, 0], [0, 0, 0, 1, 1, 1], list(range(6))]
-    assert [row.tolist() for row in tree.lines()] == [[0, 0, 0, 1, 1, 1], list(range(6)), list(range(6))]
+    assert [row.tolist() for row in tree.ancestors()] == [[0, 0, 0, 1, 1, 1], list(range(6)), list(range(6))]
 
 
 def test_successors_are_mean_plus_std_times_the_noise_drawn():
@@ -57,8 +58,12 @@ def test_growing_along_one_time_changes_nothing():
 
 def test_rows_stack_and_split():
     x = torch.arange(6.0).view(2, 3)
-    picked = [(0.9, 0.5, 0.1, x[k], 2 * x[k], x[k : k + 1], torch.tensor([float(k)]), k) for k in (1, 0)]
-    decisions = rows(picked)
+    decisions = Decisions.cat(
+        [
+            Decisions.row(prompt=k, t=0.9, s=0.5, std=0.1, x=x[k], v_old=2 * x[k], y=x[k : k + 1], adv=torch.tensor([float(k)]))
+            for k in (1, 0)
+        ]
+    )
     assert decisions.t.tolist() == [torch.tensor(0.9).item()] * 2 and decisions.prompt.tolist() == [1, 0]
     assert decisions.y.shape == (2, 1, 3) and decisions.adv.tolist() == [[1.0], [0.0]]
     first, second = decisions.split(1)
@@ -66,8 +71,8 @@ def test_rows_stack_and_split():
 
 
 def test_subsets_are_without_replacement_and_each_groups_own():
-    drawn = subsets(torch.Generator().manual_seed(0), 50, 6, 4)
+    drawn = subsets([torch.Generator().manual_seed(0)] * 50, 6, 4)
     assert all(len(set(row)) == 4 for row in drawn.tolist()) and drawn.max() == 5
     generators = [torch.Generator().manual_seed(n) for n in range(3)]
-    alone = subsets([torch.Generator().manual_seed(2)], 1, 6, 4)
-    assert torch.equal(subsets(generators, 3, 6, 4)[2], alone[0])
+    alone = subsets([torch.Generator().manual_seed(2)], 6, 4)
+    assert torch.equal(subsets(generators, 6, 4)[2], alone[0])

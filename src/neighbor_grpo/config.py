@@ -147,7 +147,7 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _check(self) -> "Config":
-        if self.method.kl and not self.model.lora:
+        if self.method.needs_reference and not self.model.lora:
             raise ValueError("method.kl needs model.lora: the reference is the model without its LoRA")
         return self
 

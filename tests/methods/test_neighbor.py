@@ -3,9 +3,10 @@ import math
 import pytest
 import torch
 from pydantic import ValidationError
-from toy import LATENT, gradient, rollout, velocity
+from toy import LATENT, gradient, loss_at, rollout, velocity
 
 from neighbor_grpo.flow.solvers import euler
+from neighbor_grpo.flow.streams import Iteration
 from neighbor_grpo.methods.advantage import quasi_norm, z_score
 from neighbor_grpo.methods.neighbor import Neighbor
 
@@ -14,7 +15,9 @@ ALL = {"num_steps": 8, "num_train_steps": 8, "num_anchors": 12}  # every transit
 
 
 def decide(method, tree, rewards, seed=0):
-    return method.updates(tree, method.credit(tree, rewards, rewards), torch.Generator().manual_seed(seed), 0)
+    return method.updates(
+        tree, method.credit(tree, rewards, rewards), [torch.Generator().manual_seed(seed)] * len(rewards), Iteration(0)
+    )
 
 
 def rewards_of(tree):
@@ -33,7 +36,7 @@ def test_neighbourhood_is_normal_with_correlation_one_minus_sigma_squared():
         seen.setdefault(t, x)
         return torch.zeros_like(x)
 
-    method.rollout(look, noise, [1.0, 0.7, 0.5, 0.2, 0.0], 0)
+    method.rollout(look, noise, [1.0, 0.7, 0.5, 0.2, 0.0], Iteration(0))
     x = seen[1.0][0]
     assert torch.allclose(x.var(1), torch.ones(12), atol=0.03)
     correlation = torch.corrcoef(x)[~torch.eye(12, dtype=torch.bool)]
@@ -74,7 +77,7 @@ def first_log_ratio(solver, reference):
     method = Neighbor(**ALL, updates_per_rollout=1, solver=solver, reference=reference, temperature=1.0)
     tree = rollout(method, MU)
     (decisions,) = decide(method, tree, rewards_of(tree))
-    return float(method.loss(velocity(MU, decisions.x, decisions.t), decisions)[1]["log_ratio"])
+    return float(loss_at(method, MU, decisions)[1]["max/ratio/log_max"])
 
 
 def test_literal_reference_is_the_stored_one_for_euler_and_off_for_dpmpp():

@@ -3,6 +3,7 @@
 import torch
 
 from neighbor_grpo.flow.path import shift_time
+from neighbor_grpo.flow.streams import Iteration
 
 SCALE = 0.5
 LATENT = (3, 4)
@@ -26,15 +27,33 @@ def grid(method):
     return shift_time(torch.linspace(1, 0, method.num_steps + 1, dtype=torch.float64), 3.0).tolist()
 
 
+class ToyPolicy:
+    """The toy as a loss sees it: mu is trained, mu_ref is the reference, and the lagging copies have values of their own."""
+
+    def __init__(self, mu, mu_ref=None, copies=None):
+        self.mu, self.mu_ref, self.copies = mu, mu.detach() if mu_ref is None else mu_ref, copies or {}
+
+    def __call__(self, x, t):
+        return velocity(self.mu, x, t)
+
+    def reference(self, x, t):
+        return velocity(self.mu_ref, x, t)
+
+    def lagging(self, name, x, t):
+        return velocity(self.copies[name], x, t)
+
+
 def rollout(method, mu, seed=0, prompts=2, iteration=0):
     with torch.no_grad():
         generator = torch.Generator().manual_seed(seed)
-        return method.rollout(lambda x, t: velocity(mu, x, t), noise_of(generator, prompts), grid(method), iteration)
+        noise = noise_of(generator, prompts)
+        return method.rollout(lambda x, t: velocity(mu, x, t), noise, grid(method), Iteration(iteration))
 
 
 def updates(method, tree, rewards, seed=3, iteration=0):
     adv = method.credit(tree, rewards, rewards)
-    return method.updates(tree, adv, torch.Generator().manual_seed(seed), iteration)
+    generators = [torch.Generator().manual_seed(seed)] * len(adv)
+    return method.updates(tree, adv, generators, Iteration(iteration))
 
 
 def some_rewards(tree, seed=5):
@@ -42,8 +61,7 @@ def some_rewards(tree, seed=5):
 
 
 def loss_at(method, mu, rows, mu_ref=None):
-    v_ref = velocity(mu.detach() if mu_ref is None else mu_ref, rows.x, rows.t)
-    return method.loss(velocity(mu, rows.x, rows.t), rows, v_ref)
+    return method.loss(ToyPolicy(mu, mu_ref), rows)
 
 
 def gradient(method, mu, decisions, micro_batch=10_000):

@@ -32,7 +32,7 @@ def add(commands) -> None:
 def run(arguments: argparse.Namespace) -> int:
     from neighbor_grpo.compare.page import write
     from neighbor_grpo.compare.runs import run_all
-    from neighbor_grpo.training.trainer import Interrupted
+    from neighbor_grpo.training.trainer import SignalError
 
     match = re.fullmatch(r"([1-9]\d*)/([1-9]\d*)", arguments.part)
     if not match or int(match[1]) > int(match[2]):
@@ -40,7 +40,7 @@ def run(arguments: argparse.Namespace) -> int:
     comparison, entries = load_comparison(arguments.config, arguments.overrides)
     try:
         run_all(comparison, entries[int(match[1]) - 1 :: int(match[2])])
-    except Interrupted as stop:
+    except SignalError as stop:
         print(f"neighbor-grpo: {stop}", file=sys.stderr)
         return 128 + stop.signum
     print(write(comparison, entries))

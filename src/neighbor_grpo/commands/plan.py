@@ -34,8 +34,9 @@ def run(arguments: argparse.Namespace) -> None:
 
     from neighbor_grpo.models.registry import pick_device, pick_dtype
     from neighbor_grpo.planning.estimate import estimate
-    from neighbor_grpo.planning.footprint import matrix_rate, memory_of
-    from neighbor_grpo.planning.plan import plan, refuse
+    from neighbor_grpo.planning.fit import refuse
+    from neighbor_grpo.planning.machine import matrix_rate, memory_of
+    from neighbor_grpo.planning.plan import plan
 
     config = configuration(arguments.config)
     processes, prompts = arguments.processes, config.prompts.per_iteration

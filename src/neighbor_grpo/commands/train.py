@@ -30,14 +30,14 @@ def add(commands) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    from neighbor_grpo.training.trainer import Interrupted, Trainer
+    from neighbor_grpo.training.trainer import SignalError, Trainer
 
     if arguments.resume and arguments.config:
         raise UserError("--resume takes its settings from the run: leave out the configuration and the changes")
     try:
         trainer = Trainer.resume(arguments.resume) if arguments.resume else Trainer(configuration(arguments.config))
         trainer.run()
-    except Interrupted as stop:
+    except SignalError as stop:
         print(f"neighbor-grpo: {stop}", file=sys.stderr)
         return 128 + stop.signum
     return 0

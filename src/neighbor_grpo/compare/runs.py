@@ -18,7 +18,7 @@ from neighbor_grpo.compare.settings import Comparison, Entry, Tune, within
 from neighbor_grpo.config import Config
 from neighbor_grpo.errors import UserError
 from neighbor_grpo.run import files
-from neighbor_grpo.training.trainer import Interrupted, Trainer, TrainingError
+from neighbor_grpo.training.trainer import SignalError, Trainer, TrainingError
 
 
 def run_all(comparison: Comparison, entries: list[Entry], say: Callable[[str], None] = print) -> None:
@@ -80,9 +80,9 @@ def train(config: Config, run: Path, seed: int, say: Callable[[str], None]) -> N
             trainer = Trainer.resume(run) if begun else Trainer(config)
             trainer.run()
         if trainer.stop.signum is not None:  # asked to stop during its last iteration
-            raise Interrupted(trainer.stop.signum, "the same command")
-    except Interrupted as stop:
-        raise Interrupted(stop.signum, "the same command") from stop
+            raise SignalError(trainer.stop.signum, "the same command")
+    except SignalError as stop:
+        raise SignalError(stop.signum, "the same command") from stop
     except TrainingError:
         if not files.diverged(run):
             raise

@@ -2,20 +2,24 @@
 
 With noise rate g, the reverse SDE of Neighbor GRPO's Eq. 5 discretised over D = t - s gives
     mean = x - D·v - (g^2·D / (2t))·eps,   std = g·sqrt(D),   y = mean + std·z,  z ~ N(0, I)
-where eps = x + (1 - t)·v is the noise the model predicts.  std has the shape of t.  strength = 0 is the Euler step.
+where eps = x + (1 - t)·v is the noise that the model predicts.  std has the shape of t.  strength = 0 is the Euler step.
 cps_sde is of another kind: it keeps the coefficients of the path instead of discretising an SDE.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from math import cos, pi, sin
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, TypeAlias
 
 from neighbor_grpo.flow.path import Time, eps_prediction, per_row, x0_prediction
 from neighbor_grpo.flow.solvers import euler
+from neighbor_grpo.lazy import torch
 
-Kernel = Callable[[Tensor, Tensor, Time, Time], tuple[Tensor, Tensor]]  # (x, v, t, s) -> (mean, std)
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Kernel: TypeAlias = "Callable[[Tensor, Tensor, Time, Time], tuple[Tensor, Tensor]]"  # (x, v, t, s) -> (mean, std)
 
 
 def _kernel(x: Tensor, v: Tensor, t: Time, s: Time, g: Tensor) -> tuple[Tensor, Tensor]:
@@ -24,25 +28,39 @@ def _kernel(x: Tensor, v: Tensor, t: Time, s: Time, g: Tensor) -> tuple[Tensor, 
 
 
 def flow_sde(x: Tensor, v: Tensor, t: Time, s: Time, strength: float) -> tuple[Tensor, Tensor]:
-    """Flow-GRPO (arXiv 2505.05470):  g(t) = a·sqrt(t / (1 - t)).
+    """Return mean and std of Flow-GRPO's step (arXiv 2505.05470):  g(t) = a·sqrt(t / (1 - t)),  a = strength.
 
-    At t = 1, where the rate is infinite, 1 - s stands in for 1 - t: the first grid point below 1, as there.
+    At t = 1, where the rate is infinite, 1 - s replaces 1 - t, as in the authors' code: the first grid point below 1.
+
+    >>> x, v = torch.tensor([1.0]), torch.tensor([2.0])
+    >>> flow_sde(x, v, 0.5, 0.25, strength=0.0)[0] == euler(x, v, 0.5, 0.25)
+    tensor([True])
+    >>> flow_sde(x, v, 0.5, 0.25, strength=1.0)[1]  # g(0.5) = 1, std = sqrt(0.25)
+    tensor(0.5000)
     """
     t_, s_ = torch.as_tensor(t, dtype=torch.float32), torch.as_tensor(s, dtype=torch.float32)
     return _kernel(x, v, t, s, strength * (t_ / torch.where(t_ < 1, 1 - t_, 1 - s_)) ** 0.5)
 
 
 def dance_sde(x: Tensor, v: Tensor, t: Time, s: Time, strength: float) -> tuple[Tensor, Tensor]:
-    """DanceGRPO (arXiv 2505.07818):  g = eta, constant."""
+    """Return mean and std of DanceGRPO's step (arXiv 2505.07818):  g = strength, constant.
+
+    >>> dance_sde(torch.tensor([1.0]), torch.tensor([2.0]), 0.5, 0.25, strength=0.3)[1]
+    tensor(0.1500)
+    """
     return _kernel(x, v, t, s, torch.full_like(torch.as_tensor(t, dtype=torch.float32), strength))
 
 
 def cps_sde(x: Tensor, v: Tensor, t: Time, s: Time, strength: float) -> tuple[Tensor, Tensor]:
-    """Coefficients-preserving sampling, Flow-CPS (arXiv 2509.05952), strength eta in [0, 1]:
+    """Return mean and std of coefficients-preserving sampling, Flow-CPS (arXiv 2509.05952), eta = strength in [0, 1].
 
         mean = (1 - s)·x0 + s·cos(eta·pi/2)·eps,   std = s·sin(eta·pi/2)
 
-    A share of the predicted noise is exchanged for fresh noise, so that y carries exactly s of noise at any step length.
+    A part of the predicted noise is exchanged for fresh noise, so that y carries exactly s of noise at any step length.
+
+    >>> mean, std = cps_sde(torch.tensor([3.0]), torch.tensor([2.0]), 0.5, 0.25, strength=1.0)
+    >>> mean, std  # all of the noise is fresh: 0.75·x0 with x0 = 3 - 0.5·2
+    (tensor([1.5000]), tensor(0.2500))
     """
     s_ = torch.as_tensor(s, dtype=torch.float32)
     data, kept = per_row(1 - s_, x), per_row(s_ * cos(strength * pi / 2), x)

@@ -1,49 +1,24 @@
-"""The methods: each says how to explore, what to credit, and how likely theta is to choose.
+"""The methods by name.
 
-A method's hyper-parameters are its dataclass fields; its defaults are the published recipe.
+Each is a file that reads from top to bottom as the paper does: its formulas, its hyper-parameters (dataclass fields whose
+defaults are the published recipe), and the members of `protocol.Method`.
 """
 
-from collections.abc import Sequence
-from typing import Protocol
+import difflib
+import importlib.util
+import sys
+from dataclasses import is_dataclass
+from pathlib import Path
 
-import torch
-from torch import Tensor
-
-from neighbor_grpo.flow.solvers import Velocity
+from neighbor_grpo.errors import UserError
 from neighbor_grpo.methods.branch_grpo import BranchGRPO
 from neighbor_grpo.methods.dance_grpo import DanceGRPO
 from neighbor_grpo.methods.flow_grpo import FlowGRPO
 from neighbor_grpo.methods.mix_grpo import FlowGRPOFast, MixGRPO, MixGRPOFlash, MixGRPOFlashStar
 from neighbor_grpo.methods.neighbor import Neighbor
-from neighbor_grpo.methods.tree import Decisions, Noise, Tree
+from neighbor_grpo.methods.protocol import REQUIRED, Method
 
-
-class Method(Protocol):
-    """P prompts at once; the group size is the number of leaves of each tree."""
-
-    group_size: int
-    num_steps: int
-
-    @property
-    def kl(self) -> float:
-        """Weight of a term that needs v_ref, the velocity without the LoRA, in the loss."""
-
-    def rollout(self, velocity: Velocity, noise: Noise, times: Sequence[float], iteration: int) -> Tree:
-        """Explore; velocity takes x [P, N, *latent] and a float t.  No gradient is kept."""
-
-    def credit(self, tree: Tree, rewards: Tensor, pool: Tensor) -> Tensor:
-        """Advantages [P, ·] from one reward [P, G] of the leaves; the pool [P', G] is that of all ranks' groups."""
-
-    def updates(
-        self, tree: Tree, adv: Tensor, generator: torch.Generator | Sequence[torch.Generator], iteration: int
-    ) -> list[Decisions]:
-        """What to train on, one entry per optimizer step, from the credit of the tree's prompts."""
-
-    def loss(self, v: Tensor, decisions: Decisions, v_ref: Tensor | None = None) -> tuple[Tensor, dict[str, Tensor]]:
-        """Loss of each row [R] at the velocity v = v_theta(x, t) [R, *latent], and health figures [scalars]."""
-
-
-METHODS = {
+METHODS: dict[str, type[Method]] = {
     "neighbor": Neighbor,
     "flow_grpo": FlowGRPO,
     "flow_grpo_fast": FlowGRPOFast,
@@ -53,3 +28,42 @@ METHODS = {
     "mix_grpo_flash_star": MixGRPOFlashStar,
     "branch_grpo": BranchGRPO,
 }
+
+
+def load_method(name: str) -> type[Method]:
+    """Return the class of a method: a name in METHODS, or "path/to/file.py:Class" for one's own.
+
+    Raises UserError for a name that is unknown, and for a class that lacks a member of the protocol.
+    """
+    if name in METHODS:
+        return METHODS[name]
+    path, colon, kind = name.rpartition(":")
+    if not colon or not path.endswith(".py"):
+        near = difflib.get_close_matches(name, METHODS, n=1, cutoff=0.5)
+        hint = f"did you mean {near[0]}?" if near else f"choose {', '.join(METHODS)}, or your own as path/to/file.py:Class"
+        raise UserError(f"unknown method {name!r}: {hint}")
+    return _checked(name, _class_in(name, Path(path).expanduser(), kind))
+
+
+def _class_in(name: str, path: Path, kind: str) -> type:
+    spec = importlib.util.spec_from_file_location(f"neighbor_grpo_method_{path.stem}", path)
+    if not path.is_file() or spec is None or spec.loader is None:
+        raise UserError(f"method {name!r}: there is no file {path}")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # where pydantic looks for the names in postponed annotations
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:  # whatever a user's file does wrong while it loads
+        raise UserError(f"method file {path} does not load: {type(error).__name__}: {error}") from error
+    if not isinstance(found := getattr(module, kind, None), type):
+        raise UserError(f"method {name!r}: {path} defines no class {kind}")
+    return found
+
+
+def _checked(name: str, kind: type) -> type[Method]:
+    members = {*dir(kind), *getattr(kind, "__dataclass_fields__", {})} - getattr(kind, "__abstractmethods__", frozenset())
+    if missing := [member for member in REQUIRED if member not in members]:
+        raise UserError(f"method {name!r} lacks {', '.join(missing)}: see neighbor_grpo.methods.protocol.Method")
+    if not issubclass(kind, Method) or not is_dataclass(kind):
+        raise UserError(f"method {name!r} must be a dataclass that derives from neighbor_grpo.methods.protocol.Method")
+    return kind

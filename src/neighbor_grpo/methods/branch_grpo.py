@@ -10,16 +10,18 @@ Published: N = 20, splits at 0, 3, 6, 9, G = 16, eta = 0.3, clip 1e-3, an optimi
 The authors draw a split's noise four times as large and score it as if it were not; here both use the same std.
 """
 
-from collections.abc import Sequence
-from typing import Literal
+from __future__ import annotations
 
-import torch
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Literal
+
 from pydantic import model_validator
 from pydantic.dataclasses import dataclass
-from torch import Tensor
 
 from neighbor_grpo.errors import STRICT
 from neighbor_grpo.flow.solvers import Velocity
+from neighbor_grpo.flow.streams import Iteration
+from neighbor_grpo.lazy import torch
 from neighbor_grpo.methods.advantage import z_score
 from neighbor_grpo.methods.fields import (
     Branching,
@@ -37,12 +39,16 @@ from neighbor_grpo.methods.fields import (
 )
 from neighbor_grpo.methods.gaussian import Gaussian, transition
 from neighbor_grpo.methods.policy import gaussian_log_prob
-from neighbor_grpo.methods.tree import Decisions, Noise, Step, Tree, diffuse, grow, rows, subsets
+from neighbor_grpo.methods.rows import Decisions
+from neighbor_grpo.methods.tree import Noise, Step, Tree, diffuse, grow, subsets
+
+if TYPE_CHECKING:
+    from torch import Generator, Tensor
 
 
 @dataclass(frozen=True, config=STRICT)
 class BranchGRPO(Gaussian):
-    """Defaults: the published recipe."""
+    """Implement BranchGRPO.  Defaults: the published recipe."""
 
     name: Literal["branch_grpo"] = "branch_grpo"
     group_size: GroupSize = 16
@@ -60,7 +66,7 @@ class BranchGRPO(Gaussian):
     edges_per_update: EdgesPerUpdate = 12
 
     @model_validator(mode="after")
-    def _check_tree(self):
+    def _check_tree(self) -> BranchGRPO:
         splits = self.splits
         if list(splits) != sorted(set(splits)) or not splits or splits[0] < 0 or splits[-1] >= self.num_steps - 1:
             raise ValueError(
@@ -80,14 +86,15 @@ class BranchGRPO(Gaussian):
         return self
 
     def trained(self, iteration: int) -> set[int]:
-        """Transitions that are stochastic and not pruned."""
+        """Return the transitions that are stochastic and not pruned, after so many iterations."""
         moved = 0
         if self.slide_every and self.prune_depths:
             moved = min(iteration // self.slide_every, max(min(self.prune_depths) - self.splits[-1], 0))
         pruned = {k - moved for k in self.prune_depths}
         return set(self.splits if self.mix else range(self.num_steps - 1)) - pruned
 
-    def rollout(self, velocity: Velocity, noise: Noise, times: Sequence[float], iteration: int) -> Tree:
+    def rollout(self, velocity: Velocity, noise: Noise, times: Sequence[float], iteration: Iteration) -> Tree:
+        """Grow a tree that splits at the transitions `splits`."""
         tree = Tree(noise(1))
         for k in range(self.num_steps):
             here, split = times[k : k + 2], k in self.splits
@@ -98,7 +105,7 @@ class BranchGRPO(Gaussian):
         return tree
 
     def credit(self, tree: Tree, rewards: Tensor, pool: Tensor) -> Tensor:
-        """Advantages of all transitions, step by step: E = sum of M.  [P, G] -> [P, E]"""
+        """Return the advantages of all transitions, step by step: E = sum of M.  [P, G] -> [P, E]"""
         advantages = []
         for step in reversed(tree.steps):
             advantages.append(z_score(rewards))
@@ -106,7 +113,7 @@ class BranchGRPO(Gaussian):
         return torch.cat(advantages[::-1], dim=1)
 
     def _fuse(self, step: Step, rewards: Tensor) -> Tensor:
-        """Rewards of the states at t from those of their successors, the scored ones.  [P, M] -> [P, N]"""
+        """Return the rewards of the states at t from those of their scored successors.  [P, M] -> [P, N]"""
         families = rewards.unflatten(1, (step.x.shape[1], -1))  # [P, N, b], siblings lie side by side
         if self.fusion == "mean" or families.shape[2] == 1:
             return families.nanmean(2)
@@ -115,31 +122,29 @@ class BranchGRPO(Gaussian):
         weight = torch.softmax(flat.view_as(families).where(families.isfinite(), -torch.inf), dim=2)
         return (weight.to(families) * families.nan_to_num()).sum(2)  # NaN where no successor was scored
 
-    def updates(
-        self, tree: Tree, adv: Tensor, generator: torch.Generator | Sequence[torch.Generator], iteration: int
-    ) -> list[Decisions]:
-        """Every trained transition is in one optimizer step, a random share of each tree's in each."""
+    def updates(self, tree: Tree, adv: Tensor, generators: Sequence[Generator], iteration: Iteration) -> list[Decisions]:
+        """Train every transition that is not pruned in one optimizer step, a random part of each tree in each."""
         per_step = adv.split([len(step.parent) for step in tree.steps], dim=1)
-        trained, lines = self.trained(iteration), tree.lines()
+        trained, ancestors = self.trained(iteration.number), tree.ancestors()
         edges = []
         for leaves in self._kept(per_step[-1]):
-            late = {k: lines[k][leaves].tolist() for k in trained if k > self.splits[-1]}
+            late = {k: ancestors[k][leaves].tolist() for k in trained if k > self.splits[-1]}
             edges.append([(k, m) for k in sorted(trained) for m in late.get(k, range(len(tree.steps[k].parent)))])
         count = len(edges[0])
-        order = subsets(generator, len(adv), count, count)
+        order = subsets(generators, count, count)
         return [
-            rows(
+            Decisions.cat(
                 [
                     transition(tree, k, p, m, per_step[k][p, m])
                     for p in range(len(adv))
-                    for k, m in (edges[p][e] for e in share[p].tolist())
+                    for k, m in (edges[p][e] for e in part[p].tolist())
                 ]
             )
-            for share in order.chunk(-(-count // self.edges_per_update), dim=1)
+            for part in order.chunk(-(-count // self.edges_per_update), dim=1)
         ]
 
     def _kept(self, adv: Tensor) -> Tensor:
-        """Numbers of the leaves that train after the last split, from the leaves' advantages [P, G]."""
+        """Return the leaves that train after the last split, from the leaves' advantages [P, G]."""
         best = adv.argsort(dim=1, descending=True, stable=True)
         half, quarter = self.group_size // 2, self.group_size // 4
         kept = {"all": best, "best": best[:, :half], "extremes": torch.cat([best[:, :quarter], best[:, -quarter:]], dim=1)}

@@ -7,6 +7,8 @@ three optimizer steps per rollout; the picture is the data predicted at the last
 forwards, its first state being shared, and G·K forward-backwards.
 """
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 from typing import Literal
 
@@ -14,14 +16,15 @@ from pydantic.dataclasses import dataclass
 
 from neighbor_grpo.errors import STRICT
 from neighbor_grpo.flow.solvers import Velocity
+from neighbor_grpo.flow.streams import Iteration
 from neighbor_grpo.methods.fields import Eta, Sde, TrainSteps, Updates
-from neighbor_grpo.methods.gaussian import Lines
+from neighbor_grpo.methods.gaussian import Chains
 from neighbor_grpo.methods.tree import Noise, Tree, diffuse, grow
 
 
 @dataclass(frozen=True, config=STRICT)
-class DanceGRPO(Lines):
-    """Defaults: the published recipe."""
+class DanceGRPO(Chains):
+    """Implement DanceGRPO.  Defaults: the published recipe."""
 
     name: Literal["dance_grpo"] = "dance_grpo"
     num_train_steps: TrainSteps = 14
@@ -29,6 +32,7 @@ class DanceGRPO(Lines):
     sde: Sde = "dance"
     eta: Eta = 0.3
 
-    def rollout(self, velocity: Velocity, noise: Noise, times: Sequence[float], iteration: int) -> Tree:
-        lines = diffuse(Tree(noise(1)), velocity, times[:-1], self.kernel, noise, {0: self.group_size})
-        return grow(lines, velocity, times[-2:], "euler")
+    def rollout(self, velocity: Velocity, noise: Noise, times: Sequence[float], iteration: Iteration) -> Tree:
+        """Draw G chains from one noise."""
+        chains = diffuse(Tree(noise(1)), velocity, times[:-1], self.kernel, noise, {0: self.group_size})
+        return grow(chains, velocity, times[-2:], "euler")

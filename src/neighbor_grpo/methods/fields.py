@@ -1,13 +1,21 @@
 """Types of the hyper-parameters that several methods have: what they mean and which values they may take."""
 
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field
+
+from neighbor_grpo.flow.solvers import SOLVERS
+
+if TYPE_CHECKING:
+    SolverName = str
+else:
+    SolverName = Literal[tuple(SOLVERS)]
 
 GroupSize = Annotated[int, Field(ge=2, description="G, samples per prompt")]
 NumSteps = Annotated[int, Field(ge=2, description="N, transitions of the rollout")]
 TrainSteps = Annotated[int | None, Field(ge=1, description="K, stochastic transitions trained of each sample; null = all")]
 Updates = Annotated[int, Field(ge=1, description="optimizer steps per rollout, each on a share of every group")]
+Solver = Annotated[SolverName, Field(description="solver of the rollout")]
 Sde = Annotated[Literal["flow", "dance", "cps"], Field(description="kernel of the stochastic transitions")]
 Eta = Annotated[float, Field(gt=0, description="strength of the kernel's noise")]
 AdvantageStd = Annotated[

@@ -7,6 +7,8 @@ rollout, a LoRA at a rate of 3e-4.  A group costs G·N forwards and G·(N - 1) f
 Flow-CPS (arXiv 2509.05952).
 """
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 from typing import Literal
 
@@ -14,14 +16,15 @@ from pydantic.dataclasses import dataclass
 
 from neighbor_grpo.errors import STRICT
 from neighbor_grpo.flow.solvers import Velocity
+from neighbor_grpo.flow.streams import Iteration
 from neighbor_grpo.methods.fields import AdvantageStd, GroupSize, NumSteps, Updates
-from neighbor_grpo.methods.gaussian import Lines
+from neighbor_grpo.methods.gaussian import Chains
 from neighbor_grpo.methods.tree import Noise, Tree, diffuse, grow
 
 
 @dataclass(frozen=True, config=STRICT)
-class FlowGRPO(Lines):
-    """Defaults: the published recipe for SD3.5."""
+class FlowGRPO(Chains):
+    """Implement Flow-GRPO.  Defaults: the published recipe for SD3.5."""
 
     name: Literal["flow_grpo"] = "flow_grpo"
     group_size: GroupSize = 24
@@ -29,6 +32,7 @@ class FlowGRPO(Lines):
     updates_per_rollout: Updates = 2
     advantage_std: AdvantageStd = "iteration"
 
-    def rollout(self, velocity: Velocity, noise: Noise, times: Sequence[float], iteration: int) -> Tree:
-        lines = diffuse(Tree(noise(self.group_size)), velocity, times[:-1], self.kernel, noise, {})
-        return grow(lines, velocity, times[-2:], "euler")
+    def rollout(self, velocity: Velocity, noise: Noise, times: Sequence[float], iteration: Iteration) -> Tree:
+        """Draw G chains, each from its own noise."""
+        chains = diffuse(Tree(noise(self.group_size)), velocity, times[:-1], self.kernel, noise, {})
+        return grow(chains, velocity, times[-2:], "euler")

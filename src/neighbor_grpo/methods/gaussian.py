@@ -4,19 +4,21 @@
     J = min(A·rho, A·clip(rho, 1 - c, 1 + c)) - kl·||mean - mean_ref||^2 / (2·std^2),   A clamped to ±adv_clip
 
 The last transition is always an Euler step, so that a picture is the predicted data and never carries the noise of a
-transition that no method trains (DanceGRPO's rule, given to all).  A decision is one transition that was drawn: C = 1.
+transition that no method trains (DanceGRPO's rule, applied to all).  A row is one transition that was drawn: C = 1.
 """
+
+from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
+from typing import TYPE_CHECKING
 
-import torch
 from pydantic import model_validator
 from pydantic.dataclasses import dataclass
-from torch import Tensor
 
 from neighbor_grpo.errors import STRICT
 from neighbor_grpo.flow.sde import KERNELS, Kernel
+from neighbor_grpo.flow.streams import Iteration
 from neighbor_grpo.methods.advantage import z_score
 from neighbor_grpo.methods.fields import (
     AdvantageStd,
@@ -30,13 +32,18 @@ from neighbor_grpo.methods.fields import (
     TrainSteps,
     Updates,
 )
-from neighbor_grpo.methods.policy import clipped_fraction, clipped_surrogate, gaussian_log_prob
-from neighbor_grpo.methods.tree import Decisions, Tree, rows, subsets
+from neighbor_grpo.methods.policy import clipped_surrogate, gaussian_log_prob, ratio_figures
+from neighbor_grpo.methods.protocol import Method, Policy
+from neighbor_grpo.methods.rows import Decisions
+from neighbor_grpo.methods.tree import Tree, subsets
+
+if TYPE_CHECKING:
+    from torch import Generator, Tensor
 
 
 @dataclass(frozen=True, config=STRICT)
-class Gaussian:
-    """The kernel and the loss."""
+class Gaussian(Method):
+    """Hold the kernel and the loss of an SDE method."""
 
     name: str = ""
     group_size: GroupSize = 12
@@ -48,35 +55,39 @@ class Gaussian:
     kl: Kl = 0.0
 
     @model_validator(mode="after")
-    def _check_kernel(self):
+    def _check_kernel(self) -> Gaussian:
         if self.sde == "cps" and self.eta > 1:
             raise ValueError(f"eta ({self.eta:g}) is a share of the noise where sde is cps: choose at most 1")
         return self
 
     @property
     def kernel(self) -> Kernel:
+        """Return the stochastic transition (x, v, t, s) -> (mean, std)."""
         return partial(KERNELS[self.sde], strength=self.eta)
 
-    def loss(self, v: Tensor, decisions: Decisions, v_ref: Tensor | None = None) -> tuple[Tensor, dict[str, Tensor]]:
-        d = decisions
-        y, adv = d.y[:, 0], d.adv.clamp(-self.adv_clip, self.adv_clip)
-        mean, std = self.kernel(d.x, v, d.t, d.s)
+    @property
+    def needs_reference(self) -> bool:
+        """Return whether there is a divergence from the reference."""
+        return self.kl > 0
+
+    def loss(self, policy: Policy, rows: Decisions) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return -J of each row [R], and the figures of the ratio and of the divergence."""
+        x, t, s, y = rows.x, rows.t, rows.s, rows.y[:, 0]
+        adv = rows.adv.clamp(-self.adv_clip, self.adv_clip)
+        mean, std = self.kernel(x, policy(x, t), t, s)
         new = gaussian_log_prob(y, mean, std)[:, None]
-        old = gaussian_log_prob(y, *self.kernel(d.x, d.v_old, d.t, d.s))[:, None]
-        loss = -clipped_surrogate(new, old, adv, self.clip)
-        ratio = (new - old).detach()
-        stats = {"log_ratio": ratio.abs().max(), "clipped": clipped_fraction(new.detach(), old, adv, self.clip)}
+        old = gaussian_log_prob(y, *self.kernel(x, rows.v_old, t, s))[:, None]
+        loss, figures = -clipped_surrogate(new, old, adv, self.clip), ratio_figures(new, old, adv, self.clip)
         if self.kl:
-            assert v_ref is not None
-            apart = (mean - self.kernel(d.x, v_ref, d.t, d.s)[0]).float().square().flatten(1).mean(1)
-            divergence = apart / (2 * std.square())
-            loss, stats["kl"] = loss + self.kl * divergence, divergence.detach().mean()
-        return loss, stats
+            mean_ref, _ = self.kernel(x, policy.reference(x, t), t, s)
+            divergence = (mean - mean_ref).float().square().flatten(1).mean(1) / (2 * std.square())
+            loss, figures["kl"] = loss + self.kl * divergence, divergence.detach().mean()
+        return loss, figures
 
 
 @dataclass(frozen=True, config=STRICT)
-class Lines(Gaussian):
-    """Credit and decisions of the methods whose samples are lines that part once at most."""
+class Chains(Gaussian):
+    """Hold credit and updates of the methods whose samples are chains: the group splits once at most."""
 
     num_train_steps: TrainSteps = None
     updates_per_rollout: Updates = 1
@@ -84,11 +95,11 @@ class Lines(Gaussian):
 
     @property
     def stochastic(self) -> int:
-        """How many transitions of a line are stochastic: all but the last, where a method does not say otherwise."""
+        """Return how many transitions of a chain are stochastic: all except the last, unless a method says otherwise."""
         return self.num_steps - 1
 
     @model_validator(mode="after")
-    def _check_lines(self):
+    def _check_chains(self) -> Chains:
         if (self.num_train_steps or 0) > self.stochastic:
             raise ValueError(
                 f"num_train_steps (K = {self.num_train_steps}) exceeds the {self.stochastic} stochastic transitions"
@@ -98,33 +109,34 @@ class Lines(Gaussian):
         return self
 
     def credit(self, tree: Tree, rewards: Tensor, pool: Tensor) -> Tensor:
-        """Advantages of the leaves.  [P, G] -> [P, G]"""
+        """Return the advantages of the leaves.  [P, G] -> [P, G]"""
         return z_score(rewards, pool if self.advantage_std == "iteration" else None)
 
-    def updates(
-        self, tree: Tree, adv: Tensor, generator: torch.Generator | Sequence[torch.Generator], iteration: int
-    ) -> list[Decisions]:
-        """Each sample trains in one optimizer step, with K of its stochastic transitions, drawn for it alone."""
+    def updates(self, tree: Tree, adv: Tensor, generators: Sequence[Generator], iteration: Iteration) -> list[Decisions]:
+        """Train each sample in one optimizer step, on K of its stochastic transitions, drawn for it alone."""
         groups, size = adv.shape
-        lines = tree.lines()
+        ancestors = tree.ancestors()
         stochastic = [k for k, step in enumerate(tree.steps) if step.std > 0]
-        members = subsets(generator, groups, size, size)  # [P, G], shuffled
-        drawn = [subsets(generator, groups, len(stochastic), self.num_train_steps or len(stochastic)) for _ in range(size)]
+        members = subsets(generators, size, size)  # [P, G], shuffled
+        drawn = [subsets(generators, len(stochastic), self.num_train_steps or len(stochastic)) for _ in range(size)]
         return [
-            rows(
+            Decisions.cat(
                 [
-                    transition(tree, stochastic[k], p, int(lines[stochastic[k]][i]), adv[p, i])
+                    transition(tree, stochastic[k], p, int(ancestors[stochastic[k]][i]), adv[p, i])
                     for p in range(groups)
-                    for i in share[p].tolist()
+                    for i in part[p].tolist()
                     for k in drawn[i][p].tolist()
                 ]
             )
-            for share in members.chunk(self.updates_per_rollout, dim=1)
+            for part in members.chunk(self.updates_per_rollout, dim=1)
         ]
 
 
-def transition(tree: Tree, k: int, p: int, m: int, adv: Tensor) -> tuple:
-    """Transition k into row m of tree p, in the order of the fields of Decisions."""
+def transition(tree: Tree, k: int, p: int, m: int, adv: Tensor) -> Decisions:
+    """Return one row: transition k of tree p into its state m, with that transition's advantage."""
     step = tree.steps[k]
     n = int(step.parent[m])
-    return step.t, step.s, step.std, step.x[p, n], step.v[p, n], step.y[p, m : m + 1], adv.reshape(1), p
+    return Decisions.row(
+        prompt=p, t=step.t, s=step.s, std=step.std,
+        x=step.x[p, n], v_old=step.v[p, n], y=step.y[p, m : m + 1], adv=adv.reshape(1),
+    )  # fmt: skip

@@ -6,7 +6,7 @@ One noise for the group, so what comes before the window is computed once.  l = 
 ends with the last but one transition.  Where it stands at an iteration:
 
     progressive   `dwell` iterations at each l, from 0 to L and back to 0
-    random        uniform, the same for every group
+    random        uniform, the same for every group, drawn from the run's seed
     decay         as progressive, the stay falling linearly from `dwell` at 0 to `dwell_min` at L
     exp_decay     as progressive, the stay  ceil( dwell·exp(-0.1·max(0, l - 13)) )
     frozen        l = 0
@@ -16,9 +16,10 @@ Published: N = 25, w = 4, a = 0.7, G = 12, four optimizer steps per rollout; Fla
 Flow-GRPO-Fast is the same with Flow-GRPO's other settings: a window of two at a random place in the first half.
 """
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 from math import ceil
-from random import Random
 from typing import Literal
 
 import numpy as np
@@ -27,6 +28,8 @@ from pydantic.dataclasses import dataclass
 
 from neighbor_grpo.errors import STRICT
 from neighbor_grpo.flow.solvers import Velocity
+from neighbor_grpo.flow.streams import Iteration
+from neighbor_grpo.lazy import torch
 from neighbor_grpo.methods.fields import (
     AdvantageStd,
     Dwell,
@@ -39,13 +42,13 @@ from neighbor_grpo.methods.fields import (
     Window,
     WindowEnd,
 )
-from neighbor_grpo.methods.gaussian import Lines
+from neighbor_grpo.methods.gaussian import Chains
 from neighbor_grpo.methods.tree import Noise, Tree, diffuse, grow
 
 
 @dataclass(frozen=True, config=STRICT)
-class MixGRPO(Lines):
-    """Defaults: the published recipe."""
+class MixGRPO(Chains):
+    """Implement MixGRPO.  Defaults: the published recipe."""
 
     name: Literal["mix_grpo"] = "mix_grpo"
     updates_per_rollout: Updates = 4
@@ -59,15 +62,16 @@ class MixGRPO(Lines):
 
     @property
     def stochastic(self) -> int:
+        """Return how many transitions of a chain are stochastic."""
         return self.window
 
     @property
     def last_place(self) -> int:
-        """L, the largest l."""
+        """Return L, the largest l."""
         return min(round(self.window_end * self.num_steps), self.num_steps - 1) - self.window
 
     @model_validator(mode="after")
-    def _check_window(self):
+    def _check_window(self) -> MixGRPO:
         if self.last_place < 0:
             raise ValueError(
                 f"window ({self.window}) is longer than the {self.last_place + self.window} transitions it may cover "
@@ -77,33 +81,36 @@ class MixGRPO(Lines):
             raise ValueError(f"dwell_min ({self.dwell_min}) exceeds dwell ({self.dwell})")
         return self
 
-    def place(self, iteration: int) -> int:
-        """l, where the window starts."""
+    def place(self, iteration: Iteration) -> int:
+        """Return l, where the window starts."""
         last = self.last_place
         if self.strategy == "frozen":
             return 0
         if self.strategy == "random":
-            return Random(iteration).randint(0, last)
+            return int(torch.randint(last + 1, (), generator=iteration.generator()))
         stays = np.full(last + 1, self.dwell)
         if self.strategy == "decay":
             stays = np.linspace(self.dwell, self.dwell_min, last + 1).round().astype(int)
         elif self.strategy == "exp_decay":
             stays = np.ceil(self.dwell * np.exp(-0.1 * np.maximum(0, np.arange(last + 1) - 13))).astype(int)
         ends = stays.cumsum()
-        return int(np.searchsorted(ends, iteration % ends[-1], side="right"))
+        return int(np.searchsorted(ends, iteration.number % ends[-1], side="right"))
 
-    def rollout(self, velocity: Velocity, noise: Noise, times: Sequence[float], iteration: int) -> Tree:
+    def rollout(self, velocity: Velocity, noise: Noise, times: Sequence[float], iteration: Iteration) -> Tree:
+        """Follow the ODE to the window, split there, and follow the ODE after it."""
         start = self.place(iteration)
         end = start + self.window
         left = ceil(self.tail * (self.num_steps - end))
         tail = np.interp(np.linspace(end, self.num_steps, left + 1), np.arange(self.num_steps + 1), times).tolist()
         prefix = grow(Tree(noise(1)), velocity, times[: start + 1], "euler")
-        lines = diffuse(prefix, velocity, times[start : end + 1], self.kernel, noise, {0: self.group_size})
-        return grow(lines, velocity, tail, self.tail_solver)
+        chains = diffuse(prefix, velocity, times[start : end + 1], self.kernel, noise, {0: self.group_size})
+        return grow(chains, velocity, tail, self.tail_solver)
 
 
 @dataclass(frozen=True, config=STRICT)
 class MixGRPOFlash(MixGRPO):
+    """Implement MixGRPO-Flash: the tail is shortened and solved by dpmpp_2m.  Defaults: the published recipe."""
+
     name: Literal["mix_grpo_flash"] = "mix_grpo_flash"
     tail: Tail = 0.4
     tail_solver: TailSolver = "dpmpp_2m"
@@ -111,6 +118,8 @@ class MixGRPOFlash(MixGRPO):
 
 @dataclass(frozen=True, config=STRICT)
 class MixGRPOFlashStar(MixGRPOFlash):
+    """Implement MixGRPO-Flash*: a shorter tail and a window that stands at the start.  Defaults: the published recipe."""
+
     name: Literal["mix_grpo_flash_star"] = "mix_grpo_flash_star"
     tail: Tail = 0.2
     strategy: Strategy = "frozen"
@@ -118,6 +127,8 @@ class MixGRPOFlashStar(MixGRPOFlash):
 
 @dataclass(frozen=True, config=STRICT)
 class FlowGRPOFast(MixGRPO):
+    """Implement Flow-GRPO-Fast: a window of two at a random place in the first half.  Defaults: the authors' code."""
+
     name: Literal["flow_grpo_fast"] = "flow_grpo_fast"
     group_size: GroupSize = 24
     num_steps: NumSteps = 10

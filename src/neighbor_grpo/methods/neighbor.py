@@ -10,27 +10,31 @@
 The cost of a group is G·N forwards and B·K forward-backwards.
 """
 
-from collections.abc import Sequence
-from typing import Annotated, ClassVar, Literal
+from __future__ import annotations
 
-import torch
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated, Literal
+
 from pydantic import Field, model_validator
 from pydantic.dataclasses import dataclass
-from torch import Tensor
 
 from neighbor_grpo.errors import STRICT
 from neighbor_grpo.flow.solvers import Velocity, euler
-from neighbor_grpo.methods.advantage import quasi_norm, z_score
-from neighbor_grpo.methods.fields import Clip, GroupSize
-from neighbor_grpo.methods.policy import clipped_fraction, clipped_surrogate, leap_log_prob
-from neighbor_grpo.methods.tree import Decisions, Noise, Tree, grow, rows, subsets
+from neighbor_grpo.flow.streams import Iteration
+from neighbor_grpo.methods.advantage import quasi_norm
+from neighbor_grpo.methods.fields import Clip, GroupSize, Solver
+from neighbor_grpo.methods.policy import clipped_surrogate, leap_log_prob, ratio_figures
+from neighbor_grpo.methods.protocol import Method, Policy
+from neighbor_grpo.methods.rows import Decisions
+from neighbor_grpo.methods.tree import Noise, Tree, grow, subsets
+
+if TYPE_CHECKING:
+    from torch import Generator, Tensor
 
 
 @dataclass(frozen=True, config=STRICT)
-class Neighbor:
-    """Defaults: the paper's 8-step recipe, with the two decisions that its text leaves open (temperature, reference)."""
-
-    kl: ClassVar[float] = 0.0  # no density, no divergence
+class Neighbor(Method):
+    """Implement Neighbor GRPO.  Defaults: the paper's 8-step recipe; its text leaves `temperature` and `reference` open."""
 
     name: Literal["neighbor"] = "neighbor"
     group_size: GroupSize = 12
@@ -41,7 +45,7 @@ class Neighbor:
         int | None, Field(ge=1, description="optimizer steps per rollout, a divisor of B; null = B, one per anchor")
     ] = None
     sigma: Annotated[float, Field(gt=0, le=1, description="size of the neighbourhood, 1 = independent noise")] = 0.3
-    solver: Annotated[Literal["euler", "heun", "dpmpp_2m", "dpmpp_3m"], Field(description="solver of the rollout")] = "dpmpp_2m"
+    solver: Solver = "dpmpp_2m"
     p: Annotated[float, Field(gt=0, le=2, description="quasi-norm of the advantages; 2 = GRPO's")] = 0.8
     clip: Clip = 1e-4
     temperature: Annotated[
@@ -49,7 +53,7 @@ class Neighbor:
     ] = "dim"
     reference: Annotated[
         Literal["stored", "literal"],
-        Field(description="old policy at the Euler step of the stored velocity, or at the rollout's own next state"),
+        Field(description="where the old policy is: the Euler step of the stored velocity, or the rollout's own next state"),
     ] = "stored"
     distance: Annotated[
         Literal["state", "step_x0", "final_x0"],
@@ -63,7 +67,7 @@ class Neighbor:
     ] = "none"
 
     @model_validator(mode="after")
-    def _check(self) -> "Neighbor":
+    def _check(self) -> Neighbor:
         if self.num_anchors > self.group_size:
             raise ValueError(
                 f"num_anchors (B = {self.num_anchors}) exceeds group_size (G = {self.group_size}): anchors are members"
@@ -79,32 +83,30 @@ class Neighbor:
 
     @property
     def num_updates(self) -> int:
+        """Return the number of optimizer steps per rollout."""
         return self.updates_per_rollout or self.num_anchors
 
     @property
     def trainable(self) -> range:
-        """Transitions that may be drawn."""
+        """Return the transitions that may be drawn."""
         return range(round(self.train_from * self.num_steps), round(self.train_to * self.num_steps))
 
-    def rollout(self, velocity: Velocity, noise: Noise, times: Sequence[float], iteration: int) -> Tree:
+    def rollout(self, velocity: Velocity, noise: Noise, times: Sequence[float], iteration: Iteration) -> Tree:
+        """Follow the ODE from G neighbouring noises (Eq. 7)."""
         shared, own = noise(1), noise(self.group_size)
         x = (1 - self.sigma**2) ** 0.5 * shared + self.sigma * own  # [P, G, *latent]
         return grow(Tree(x), velocity, times, self.solver)
 
-    def credit(self, tree: Tree, rewards: Tensor, pool: Tensor) -> Tensor:
-        return z_score(rewards)
-
-    def updates(
-        self, tree: Tree, adv: Tensor, generator: torch.Generator | Sequence[torch.Generator], iteration: int
-    ) -> list[Decisions]:
-        adv, groups = quasi_norm(adv, self.p), len(adv)  # [P, G]
-        drawn = subsets(generator, groups, len(self.trainable), self.num_train_steps) + self.trainable.start  # [P, K]
-        anchors = subsets(generator, groups, self.group_size, self.num_anchors)  # [P, B]
+    def updates(self, tree: Tree, adv: Tensor, generators: Sequence[Generator], iteration: Iteration) -> list[Decisions]:
+        """Draw K transitions and B anchors of each group; each anchor is in one optimizer step (Alg. 1)."""
+        adv = quasi_norm(adv, self.p)  # [P, G]
+        drawn = subsets(generators, len(self.trainable), self.num_train_steps) + self.trainable.start  # [P, K]
+        anchors = subsets(generators, self.group_size, self.num_anchors)  # [P, B]
         return [
-            rows(
+            Decisions.cat(
                 [
                     self._decision(tree, p, k, j, adv[p])
-                    for p in range(groups)
+                    for p in range(len(adv))
                     for k in drawn[p].tolist()
                     for j in members[p].tolist()
                 ]
@@ -112,23 +114,22 @@ class Neighbor:
             for members in anchors.chunk(self.num_updates, dim=1)
         ]
 
-    def _decision(self, tree: Tree, p: int, k: int, j: int, adv: Tensor) -> tuple:
-        """The anchor j of group p at transition k, all G members the choices; fields in the order of Decisions."""
+    def _decision(self, tree: Tree, p: int, k: int, j: int, adv: Tensor) -> Decisions:
+        """Return one row: anchor j of group p at transition k; all G members are the choices."""
         step = tree.steps[k]
         x, v, s, choices = step.x[p, j], step.v[p, j], step.s, step.y[p]
         if self.distance != "state":  # an Euler step to s = 0 is the data prediction
             s = 0.0
             choices = tree.leaves[p] if self.distance == "final_x0" else euler(step.x[p], step.v[p], step.t, 0.0)
-        if self.reference == "literal":  # the velocity whose Euler step is where the rollout itself went
+        if self.reference == "literal":  # the velocity whose Euler step ends where the rollout itself went
             v = (x - choices[j]) / (step.t - s)
         if self.weighting == "scale":
             spread = choices.std(0, correction=0).square().mean().sqrt().clamp_min(1e-6)
             adv = adv.to(x.device) / ((step.t - s) * spread)
-        return step.t, s, step.std, x, v, choices, adv, p
+        return Decisions.row(prompt=p, t=step.t, s=s, std=0.0, x=x, v_old=v, y=choices, adv=adv)
 
-    def loss(self, v: Tensor, decisions: Decisions, v_ref: Tensor | None = None) -> tuple[Tensor, dict[str, Tensor]]:
-        d = decisions
-        new, old = (leap_log_prob(d.y, euler(d.x, u, d.t, d.s), self.temperature) for u in (v, d.v_old))
-        ratio = (new - old).detach()
-        stats = {"log_ratio": ratio.abs().max(), "clipped": clipped_fraction(new.detach(), old, d.adv, self.clip)}
-        return -clipped_surrogate(new, old, d.adv, self.clip), stats
+    def loss(self, policy: Policy, rows: Decisions) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return -J of each row [R] (Eq. 9-10), and the figures of the ratio."""
+        velocities = policy(rows.x, rows.t), rows.v_old
+        new, old = (leap_log_prob(rows.y, euler(rows.x, v, rows.t, rows.s), self.temperature) for v in velocities)
+        return -clipped_surrogate(new, old, rows.adv, self.clip), ratio_figures(new, old, rows.adv, self.clip)

@@ -1,20 +1,28 @@
-"""Log-probabilities and the clipped objective: pure functions, in fp32 whatever comes in.
+"""Log-probabilities and the clipped objective: pure functions, computed in fp32.
 
 R rows to train on, C choices in each, D scalars in one latent.
 """
 
-from typing import Literal
+from __future__ import annotations
 
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Literal
 
 from neighbor_grpo.flow.path import per_row
+from neighbor_grpo.lazy import torch
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 def leap_log_prob(choices: Tensor, anchor: Tensor, temperature: float | Literal["dim"]) -> Tensor:
-    """Surrogate leaping policy (Neighbor GRPO Eq. 8):  log_softmax_i( -||choice_i - anchor||^2 / tau ).
+    """Return the surrogate leaping policy (Neighbor GRPO Eq. 8):  log_softmax_i( -||choice_i - anchor||^2 / tau ).
 
-    choices [R, C, *latent], anchor [R, *latent] -> [R, C].  tau = D for "dim", the mean over dimensions.
+    choices [R, C, *latent], anchor [R, *latent] -> [R, C].  "dim": tau = D, the mean over dimensions.
+
+    >>> import math
+    >>> choices, anchor = torch.tensor([[[0.0], [2.0]]]), torch.tensor([[0.0]])
+    >>> leap_log_prob(choices, anchor, 4 / math.log(3)).exp()  # squared distances 0 and 4: odds of 3 to 1
+    tensor([[0.7500, 0.2500]])
     """
     distance = (choices.float() - anchor.float().unsqueeze(1)).flatten(2).square()  # [R, C, D]
     squared = distance.mean(-1) if temperature == "dim" else distance.sum(-1) / temperature
@@ -22,23 +30,46 @@ def leap_log_prob(choices: Tensor, anchor: Tensor, temperature: float | Literal[
 
 
 def gaussian_log_prob(y: Tensor, mean: Tensor, std: Tensor) -> Tensor:
-    """Mean over the latent's dimensions of log N(y; mean, std^2).  y, mean [R, *latent], std [R] -> [R]
+    """Return the mean over the latent's dimensions of log N(y; mean, std^2).  y, mean [R, *latent], std [R] -> [R]
 
-    The mean and not the sum, as all the SDE methods do: their clip range of 1e-4 presumes it.
+    >>> gaussian_log_prob(torch.zeros(1, 5), torch.zeros(1, 5), torch.ones(1))  # -log sqrt(2 pi), for any dimension
+    tensor([-0.9189])
     """
+    # The mean and not the sum, as in all SDE methods: their clip range of 1e-4 presumes it.
     y, mean, std = y.float(), mean.float(), std.float()
     z = (y - mean) / per_row(std, y)
     return -0.5 * z.square().flatten(1).mean(-1) - std.log() - 0.5 * torch.log(torch.tensor(2 * torch.pi))
 
 
 def clipped_surrogate(log_prob: Tensor, old_log_prob: Tensor, adv: Tensor, clip: float) -> Tensor:
-    """J = sum_i min(A_i·rho_i, A_i·clip(rho_i, 1 - c, 1 + c)), to be maximised (Eq. 9).  [R, C] each -> [R]"""
+    """Return J = sum_i min(A_i·rho_i, A_i·clip(rho_i, 1 - c, 1 + c)), to be maximised (Eq. 9).  [R, C] each -> [R]
+
+    >>> new, old = torch.tensor([[1.5, 0.5]]).log(), torch.zeros(1, 2)
+    >>> clipped_surrogate(new, old, torch.tensor([[1.0, 1.0]]), clip=0.2)  # min(1.5, 1.2) + min(0.5, 0.8)
+    tensor([1.7000])
+    """
     rho = (log_prob - old_log_prob).exp()
     return torch.minimum(adv * rho, adv * rho.clamp(1 - clip, 1 + clip)).sum(-1)
 
 
 def clipped_fraction(log_prob: Tensor, old_log_prob: Tensor, adv: Tensor, clip: float) -> Tensor:
-    """Share of the choices with an advantage whose gradient the clip cuts off."""
+    """Return the share of choices with an advantage whose gradient the clip removes.
+
+    >>> new, old = torch.tensor([[1.5, 1.0]]).log(), torch.zeros(1, 2)
+    >>> clipped_fraction(new, old, torch.tensor([[1.0, -1.0]]), clip=0.2)
+    tensor(0.5000)
+    """
     rho = (log_prob - old_log_prob).exp()
     cut = ((adv > 0) & (rho > 1 + clip)) | ((adv < 0) & (rho < 1 - clip))
     return cut.sum() / (adv != 0).sum().clamp_min(1)
+
+
+def ratio_figures(log_prob: Tensor, old_log_prob: Tensor, adv: Tensor, clip: float) -> dict[str, Tensor]:
+    """Return the figures of a clipped ratio: |log rho| before the first optimizer step and at most, and the clipped share."""
+    new = log_prob.detach()
+    largest = (new - old_log_prob).abs().max()
+    return {
+        "first/ratio/noise_floor": largest,
+        "max/ratio/log_max": largest,
+        "ratio/clipped": clipped_fraction(new, old_log_prob, adv, clip),
+    }

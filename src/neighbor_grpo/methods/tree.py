@@ -1,24 +1,28 @@
-"""What a rollout leaves behind, and what is trained on.
+"""What a rollout leaves behind: P trees of equal shape, one for each prompt, from noise to data.
 
-P trees of equal shape (one tree = one prompt's group), N states at t, M at s, R rows, C choices.
+N states at t and M at s; a tree's leaves are its group's G samples.
 """
+
+from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, TypeAlias
 
 from neighbor_grpo.flow.sde import Kernel
 from neighbor_grpo.flow.solvers import Velocity, solve
+from neighbor_grpo.lazy import torch
 
-Noise = Callable[[int], Tensor]  # n -> [P, n, *latent], standard normal
+if TYPE_CHECKING:
+    from torch import Generator, Tensor
+
+Noise: TypeAlias = "Callable[[int], Tensor]"  # n -> [P, n, *latent], standard normal
 
 
 @dataclass(frozen=True)
 class Step:
-    """One transition of P trees."""
+    """Hold one transition t -> s of P trees."""
 
     t: float
     s: float
@@ -26,14 +30,14 @@ class Step:
     x: Tensor  # [P, N, *latent]  states at t
     v: Tensor  # [P, N, *latent]  velocity of the policy that rolled out
     y: Tensor  # [P, M, *latent]  states at s
-    parent: Tensor  # [M]  row of x that each y came from
+    parent: Tensor  # [M]  which x each y came from
 
 
 @dataclass(frozen=True)
 class Tree:
-    """All transitions from noise to data.  evaluations: velocities computed for each prompt, the NFE of the rollout.
+    """Hold all transitions from noise to data.  `evaluations` is the NFE of the rollout: velocities computed for each prompt.
 
-    Tree(x) is a tree of roots only; `grow` and `diffuse` lengthen a tree by deterministic and by stochastic transitions.
+    Tree(x) has roots only; `grow` adds deterministic transitions, `diffuse` stochastic ones.
     """
 
     root: Tensor  # [P, N, *latent]
@@ -42,26 +46,27 @@ class Tree:
 
     @property
     def leaves(self) -> Tensor:
-        return self.steps[-1].y if self.steps else self.root  # [P, G, *latent]
+        """Return the finished latents [P, G, *latent]."""
+        return self.steps[-1].y if self.steps else self.root
 
     @property
     def nominal_evaluations(self) -> int:
-        """The NFE as papers count it: one for every transition, those before the first split for every sample."""
+        """Return the NFE as papers count it: a transition counts once for every sample, also where samples share it."""
         samples = self.leaves.shape[1]
         transitions = sum(len(step.parent) if len(step.parent) > 1 else samples for step in self.steps)
         return max(transitions, self.evaluations)  # heun needs two for a transition
 
-    def lines(self) -> list[Tensor]:
-        """For each step, the row of y that every leaf descends from.  [G] each"""
-        at, rows = torch.arange(self.leaves.shape[1]), []
+    def ancestors(self) -> list[Tensor]:
+        """Return for each step which y every leaf descends from.  [G] each"""
+        at, indices = torch.arange(self.leaves.shape[1]), []
         for step in reversed(self.steps):
-            rows.append(at)
+            indices.append(at)
             at = step.parent[at]
-        return rows[::-1]
+        return indices[::-1]
 
 
 def side_by_side(trees: Sequence[Tree]) -> Tree:
-    """One tree of all the prompts of several that were rolled out by the same method in the same iteration."""
+    """Join trees of different prompts that the same method rolled out in the same iteration."""
     if len(trees) == 1:
         return trees[0]
     steps = (
@@ -71,48 +76,8 @@ def side_by_side(trees: Sequence[Tree]) -> Tree:
     return Tree(torch.cat([tree.root for tree in trees]), tuple(steps), trees[0].evaluations)
 
 
-@dataclass(frozen=True)
-class Decisions:
-    """Rows to train on: at state x these choices y were there, each with an advantage."""
-
-    t: Tensor  # [R]
-    s: Tensor  # [R]
-    std: Tensor  # [R]
-    x: Tensor  # [R, *latent]
-    v_old: Tensor  # [R, *latent]  velocity whose step is the old policy's
-    y: Tensor  # [R, C, *latent]  choices
-    adv: Tensor  # [R, C]
-    prompt: Tensor  # [R]  which group's conditioning; on the CPU, where it is looked up
-
-    def __len__(self) -> int:
-        return len(self.t)
-
-    def to(self, device: torch.device) -> "Decisions":
-        """On a device, but for the prompts' numbers."""
-        moved = {name: getattr(self, name).to(device) for name in self.__dataclass_fields__ if name != "prompt"}
-        return replace(self, **moved)
-
-    def split(self, rows: int) -> "list[Decisions]":
-        """Micro-batches of at most so many rows."""
-        pieces = zip(*(getattr(self, name).split(rows) for name in self.__dataclass_fields__), strict=True)
-        return [Decisions(*piece) for piece in pieces]
-
-
-def rows(picked: Sequence[tuple[float, float, float, Tensor, Tensor, Tensor, Tensor, int]]) -> Decisions:
-    """Decisions from rows, each a tuple in the order of the fields of Decisions."""
-    *columns, prompt = zip(*picked, strict=True)
-    device = columns[3][0].device
-    return Decisions(
-        *(
-            torch.stack(column).to(device) if isinstance(column[0], Tensor) else torch.tensor(column, device=device)
-            for column in columns
-        ),
-        torch.tensor(prompt),
-    )
-
-
 def grow(tree: Tree, velocity: Velocity, times: Sequence[float], solver: str) -> Tree:
-    """Lengthen every line along `times` by a deterministic solver, keeping all states and velocities."""
+    """Extend every leaf along `times` by a deterministic solver, keeping all states and velocities."""
     steps, calls = [], 0
     same = torch.arange(tree.leaves.shape[1])
 
@@ -128,7 +93,7 @@ def grow(tree: Tree, velocity: Velocity, times: Sequence[float], solver: str) ->
 def diffuse(
     tree: Tree, velocity: Velocity, times: Sequence[float], kernel: Kernel, noise: Noise, children: Mapping[int, int]
 ) -> Tree:
-    """Lengthen every line along `times` by stochastic transitions  y = mean + std·z.
+    """Extend every leaf along `times` by stochastic transitions  y = mean + std·z.
 
     At transition k of these, every state has children.get(k, 1) successors, each with its own z; siblings lie side by side.
     A state's velocity is computed once, however many successors it has.
@@ -144,10 +109,9 @@ def diffuse(
     return tree
 
 
-def subsets(generator: torch.Generator | Sequence[torch.Generator], groups: int, n: int, k: int) -> Tensor:
-    """For every group k of the n indices, drawn without replacement.  [groups, k]
+def subsets(generators: Sequence[Generator], n: int, k: int) -> Tensor:
+    """Draw for every group k of the n indices without replacement.  [groups, k]
 
-    With one generator per group a group's draw depends on nothing but its own seed, so not on which rank holds it.
+    A group's draw depends on its own generator alone, so it is the same on whichever rank the group lies.
     """
-    generators = [generator] * groups if isinstance(generator, torch.Generator) else generator
-    return torch.stack([torch.randperm(n, generator=g)[:k] for g in generators])
+    return torch.stack([torch.randperm(n, generator=generator)[:k] for generator in generators])

@@ -1,7 +1,7 @@
-"""What a run needs to go on: trained weights, optimizer, average, iteration.  Nothing random: seeds are derived.
+"""Checkpoints: what a run needs to resume.  Trained weights, optimizer, average, lagging copies, iteration; no random state.
 
-A checkpoint appears whole or not at all (written aside, then renamed), so a run killed at any moment can be resumed.  It
-holds whole tensors, so that any number of ranks can go on with it, sharded or not.
+A checkpoint is written aside and then renamed, so a run that is killed at any moment can be resumed.  It holds full tensors,
+so it can be resumed on a different number of ranks, sharded or not.
 """
 
 import shutil
@@ -18,15 +18,17 @@ from neighbor_grpo.training.ranks import divided
 
 
 def trainable(transformer: nn.Module) -> dict[str, nn.Parameter]:
+    """Return the parameters that are trained, by name."""
     return {name: p for name, p in transformer.named_parameters() if p.requires_grad}
 
 
 def place(directory: Path, iteration: int) -> Path:
+    """Return where the checkpoint of an iteration lies."""
     return directory / f"{iteration:06d}"
 
 
 def save(directory: Path, iteration: int, weights: dict[str, Tensor], state: dict, keep: int = 2) -> None:
-    """Write directory/<iteration>; older ones beyond `keep` go, and what a killed run left aside."""
+    """Write directory/<iteration>; remove older ones beyond `keep`, and what a killed run left unfinished."""
     for left in directory.glob(".[0-9]*"):
         shutil.rmtree(left)
     with written_whole(place(directory, iteration)) as aside:
@@ -37,19 +39,24 @@ def save(directory: Path, iteration: int, weights: dict[str, Tensor], state: dic
 
 
 def finished(directory: Path) -> list[Path]:
-    """Whole checkpoints, oldest first."""
+    """Return the complete checkpoints, oldest first."""
     return sorted(path for path in directory.glob("[0-9]*") if path.is_dir())
 
 
 @torch.no_grad()
 def load(directory: Path, weights: dict[str, nn.Parameter]) -> tuple[int, dict]:
-    """Put the newest checkpoint's weights into these; its iteration and the remaining state, read as it is used."""
+    """Load the newest checkpoint into `weights`; return its iteration and the other state.
+
+    The state's tensors are read from the file when they are used.
+    """
     found = finished(directory)
     if not found:
-        raise UserError(f"no checkpoint in {directory} to go on from")
+        raise UserError(f"no checkpoint in {directory} to resume from")
     with safe_open(found[-1] / "weights.safetensors", "pt") as stored:
         if odd := sorted(weights.keys() ^ set(stored.keys())):
-            raise UserError(f"checkpoint {found[-1]} does not fit this model: {odd[0]} is in one of them only")
+            raise UserError(
+                f"checkpoint {found[-1]} does not fit this model: {odd[0]} is in one of them only: resume with the settings of the run"
+            )
         for name, weight in weights.items():
             weight.copy_(divided(stored.get_tensor(name), weight))
     state = torch.load(found[-1] / "state.pt", weights_only=True, map_location="cpu", mmap=True)

@@ -1,8 +1,9 @@
-"""What an iteration learns from: this rank's prompts, rolled out and scored, a few groups at a time."""
+"""Experience from rollouts: this rank's prompts, rolled out and scored, a few groups at a time, then credited."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -11,10 +12,12 @@ from accelerate.utils import gather_object
 from torch import Tensor
 
 from neighbor_grpo.config import Config
-from neighbor_grpo.flow.streams import generator
+from neighbor_grpo.flow.streams import DRAW, NOISE, Iteration
+from neighbor_grpo.methods.advantage import combine
 from neighbor_grpo.methods.tree import Tree, side_by_side
+from neighbor_grpo.models.family import Cond, Family
 from neighbor_grpo.models.quantization import fp8_products
-from neighbor_grpo.models.registry import Cond, FlowModel, move, take
+from neighbor_grpo.models.registry import move, take
 from neighbor_grpo.models.sampling import batched_velocity, decode
 from neighbor_grpo.models.text_cache import TextCache
 from neighbor_grpo.prompts.reading import Prompt
@@ -22,14 +25,14 @@ from neighbor_grpo.prompts.schedule import scheduled
 from neighbor_grpo.rewards.score import Failure, Scores
 from neighbor_grpo.rewards.set import Panel, check_failed, joined
 from neighbor_grpo.run import files
-from neighbor_grpo.training.figures import Phases
-
-NOISE = 1  # stream of random numbers
+from neighbor_grpo.training.experience import Experience
+from neighbor_grpo.training.figures import reward_figures
+from neighbor_grpo.training.phases import Phases
 
 
 @dataclass(frozen=True)
 class Collected:
-    """P prompts on all ranks, p of them here; G samples each, M rewards, NaN where there is no score."""
+    """Hold rollouts and rewards.  P prompts on all ranks, p of them here; G samples each, M rewards, NaN without a score."""
 
     cond: Cond  # [p, ...]
     tree: Tree
@@ -38,11 +41,14 @@ class Collected:
 
 
 class Collector:
-    """Collected = collector(iteration).  Noise is drawn from (seed, iteration, slot), so it is a group's own on any rank."""
+    """Roll out and score.  A group's noise comes from (seed, iteration, slot), so it is the same on any rank.
+
+    drawing: a context in which the weights are those that roll out.
+    """
 
     def __init__(
         self,
-        model: FlowModel,
+        model: Family,
         texts: TextCache,
         prompts: Sequence[Prompt],
         panel: Panel,
@@ -50,14 +56,27 @@ class Collector:
         config: Config,
         accelerator: Accelerator,
         phases: Phases,
+        drawing: Callable[[], AbstractContextManager] = nullcontext,
     ) -> None:
         self.model, self.texts, self.prompts, self.panel, self.slots = model, texts, prompts, panel, slots
-        self.config, self.accelerator, self.phases = config, accelerator, phases
+        self.config, self.accelerator, self.phases, self.drawing = config, accelerator, phases, drawing
         self.times = model.times(config.method.num_steps)
         self.keep_on = torch.device("cpu") if config.batch.keep_on == "cpu" else accelerator.device
 
-    def __call__(self, n: int) -> Collected:
-        with self.phases("encode"):
+    def experience(self, n: int) -> Experience:
+        """Return what iteration n learns from: rewards become advantages, and transitions become rows."""
+        got = self.collect(n)
+        method, reward, iteration = self.config.method, self.config.reward, Iteration(n, self.config.seed)
+        with self.phases.time("update"):
+            weights = torch.tensor(list(reward.train.values()))
+            adv = combine(partial(method.credit, got.tree), got.rewards, got.pool, weights, reward.aggregate)
+            draws = [iteration.of_slot(DRAW, slot) for slot in self.slots]
+            updates = method.updates(got.tree, adv, draws, iteration)
+        return Experience(got.cond, updates, self._figures(got))
+
+    def collect(self, n: int) -> Collected:
+        """Roll out and score this rank's prompts of iteration n."""
+        with self.phases.time("encode"):
             prompts = self._prompts_of(n)
             epoch = range(n + 1, min(n + 2 + len(self.prompts) // len(self.slots), self.config.iterations))
             coming = (prompt for later in epoch for prompt in self._prompts_of(later))
@@ -67,36 +86,47 @@ class Collector:
         for rows in torch.arange(len(prompts)).split(size):  # as many groups as are rolled out at once
             tree, images = self._roll_out(n, rows, take(cond, rows))
             trees.append(tree)
-            with self.phases("reward"):
+            with self.phases.time("reward"):
                 pending.append(self.panel.submit(images, [prompts[p] for p in rows]))
-        with self.phases("reward"):
+        with self.phases.time("reward"):
             pool, rewards = self._scored(n, joined([part.result() for part in pending]))
         return Collected(cond, side_by_side(trees), rewards, pool)
 
+    def _figures(self, got: Collected) -> dict[str, float]:
+        """Return figures of the rewards of all ranks, of the rollout's cost, and of requests to scorers on servers."""
+        group = self.config.method.group_size
+        costs = {"nfe_old": got.tree.evaluations / group, "nfe_nominal": got.tree.nominal_evaluations / group}
+        asked = {  # since the run began or was resumed: requests, retries, and faults by kind
+            f"scorer/{name}/{kind}": count
+            for name, reward in self.panel.rewards.items()
+            for kind, count in getattr(reward, "counts", {}).items()
+        }
+        return reward_figures(self.panel.rewards, got.pool) | costs | asked
+
     def _prompts_of(self, n: int) -> list[Prompt]:
-        """This rank's prompts in iteration n."""
+        """Return this rank's prompts in iteration n."""
         indices = scheduled(len(self.prompts), self.config.prompts.per_iteration, n, self.config.seed)
         return [self.prompts[indices[slot]] for slot in self.slots]
 
     def _roll_out(self, n: int, rows: Tensor, cond: Cond) -> tuple[Tree, Tensor]:
-        """Trees of some of this rank's groups, and their leaves' pictures [·, G, 3, H, W]."""
-        noises = [generator(self.config.seed, NOISE, n, self.slots[p]) for p in rows]
-        batch = self.config.batch
-        with self.phases("rollout"), torch.no_grad(), self._precision():
-            tree = self.config.method.rollout(
-                batched_velocity(self.model, cond, batch.rollout),
-                lambda k: torch.stack([self.model.noise(k, g) for g in noises]).to(self.keep_on),
-                self.times,
-                n,
-            )
-        with self.phases("decode"):
+        """Return trees of some of this rank's groups, and their leaves' pictures [·, G, 3, H, W]."""
+        iteration, batch = Iteration(n, self.config.seed), self.config.batch
+        noises = [iteration.of_slot(NOISE, self.slots[p]) for p in rows.tolist()]
+
+        def noise(k: int) -> Tensor:
+            return torch.stack([self.model.noise(k, generator) for generator in noises]).to(self.keep_on)
+
+        with self.phases.time("rollout"), torch.no_grad(), self.drawing(), self._precision():
+            velocity = batched_velocity(self.model, cond, batch.rollout)
+            tree = self.config.method.rollout(velocity, noise, self.times, iteration)
+        with self.phases.time("decode"):
             return tree, decode(self.model, tree.leaves, batch.decode)
 
     def _precision(self) -> AbstractContextManager:
         return fp8_products(self.model.transformer) if self.config.model.fp8_rollout else nullcontext()
 
     def _scored(self, n: int, scores: dict[str, Scores]) -> tuple[Tensor, Tensor]:
-        """Rewards of all ranks [M, P, G] and of this one [M, p, G]; too many failures stop all ranks alike."""
+        """Return rewards of all ranks [M, P, G] and of this one [M, p, G]; too many failures stop all ranks alike."""
         group = self.config.method.group_size
         here = torch.stack([one.values for one in scores.values()]).view(len(scores), -1, group)
         pool = self._all_ranks(here)
@@ -111,16 +141,16 @@ class Collector:
         return pool, here
 
     def _failures(self, n: int, failures: dict[str, tuple[Failure, ...]]) -> dict[str, list[Failure]]:
-        """Those of all ranks, written to failures.jsonl."""
+        """Return the failures of all ranks, and write them to failures.jsonl."""
         ranks = gather_object([failures])
         every = {name: [failure for rank in ranks for failure in rank[name]] for name in failures}
-        if self.accelerator.is_main_process:
+        if self.accelerator.is_main_process and self.config.run_dir:
             for name, found in every.items():
                 files.record_failures(Path(self.config.run_dir), n, name, found)
         return every
 
     def _all_ranks(self, rewards: Tensor) -> Tensor:
-        """[M, p, G] -> [M, P, G]"""
+        """Gather rewards over ranks.  [M, p, G] -> [M, P, G]"""
         if self.accelerator.num_processes == 1:
             return rewards
         here = rewards.transpose(0, 1).contiguous().to(self.accelerator.device, torch.float32)

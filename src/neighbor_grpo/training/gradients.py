@@ -1,64 +1,81 @@
-"""From decisions to gradients: micro-batches, one normalisation over all ranks, one synchronisation."""
+"""From rows to gradients: micro-batches, one normalisation over all ranks, one synchronisation."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from neighbor_grpo.methods import Method
-from neighbor_grpo.methods.tree import Decisions
-from neighbor_grpo.models.lora import lora_off
-from neighbor_grpo.models.registry import FlowModel, take
+from neighbor_grpo.methods.protocol import Method
+from neighbor_grpo.methods.rows import Rows
+from neighbor_grpo.models.policy import ModelPolicy
 from neighbor_grpo.training.ranks import mean_over_ranks
+
+LARGEST = ("max/", "first/")  # prefixes of figures that are maxima; the others are means
 
 
 def accumulate(
     method: Method,
-    model: FlowModel,
-    cond,
-    decisions: Decisions,
+    policy_of: Callable[[Rows], ModelPolicy],
+    transformer: nn.Module,
+    rows: Rows,
     batch: int,
     weights: Sequence[nn.Parameter],
     accelerator: Accelerator,
 ) -> dict[str, Tensor]:
-    """Give the weights the gradient of the mean loss over the decisions of all ranks, which have as many each.
+    """Give the weights the gradient of the mean loss over the rows of all ranks, which have equally many.
 
-    A weight that the loss does not reach gets zero.  FSDP2 averages what is divided in the last backward; whole weights are
-    averaged here.  Returned are health figures of all ranks: the worst log_ratio, means over decisions of the rest.
+    Returns the figures of the loss, of all ranks, and "rows/trained" and "rows/frozen", the forwards of this rank.
     """
-    pieces = decisions.split(batch)
-    figures: dict[str, Tensor] = {}
-    for n, piece in enumerate(pieces):
-        rows = piece.to(accelerator.device)  # a rollout may have been kept on the CPU
-        last = n == len(pieces) - 1
-        with nullcontext() if last else accelerator.no_sync(model.transformer):
-            here = take(cond, rows.prompt)
-            v_ref = None
-            if method.kl:
-                with torch.no_grad(), lora_off(model.transformer):
-                    v_ref = model.velocity(rows.x, rows.t, here)
-            loss, stats = method.loss(model.velocity(rows.x, rows.t, here), rows, v_ref)
-            (loss.sum() / len(decisions)).backward()
-        stats["loss"] = loss.detach().mean()
-        for name, value in stats.items():
-            value = value.detach()
-            if name == "log_ratio":
-                figures[name] = torch.maximum(figures[name], value) if name in figures else value
-            else:
-                figures[name] = figures.get(name, 0) + value * len(rows) / len(decisions)
-    for weight in weights:
+    micro_batches = rows.split(batch)
+    figures: list[dict[str, Tensor]] = []
+    counts = {"rows/trained": 0, "rows/frozen": 0}
+    for n, micro_batch in enumerate(micro_batches):
+        last = n == len(micro_batches) - 1
+        with nullcontext() if last else accelerator.no_sync(transformer):
+            part = micro_batch.to(accelerator.device)  # a rollout may have been kept on the CPU
+            policy = policy_of(part)
+            loss, own = method.loss(policy, part)
+            (loss.sum() / len(rows)).backward()
+        figures.append({name: value.detach().float() for name, value in own.items()} | {"loss": loss.detach().mean()})
+        counts["rows/trained"] += policy.trained
+        counts["rows/frozen"] += policy.frozen
+    for weight in weights:  # one that the loss does not reach
         if weight.grad is None:
             weight.grad = torch.zeros_like(weight)
-    if accelerator.num_processes > 1 and not accelerator.is_fsdp2:
-        mean_over_ranks([weight.grad for weight in weights])
-    return _of_all_ranks(figures, accelerator)
+    if accelerator.num_processes > 1 and not accelerator.is_fsdp2:  # FSDP2 has averaged in the last backward
+        mean_over_ranks([weight.grad for weight in weights if weight.grad is not None])
+    shares = torch.tensor([len(micro_batch) / len(rows) for micro_batch in micro_batches], device=accelerator.device)
+    here = {name: _reduced(name, [figure[name] for figure in figures], shares) for name in figures[0]}
+    ranks = accelerator.gather(torch.stack(list(here.values()))[None])
+    everywhere = {name: _reduced(name, column) for name, column in zip(here, ranks.unbind(1), strict=True)}
+    return everywhere | {name: torch.tensor(count) for name, count in counts.items()}
 
 
-def _of_all_ranks(figures: dict[str, Tensor], accelerator: Accelerator) -> dict[str, Tensor]:
-    ranks = accelerator.gather(torch.stack([value.float() for value in figures.values()])[None])
+def _reduced(name: str, values: Sequence[Tensor] | Tensor, shares: Tensor | None = None) -> Tensor:
+    """Return the largest value or the weighted mean, as the name's prefix says."""
+    stacked = values if isinstance(values, Tensor) else torch.stack(list(values))
+    if name.startswith(LARGEST):
+        return stacked.max()
+    return stacked.mean() if shares is None else (stacked * shares).sum()
+
+
+def iteration_figures(steps: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """Reduce the figures of an iteration's optimizer steps by their prefixes, which are dropped.
+
+    "max/NAME" is the largest of all steps, "first/NAME" that of the first one, any other the mean.
+
+    >>> iteration_figures([{"max/a": 1.0, "first/b": 2.0, "c": 3.0}, {"max/a": 4.0, "first/b": 5.0, "c": 6.0}])
+    {'a': 4.0, 'b': 2.0, 'c': 4.5}
+    """
     return {
-        name: column.max() if name == "log_ratio" else column.mean()
-        for name, column in zip(figures, ranks.unbind(1), strict=True)
+        name.removeprefix("max/").removeprefix("first/"): _of_iteration(name, [step[name] for step in steps])
+        for name in steps[0]
     }
+
+
+def _of_iteration(name: str, values: Sequence[float]) -> float:
+    if name.startswith("first/"):
+        return values[0]
+    return max(values) if name.startswith("max/") else sum(values) / len(values)

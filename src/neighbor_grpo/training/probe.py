@@ -1,8 +1,8 @@
-"""How large a neighbourhood to explore: the spread of the rewards against sigma, before anything is trained.
+"""How large a neighbourhood should be: the spread of the rewards at several sigmas, before anything is trained.
 
-The same shared and own noise is mixed at every sigma, so the rows differ by sigma alone.  A group learns from its spread; a
-neighbour that is another picture teaches its anchor little.  Hence the choice: the smallest sigma that keeps a given share
-of the spread that independent noise (sigma = 1) has.
+The same noises are mixed at every sigma, so results differ by sigma alone.  A group learns from its spread, but a neighbour
+that is another picture teaches its anchor little.  So the smallest sigma is chosen that keeps a given share of the largest
+spread.
 """
 
 from collections.abc import Sequence
@@ -13,19 +13,20 @@ from accelerate import Accelerator
 
 from neighbor_grpo.config import Config
 from neighbor_grpo.errors import UserError
-from neighbor_grpo.models.registry import FlowModel
+from neighbor_grpo.models.family import Family
 from neighbor_grpo.models.text_cache import TextCache
 from neighbor_grpo.prompts.reading import Prompt
 from neighbor_grpo.rewards.set import Panel
 from neighbor_grpo.training.collector import Collector
-from neighbor_grpo.training.figures import Phases, reward_figures
+from neighbor_grpo.training.figures import reward_figures
+from neighbor_grpo.training.phases import Phases
 
 SIGMAS = (0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 1.0)
 
 
 @dataclass(frozen=True)
 class Probed:
-    """Of one sigma, means over groups."""
+    """Hold what was measured at one sigma, averaged over groups."""
 
     sigma: float
     distance: float  # root mean square between two members' final latents
@@ -34,23 +35,23 @@ class Probed:
 
 
 def probe(
-    model: FlowModel, texts: TextCache, prompts: Sequence[Prompt], panel: Panel, config: Config, sigmas: Sequence[float]
+    model: Family, texts: TextCache, prompts: Sequence[Prompt], panel: Panel, config: Config, sigmas: Sequence[float]
 ) -> list[Probed]:
-    """A row for each sigma, over the prompts of the run's first iteration; the method is Neighbor."""
+    """Return a row for each sigma, over the prompts of the run's first iteration; the method is Neighbor."""
     rows, accelerator = [], Accelerator(cpu=model.device.type == "cpu", mixed_precision="no")
     for sigma in sigmas:
         tried = config.model_copy(update={"method": replace(config.method, sigma=sigma)})
-        collect = Collector(
+        collector = Collector(
             model, texts, prompts, panel, range(config.prompts.per_iteration), tried, accelerator, Phases(model.device)
         )
-        got = collect(0)
+        got = collector.collect(0)
         leaves = got.tree.leaves.flatten(2).float()  # [P, G, D]
-        apart = torch.cdist(leaves, leaves) / leaves.shape[2] ** 0.5
+        distances = torch.cdist(leaves, leaves) / leaves.shape[2] ** 0.5
         figures = reward_figures(panel.rewards, got.rewards)
         rows.append(
             Probed(
                 sigma,
-                (apart.sum((1, 2)) / (apart[0].numel() - apart.shape[1])).mean().item(),
+                (distances.sum((1, 2)) / (distances[0].numel() - distances.shape[1])).mean().item(),
                 {name: figures[f"reward/{name}"] for name in panel.rewards},
                 {name: figures[f"spread/{name}"] for name in panel.rewards},
             )
@@ -59,15 +60,19 @@ def probe(
 
 
 def choose(rows: Sequence[Probed], share: float) -> float:
-    """The smallest sigma at which every reward keeps `share` of its largest spread.  Raises UserError if one has none."""
+    """Return the smallest sigma at which every reward keeps `share` of its largest spread.
+
+    Raises UserError for a reward without any spread.
+    """
     largest = {name: max(row.spreads[name] for row in rows) for name in rows[0].spreads}
     for name, spread in largest.items():
         if not spread > 0:
-            raise UserError(f"{name} is the same for all pictures of every group: no sigma gives it anything to learn from")
+            raise UserError(f"{name} is the same for all pictures of every group, at every sigma: choose a finer reward")
     return min(row.sigma for row in rows if all(row.spreads[name] >= share * largest[name] for name in largest))
 
 
 def table(rows: Sequence[Probed]) -> str:
+    """Return the rows as a Markdown table."""
     names = list(rows[0].rewards)
     head = ["sigma", "distance", *(f"{name} {figure}" for name in names for figure in ("mean", "spread", "of largest"))]
     largest = {name: max(row.spreads[name] for row in rows) or 1.0 for name in names}

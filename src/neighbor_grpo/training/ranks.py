@@ -1,6 +1,6 @@
-"""What the ranks hold in common or in parts: groups of an iteration, gradients, and tensors that FSDP2 has divided.
+"""What ranks share and divide: the groups of an iteration, gradients, and tensors divided by FSDP2.
 
-Outside of training there are whole tensors only: a checkpoint or an export is the same file whoever wrote it.
+Only training sees divided tensors.  A checkpoint or an export holds full ones, whatever the number of ranks.
 """
 
 import os
@@ -21,16 +21,18 @@ CHUNK = 2**28  # bytes of gradients that go at once
 
 
 def slots_of_rank(prompts: int, accelerator: Accelerator) -> range:
-    """This rank's groups among an iteration's.  Raises UserError, on every rank the same, where ranks cannot work together."""
+    """Return this rank's groups of an iteration.  Raises UserError on every rank if the ranks cannot work together."""
     processes, rank = accelerator.num_processes, accelerator.process_index
     if prompts % processes:
         raise UserError(
-            f"prompts.per_iteration ({prompts}) must be a multiple of the {processes} processes: a group never straddles two"
+            f"prompts.per_iteration ({prompts}) must be a multiple of the {processes} processes: a group is never divided"
         )
     if accelerator.distributed_type == DistributedType.DEEPSPEED:
-        raise UserError("DeepSpeed steps inside of the backward, past the checks here: divide the weights by FSDP2 instead")
+        raise UserError(
+            "DeepSpeed takes its optimizer step inside the backward, without the checks made here: use FSDP2 instead"
+        )
     if os.environ.get("ACCELERATE_USE_FSDP") == "true" and not accelerator.is_fsdp2:
-        raise UserError("FSDP needs GPUs, and fsdp_version: 2 in accelerate's configuration")
+        raise UserError("FSDP needs GPUs and fsdp_version: 2 in accelerate's configuration")
     groups = prompts // processes
     return range(rank * groups, (rank + 1) * groups)
 
@@ -40,7 +42,7 @@ def slots_of_rank(prompts: int, accelerator: Accelerator) -> range:
 
 @torch.no_grad()
 def mean_over_ranks(tensors: Sequence[Tensor]) -> None:
-    """Put the mean over the ranks in place of each; of one type, and as many at once as fit a chunk."""
+    """Replace each tensor by its mean over ranks.  All have one type; as many travel at once as fit CHUNK bytes."""
     ends = accumulate(tensor.nbytes for tensor in tensors)
     for _, ended in groupby(zip(ends, tensors, strict=True), key=lambda pair: pair[0] // CHUNK):
         chunk = [tensor for _, tensor in ended]
@@ -55,19 +57,19 @@ def mean_over_ranks(tensors: Sequence[Tensor]) -> None:
 
 
 def whole(tensor: Tensor) -> Tensor:
-    """All of it.  Of a divided tensor every rank must ask."""
+    """Return the full tensor.  If it is divided, every rank must call this."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 def divided(tensor: Tensor, like: Tensor) -> Tensor:
-    """A tensor that is whole on every rank, on the device and in the parts of `like`; a scalar stays whole."""
+    """Divide a tensor, full on every rank, over devices as `like` is divided; a scalar stays full."""
     if isinstance(like, DTensor) and tensor.shape == like.shape:
         return distribute_tensor(tensor.to(like.device), like.device_mesh, like.placements, src_data_rank=None)
     return tensor.to(like.device) if tensor.shape == like.shape else tensor.clone()
 
 
 def on_main(state: dict, main: bool) -> dict:
-    """Nested state with its divided tensors whole, on the main rank's CPU; every rank takes part, one after another tensor."""
+    """Return nested state with full tensors, divided ones gathered on the main rank's CPU.  Every rank must call this."""
 
     def gathered(tensor: Tensor) -> Tensor | None:
         if not isinstance(tensor, DTensor):
@@ -79,7 +81,7 @@ def on_main(state: dict, main: bool) -> dict:
 
 
 def reshard(transformer: nn.Module) -> None:
-    """Drop whole weights that FSDP2 has kept since the last forward: it would not see that the parts were written to."""
+    """Drop the full weights that FSDP2 has kept since the last forward; it does not see that their parts were written to."""
     for module in transformer.modules():
         if isinstance(module, FSDPModule):
             module.reshard()

@@ -1,0 +1,70 @@
+"""The trained model as a method's loss sees it (methods.protocol.Policy)."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+from neighbor_grpo.flow.path import Time
+from neighbor_grpo.models.family import Cond, Family
+from neighbor_grpo.models.lora import lora_off
+
+Copy = Sequence[Tensor]  # values for all trained weights, in their order
+
+
+@contextmanager
+def exchanged(weights: Sequence[Tensor], values: Copy) -> Iterator[None]:
+    """Put `values` in the place of the weights for a while.
+
+    Storages are exchanged, not written to, so a graph that waits for its backward still finds what it saved.
+    """
+    kept = [weight.data for weight in weights]
+    for weight, value in zip(weights, values, strict=True):
+        weight.data = value
+    try:
+        yield
+    finally:
+        for weight, value in zip(weights, kept, strict=True):
+            weight.data = value
+
+
+class ModelPolicy:
+    """Give the velocities of a model for rows whose conditioning is `cond`, and count the rows of its forwards.
+
+    weights are the trained ones; copies hold the values of their lagging copies by name.
+    """
+
+    def __init__(
+        self, model: Family, cond: Cond, weights: Sequence[Tensor] = (), copies: Mapping[str, Copy] | None = None
+    ) -> None:
+        self.model, self.cond, self.weights, self.copies = model, cond, weights, copies or {}
+        self.trained = 0  # rows of forwards with a gradient
+        self.frozen = 0  # rows of forwards without
+
+    def __call__(self, x: Tensor, t: Time) -> Tensor:
+        """Return v_theta(x, t) with its gradient."""
+        self.trained += len(x)
+        return self.model.velocity(x, t, self._cond(len(x)))
+
+    def reference(self, x: Tensor, t: Time) -> Tensor:
+        """Return the velocity of the model without its LoRA."""
+        with lora_off(self.model.transformer):
+            return self._frozen(x, t)
+
+    def lagging(self, name: str, x: Tensor, t: Time) -> Tensor:
+        """Return the velocity of the lagging copy `name`."""
+        with exchanged(self.weights, self.copies[name]):
+            return self._frozen(x, t)
+
+    @torch.no_grad()
+    def _frozen(self, x: Tensor, t: Time) -> Tensor:
+        self.frozen += len(x)
+        return self.model.velocity(x, t, self._cond(len(x)))
+
+    def _cond(self, states: int) -> Cond:
+        """Repeat each row's conditioning for its states, which lie side by side."""
+        per_row = states // len(self.cond[0])
+        if per_row == 1:
+            return self.cond
+        return type(self.cond)(*(tensor.repeat_interleave(per_row, 0) for tensor in self.cond))

@@ -1,0 +1,185 @@
+"""A model on the meta device that does the work of each phase, to find out its bytes and FLOPs."""
+
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import dataclass, fields
+
+import torch
+from torch import Tensor, nn
+
+from neighbor_grpo.config import Model
+from neighbor_grpo.flow.streams import Iteration
+from neighbor_grpo.methods.protocol import Method
+from neighbor_grpo.methods.rows import Rows
+from neighbor_grpo.models.lora import make_trainable
+from neighbor_grpo.models.meta_model import META, skeleton
+from neighbor_grpo.models.policy import ModelPolicy
+from neighbor_grpo.models.quantization import fp8_products
+from neighbor_grpo.models.registry import pick_dtype, take
+from neighbor_grpo.models.text_cache import TOGETHER
+from neighbor_grpo.planning.footprint import BLOCK, Followed, nbytes
+from neighbor_grpo.planning.kernels import Kernels
+
+QUANTIZED = {"nf4": 0.5 + 4 / 64, "int8": 1.0, "fp8": 1.0}  # bytes of a weight; nf4 has an fp32 scale for every 64
+# settings that leave the model on the meta device as it is
+WITHOUT_EFFECT = {"quantize", "attention", "gradient_checkpointing", "compile", "fp8_rollout"}
+
+
+class Trial:
+    """Run phases of a model without weights, as it is trained.  Each piece of work is run once and remembered."""
+
+    def __init__(self, settings: Model, device: str) -> None:
+        self.device, self.done, dtype = device, {}, pick_dtype(settings.dtype, torch.device(device))
+        plain = settings.model_copy(update={"quantize": None, "attention": None})
+        self.model = skeleton(settings.path, dtype, **plain.drawing())
+        pipe, transformer, lora = self.model.pipe, self.model.transformer, settings.lora
+        self.shape = self.model.noise(1, torch.Generator())[0].shape
+        self.latent, self.vae = self.shape.numel(), nbytes(pipe.vae.parameters())
+        encoders = {name: getattr(pipe, name) for name in self.model.encoders}
+        self.encoders = {name: encoder for name, encoder in encoders.items() if encoder is not None}
+        linear = [layer.weight for layer in transformer.modules() if type(layer) is nn.Linear]
+        self.linear, self.largest = sum(weight.numel() for weight in linear), max(weight.nbytes for weight in linear)
+        make_trainable(self.model, lora)
+        self.weights = [weight for weight in transformer.parameters() if weight.requires_grad]
+        self.adapter = nbytes(self.weights) if lora else 0
+        self.bytes = nbytes((*transformer.parameters(), *transformer.buffers())) - self.adapter
+        self.trained = sum(weight.numel() for weight in self.weights)
+        self.parameters = sum(weight.numel() for weight in transformer.parameters())
+        self.lower, self.block = dtype if self.model.autocast else None, BLOCK if device == "cuda" else 1
+
+    def transformer(self, quantize: str | None) -> float:
+        """Return the bytes of the transformer's weights, without the LoRA's."""
+        itemsize = self.model.dtype.itemsize
+        return self.bytes + (self.linear * (QUANTIZED[quantize] - itemsize) if quantize else 0)
+
+    def forward(self, rows: int, fp8: bool, packed: str | None) -> Followed:
+        """Run a forward of the rollout."""
+        model, (x, cond) = self.model, self._rows(rows)
+
+        def work() -> None:
+            with torch.no_grad(), fp8_products(model.transformer) if fp8 else nullcontext():
+                model.velocity(x, 0.5, cond)
+
+        return self._once(("forward", rows, fp8, packed), model.transformer, work, packed)
+
+    def update(self, method: Method, rows: Rows, checkpointing: bool, packed: str | None, several: bool) -> Followed:
+        """Run the loss of rows and its gradient.  several: there are gradients already, to add to."""
+        model, copy = self.model, [weight.data for weight in self.weights]
+        cond = take(model.blank(1), torch.zeros(len(rows), dtype=torch.long))
+
+        def work() -> None:
+            loss, _ = method.loss(ModelPolicy(model, cond, self.weights, dict.fromkeys(method.copies, copy)), rows)
+            torch.autograd.backward(loss.sum())
+
+        for weight in self.weights:
+            weight.grad = torch.empty_like(weight) if several else None
+        shapes = tuple(getattr(rows, field.name).shape for field in fields(rows))
+        seen = self._once(
+            ("update", repr(method), shapes, checkpointing, packed, several), model.transformer, work, packed, checkpointing
+        )
+        for weight in self.weights:
+            weight.grad = None
+        return seen
+
+    def decode(self, rows: int) -> Followed:
+        """Decode latents into pictures."""
+        model, (x, _) = self.model, self._rows(rows)
+
+        def work() -> None:
+            with torch.no_grad():
+                (model.to_image(x).float() / 2 + 0.5).clamp(0, 1)
+
+        return self._once(("decode", rows), model.vae, work)
+
+    def encode(self) -> dict[str, float]:
+        """Return the bytes of the encoder that needs most: of text, or the VAE for a picture to start from."""
+        needed = [{"VAE": self.vae, "activations": self._first_picture().peak}] if self.model.starts_from_image else []
+        for name, encoder in self.encoders.items():
+            needed.append({"encoder": nbytes(encoder.parameters())})
+            if encoder.main_input_name == "input_ids":
+                needed[-1]["activations"] = self._text(name, encoder).peak
+        return max(needed, key=lambda parts: sum(parts.values()), default={})
+
+    def _text(self, name: str, encoder: nn.Module) -> Followed:
+        """Encode prompts of the greatest length.  T5 gives its last layer, other encoders all layers."""
+        config = encoder.config.get_text_config()
+        length = min(self.model.max_sequence_length, getattr(config, "max_position_embeddings", self.model.max_sequence_length))
+        tokens = torch.zeros(TOGETHER, length, dtype=torch.long, device=META)
+
+        def work() -> None:
+            with torch.no_grad():
+                encoder(input_ids=tokens, output_hidden_states="t5" not in config.model_type)
+
+        return self._once(("encode", name), encoder, work)
+
+    def _first_picture(self) -> Followed:
+        """Encode a video that starts from a picture (Wan 2.2 TI2V-5B encodes the picture alone, which is less)."""
+        vae = self.model.vae
+        video = torch.empty(1, 3, self.model.frames, self.model.height, self.model.width, device=META, dtype=vae.dtype)
+
+        def work() -> None:
+            with torch.no_grad():
+                vae.encode(video)
+
+        return self._once(("first picture",), vae, work)
+
+    def _rows(self, rows: int) -> tuple:
+        return torch.empty(rows, *self.shape, device=META), self.model.blank(rows)
+
+    def _once(
+        self, key: tuple, module: nn.Module, work: Callable[[], None], packed: str | None = None, checkpointing: bool = False
+    ) -> Followed:
+        if key not in self.done:
+            kernels = Kernels(self.device, self.lower if module is self.model.transformer else None, packed)
+            with kernels.of(module, checkpointing), Followed(self.block) as self.done[key]:
+                work()
+        return self.done[key]
+
+
+_trials: dict[tuple[str, str], Trial] = {}
+
+
+def trial_of(settings: Model, device: str) -> Trial:
+    """Return the trial of a model, made once for all settings that it does not depend on."""
+    key = settings.model_dump_json(exclude=WITHOUT_EFFECT), device
+    if key not in _trials:
+        _trials[key] = Trial(settings, device)
+    return _trials[key]
+
+
+@dataclass(frozen=True)
+class Group:
+    """Hold the bytes of one group's states, and the rows of its first optimizer step."""
+
+    before: int  # when the last velocity is computed
+    most: int  # at most, while the rollout makes them
+    kept: int  # after it
+    unshared: int  # if no two states shared memory
+    choices: int  # bytes of all updates
+    first: Rows
+
+    def rows(self, n: int) -> Rows:
+        """Return n rows like those of the first optimizer step."""
+        columns = [getattr(self.first, field.name) for field in fields(self.first)]
+        return type(self.first)(*(torch.zeros(n, *c.shape[1:], dtype=c.dtype, device=c.device) for c in columns))
+
+
+def group_of(trial: Trial, method: Method) -> Group:
+    """Run one group's rollout and make its rows."""
+
+    def noise(n: int) -> Tensor:
+        return torch.empty(1, n, *trial.shape, device=META)
+
+    def velocity(x: Tensor, t: float) -> Tensor:
+        nonlocal before
+        before = max(before, seen.held)
+        return torch.cat([torch.empty_like(x)])  # as models.sampling.batched_velocity does
+
+    before, rewards = 0, torch.randn(1, method.group_size, generator=torch.Generator().manual_seed(0))
+    with Followed(trial.block) as seen:
+        tree = method.rollout(velocity, noise, trial.model.times(method.num_steps), Iteration(0))
+        most, kept = seen.peak, seen.held
+        updates = method.updates(tree, method.credit(tree, rewards, rewards), [torch.Generator()], Iteration(0))
+        choices = seen.held - kept
+    unshared = tree.root.nbytes + sum(step.x.nbytes + step.v.nbytes + step.y.nbytes for step in tree.steps)
+    return Group(before, most, kept, unshared, choices, updates[0])

@@ -1,0 +1,102 @@
+"""What a run is made of: every part is made here, in an order in which mistakes show before anything slow begins."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
+
+from neighbor_grpo.config import Config
+from neighbor_grpo.errors import UserError
+from neighbor_grpo.evaluate.held_out import HeldOut
+from neighbor_grpo.evaluate.measures import load_measures
+from neighbor_grpo.models.family import Cond, Family
+from neighbor_grpo.models.registry import move, pick_device
+from neighbor_grpo.models.text_cache import TextCache
+from neighbor_grpo.planning.estimate import Estimate, estimate
+from neighbor_grpo.planning.fit import refuse
+from neighbor_grpo.planning.machine import matrix_rate, memory_of
+from neighbor_grpo.planning.plan import Plan, plan
+from neighbor_grpo.prompts.reading import Prompt, read_prompts
+from neighbor_grpo.rewards.registry import check_scorers
+from neighbor_grpo.rewards.set import Panel, load_panel
+from neighbor_grpo.run import files
+from neighbor_grpo.run.weights import load_base
+from neighbor_grpo.training.collector import Collector
+from neighbor_grpo.training.experience import Source
+from neighbor_grpo.training.learner import Learner
+from neighbor_grpo.training.phases import Phases
+from neighbor_grpo.training.ranks import slots_of_rank
+
+
+@dataclass(frozen=True)
+class Parts:
+    """Hold the parts of a run.  A method's own `source` gets all of them."""
+
+    run_dir: Path
+    config: Config
+    accelerator: Accelerator
+    slots: range  # this rank's groups in an iteration's batch
+    prompts: list[Prompt]
+    evaluation_prompts: list[Prompt]
+    panel: Panel
+    best: str | None  # the measure whose best weights are kept
+    plan: Plan
+    estimate: Estimate
+    model: Family
+    rate: float  # FLOP/s of matrix products on this device
+    learner: Learner
+    phases: Phases
+    texts: TextCache
+    evaluator: HeldOut
+
+    @classmethod
+    def assemble(cls, config: Config, resume: bool = False) -> Self:
+        """Make the parts.  Raises UserError before weights are loaded wherever that is possible."""
+        accelerator = Accelerator(cpu=pick_device(config.device).type == "cpu", mixed_precision="no")
+        device, ranks = accelerator.device, accelerator.num_processes
+        slots = slots_of_rank(config.prompts.per_iteration, accelerator)
+        run_dir = Path(config.run_dir or broadcast_object_list([files.free()])[0])
+        config = config.model_copy(update={"run_dir": str(run_dir)})
+        if not resume:
+            files.refuse_another(run_dir)
+        prompts = read_prompts(config.prompts.path)
+        evaluation_prompts = read_prompts(config.prompts.eval_path or config.prompts.path, held_out=True)
+        evaluation_prompts = evaluation_prompts[: config.evaluate.prompts]
+        check_scorers(config.reward.scorers, [*config.reward.train, *config.watched])
+        panel = load_panel(list(config.reward.train), config.reward.scorers, config.reward.overlap)
+        watched, metrics = load_measures(config.watched, config.reward.scorers)
+        best = _best(config, next(iter(watched), None))
+        counted, estimated = plan(config), estimate(config, device.type, ranks, accelerator.is_fsdp2)
+        if not accelerator.is_fsdp2:  # whose temporary all-gathers are not in the estimate
+            refuse(config, estimated, device.type, memory_of(device), ranks)
+        model = load_base(config, device)
+        texts = TextCache(model, Path(config.prompts.cache_dir).expanduser(), config.prompts.cache_gb)
+        evaluator = HeldOut(model, texts, evaluation_prompts, panel.rewards | watched, metrics, config, accelerator)
+        return cls(
+            run_dir, config, accelerator, slots, prompts, evaluation_prompts, panel, best, counted, estimated, model,
+            matrix_rate(device, model.dtype), Learner(model, config, accelerator), Phases(device), texts, evaluator,
+        )  # fmt: skip
+
+    def source(self) -> Source:
+        """Return what makes the experience: the method's own source, or rollouts that are scored."""
+        if self.config.method.source is not None:
+            return self.config.method.source(self)
+        return Collector(
+            self.model, self.texts, self.prompts, self.panel, self.slots, self.config, self.accelerator, self.phases,
+            self.learner.drawing,
+        )  # fmt: skip
+
+    def conditioning(self, numbers: Sequence[int]) -> Cond:
+        """Return the conditioning of prompts by their numbers, on the device."""
+        return move(self.texts([self.prompts[n] for n in numbers]), self.accelerator.device)
+
+
+def _best(config: Config, watched: str | None) -> str | None:
+    """Return the measure that decides which weights are best: evaluate.best, or the first watched reward."""
+    best, measured = config.evaluate.best or watched, [*config.reward.train, *config.watched]
+    if best and best.removeprefix("-") not in measured:
+        raise UserError(f"evaluate.best: {best!r} is not measured: choose one of {', '.join(measured)}")
+    return best
