@@ -55,7 +55,7 @@ def load(directory: Path, weights: dict[str, nn.Parameter]) -> tuple[int, dict]:
     with safe_open(found[-1] / "weights.safetensors", "pt") as stored:
         if odd := sorted(weights.keys() ^ set(stored.keys())):
             raise UserError(
-                f"checkpoint {found[-1]} does not fit this model: {odd[0]} is in one of them only: resume with the settings of the run"
+                f"checkpoint {found[-1]} does not fit this model: {odd[0]} is in one of them only; use the run's settings"
             )
         for name, weight in weights.items():
             weight.copy_(divided(stored.get_tensor(name), weight))

@@ -91,7 +91,7 @@ class Learner:
         values = {name: float(value) for name, value in (figures | {"grad_norm": norm}).items()}
         for name in ("loss", "grad_norm"):
             if not isfinite(values[name]):
-                raise NotFiniteError(f"{name} is {values[name]} at optimizer step {self.updates}")
+                raise NotFiniteError(f"{name} is not finite ({values[name]}) at optimizer step {self.updates}")
         self.optimizer.step()
         self.optimizer.zero_grad()
         self.updates += 1
