@@ -56,7 +56,7 @@ def test_a_run_trains_on_one_watches_others_and_is_evaluated_by_them(capsys, tin
     assert stored["settings"]["scorers"]["hpsv2.1"]["weights"] == str(scorers / "hpsv2.1")
 
 
-def test_a_served_scorer_is_the_local_one_but_for_rounding(scorers):
+def test_a_served_scorer_is_the_local_one_except_for_rounding(scorers):
     process = subprocess.Popen(
         [
             sys.executable,

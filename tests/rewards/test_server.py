@@ -84,7 +84,7 @@ def test_scores_by_hand(url):
     assert httpx.get(f"{url}/health").json() == {"scorer": {"name": "worth"}, "status": "ok"}
 
 
-def test_pictures_survive_the_way_but_for_rounding():
+def test_pictures_survive_the_way_except_for_rounding():
     images = torch.rand(3, 3, 5, 7, generator=torch.Generator().manual_seed(1))
     items = [protocol.item(image, "p", {"n": n}) for n, image in enumerate(images)]
     back, prompts, metadata = protocol.read_request(protocol.request(items))

@@ -11,6 +11,7 @@ from test_remote import fixed, free_port  # noqa: F401, the fixture
 from test_server import pictures
 
 from neighbor_grpo.errors import UserError
+from neighbor_grpo.rewards.http import vlm
 from neighbor_grpo.rewards.http.protocol import png
 from neighbor_grpo.rewards.http.server import describe
 from neighbor_grpo.rewards.http.vlm import TEMPLATE, UnifiedReward, parse, read_reply
@@ -153,6 +154,15 @@ def test_each_picture_is_right_or_has_a_reason_whatever_the_server_does():
     assert reward.counts["unparsable"] == 12
     faults = sum(server.injected.values()) - server.injected["ok"]
     assert sum(reward.counts[kind] for kind in {"malformed", *KINDS.values()}) == faults
+
+
+def test_a_mistake_in_the_code_is_not_a_picture_without_a_score(monkeypatch):
+    server = Faulty(graded, repeat("ok"), spoil)
+    with server.serving() as url:
+        reward = UnifiedReward(f"{url}/v1", "grader")
+        monkeypatch.setattr(vlm, "png", lambda image: None.mistake)
+        with pytest.raises(AttributeError):
+            reward(pictures(1), ["4"], [{}])
 
 
 def test_the_key_is_sent_and_never_told(monkeypatch, fixed):  # noqa: F811

@@ -64,7 +64,7 @@ def _task(scorer: Scorer) -> tuple[Tensor, tuple[str, ...], dict[str, Any]]:
     """Return two pictures or videos, their prompts, and the metadata that the reward needs."""
     if scorer.name == "ocr":
         return signs(), tuple(f'a sign that says "{word}"' for word in WORDS), {}
-    if scorer.name == "geneval":  # its detectors know photographs: all that a drawing can test is that nothing is found
+    if scorer.name == "geneval":  # a detector of photographs finds nothing in a drawing
         return pictures(), PROMPTS, {"tag": "single_object", "include": [{"class": "bicycle", "count": 1}]}
     images = pictures(SIZE) if scorer.name.startswith("scenes") else pictures()  # the verifier reads no other size
     if scorer.of_videos:  # the picture moves to the right

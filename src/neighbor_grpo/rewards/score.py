@@ -12,7 +12,7 @@ from neighbor_grpo.errors import UserError
 from neighbor_grpo.files.images import key_frames
 from neighbor_grpo.rewards.scorer import Reward, Scorer
 
-Outcome = float | Exception  # a score, or why there is none
+Outcome = float | Exception  # a score, or why it is missing
 
 
 class RewardError(UserError):

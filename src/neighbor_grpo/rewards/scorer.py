@@ -37,7 +37,7 @@ class Preference(Protocol):
     def __call__(
         self, first: Tensor, second: Tensor, prompts: list[str], metadata: list[dict[str, Any]], /
     ) -> Sequence[float | Exception]:
-        """Return P(first is better) for each of N pairs, or an exception that says why there is none."""
+        """Return P(first is better) for each of N pairs, or an exception that says why it is missing."""
 
 
 @runtime_checkable

@@ -53,12 +53,12 @@ class Remote:
         return {"url": self.url, "scorer": self.scorer}
 
     def load(self) -> None:
-        """Request name and settings of the scorer.  Raises UserError if there is no scorer."""
+        """Request name and settings of the scorer.  Raises UserError if the url is wrong."""
         _ = self.scorer
 
     @cached_property
     def scorer(self) -> dict[str, Any]:
-        """Return the answer of GET /health: name and settings of the scorer.  Raises UserError if there is no scorer."""
+        """Return the answer of GET /health: name and settings of the scorer.  Raises UserError if the url is wrong."""
         if not self.url:
             raise UserError("a remote scorer needs a url: set it, such as http://127.0.0.1:8000")
         try:
