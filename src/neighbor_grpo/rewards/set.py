@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -9,7 +10,7 @@ from torch import Tensor
 
 from neighbor_grpo.prompts.reading import Prompt, for_each
 from neighbor_grpo.rewards.registry import load_reward
-from neighbor_grpo.rewards.score import RewardError, Scores, score
+from neighbor_grpo.rewards.score import Failure, RewardError, Scores, score
 from neighbor_grpo.rewards.scorer import Scorer
 
 
@@ -58,14 +59,20 @@ def joined(parts: Sequence[dict[str, Scores]]) -> dict[str, Scores]:
     }
 
 
-def check_failed(scores: Mapping[str, tuple[int, int, str]], most: float) -> None:
-    """Check how many pictures have no score, from {name: (failed, pictures, first reason)}.
+@dataclass(frozen=True)
+class FailureCount:
+    """Count the pictures that a reward could not score."""
 
-    Raises RewardError if the share of failed pictures exceeds `most`.
-    """
-    for name, (failed, pictures, reason) in scores.items():
-        if failed > most * pictures:
+    failed: int
+    pictures: int  # scored and failed together
+    first: Failure
+
+
+def check_failed(counts: Mapping[str, FailureCount], most: float) -> None:
+    """Check the counts by name of the reward.  Raises RewardError if more than the share `most` of pictures failed."""
+    for name, count in counts.items():
+        if count.failed > most * count.pictures:
             raise RewardError(
-                f"reward {name} could not score {failed} of {pictures} pictures, more than reward.max_failed = {most:g} "
-                f"allows; the first: {reason}"
+                f"reward {name} could not score {count.failed} of {count.pictures} pictures, more than "
+                f"reward.max_failed = {most:g} allows; the first: {count.first.reason} (prompt {count.first.prompt!r})"
             )

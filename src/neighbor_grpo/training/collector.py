@@ -23,7 +23,7 @@ from neighbor_grpo.models.text_cache import TextCache
 from neighbor_grpo.prompts.reading import Prompt
 from neighbor_grpo.prompts.schedule import scheduled
 from neighbor_grpo.rewards.score import Failure, Scores
-from neighbor_grpo.rewards.set import RewardSet, check_failed, joined
+from neighbor_grpo.rewards.set import FailureCount, RewardSet, check_failed, joined
 from neighbor_grpo.run import files
 from neighbor_grpo.training.experience import Experience
 from neighbor_grpo.training.figures import reward_figures
@@ -133,7 +133,7 @@ class Collector:
         if pool.isnan().any():
             failures = self._failures(n, {name: one.failures for name, one in scores.items()})
             counts = {
-                name: (int(values.isnan().sum()), values.numel(), "{0.reason} (prompt {0.prompt!r})".format(failures[name][0]))
+                name: FailureCount(int(values.isnan().sum()), values.numel(), failures[name][0])
                 for name, values in zip(scores, pool, strict=True)
                 if values.isnan().any()
             }
