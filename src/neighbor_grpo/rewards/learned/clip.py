@@ -84,7 +84,7 @@ class HPSv21(_Cosine):
     weights: str = f"{CONVERTED}/hpsv2.1"
 
     def square(self, images: Tensor, size: int) -> Tensor:
-        """Pad."""
+        """Pad the pictures to squares."""
         return pad(images, size)
 
 
@@ -99,7 +99,7 @@ class PickScore(_Cosine):
     weights: str = "yuvalkirstain/PickScore_v1"
 
     def square(self, images: Tensor, size: int) -> Tensor:
-        """Crop."""
+        """Cut the centre squares out of the pictures."""
         return crop(images, size)
 
     def score_batch(self, model: Towers, images: Tensor, prompts: list[str]) -> Tensor:
@@ -118,7 +118,7 @@ class ClipScore(_Cosine):
     weights: str = "apple/DFN5B-CLIP-ViT-H-14-378"
 
     def square(self, images: Tensor, size: int) -> Tensor:
-        """Squash."""
+        """Squash the pictures to squares."""
         return squash(images, size)
 
 
