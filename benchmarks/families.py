@@ -11,8 +11,7 @@ import numpy as np
 
 from neighbor_grpo.evaluate.ledger import Ledger, short
 from neighbor_grpo.prompts.reading import read_prompts
-from neighbor_grpo.rewards.registry import REWARDS
-from neighbor_grpo.rewards.set import identity
+from neighbor_grpo.rewards.registry import load_reward
 from neighbor_grpo.scenes.world import FAMILIES, parse
 
 
@@ -21,7 +20,7 @@ def main() -> None:
     print("| evaluation | all | " + " | ".join(FAMILIES) + " |")
     print("|---" * (2 + len(FAMILIES)) + "|")
     for directory in map(Path, sys.argv[1:]):
-        scorer = short(identity(REWARDS["scenes_strict"]))
+        scorer = short(load_reward("scenes_strict").identity)
         values = Ledger(directory).table("scenes_strict", scorer, len(families))[0].mean(1)
         cells = [f"{values.mean():.3f}", *(f"{values[families == family].mean():.3f}" for family in FAMILIES)]
         print(f"| {directory.name} | " + " | ".join(cells) + " |")

@@ -27,7 +27,8 @@ from neighbor_grpo.models.settings import Drawing
 from neighbor_grpo.planning.estimate import estimate
 from neighbor_grpo.planning.machine import matrix_rate
 from neighbor_grpo.prompts.reading import Prompt
-from neighbor_grpo.rewards.set import Panel
+from neighbor_grpo.rewards.scorer import make_scorer
+from neighbor_grpo.rewards.set import RewardSet
 from neighbor_grpo.training.collector import Collector
 from neighbor_grpo.training.learner import Learner
 from neighbor_grpo.training.phases import Phases
@@ -105,7 +106,7 @@ def row(name: str, config: Config, iterations: int, tiny: bool) -> None:
         model,
         lambda prompts, coming: cond,
         [Prompt("")],
-        Panel({"brightness": lambda images, prompts, metadata: images.mean((1, 2, 3))}),
+        RewardSet({"brightness": make_scorer("brightness", lambda images, prompts, metadata: images.mean((1, 2, 3)))}),
         range(1),
         config,
         accelerator,

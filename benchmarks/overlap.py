@@ -11,6 +11,7 @@ import argparse
 import statistics
 import tempfile
 import time
+from dataclasses import replace
 
 from neighbor_grpo.config import load_config
 from neighbor_grpo.training.trainer import Trainer
@@ -26,7 +27,7 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as directory:
             own = [f"run_dir={directory}/run", f"iterations={arguments.iterations + 1}", "batch.rollout=12"]
             trainer = Trainer(load_config(None, [*own, *arguments.overrides, f"reward.overlap={overlap}"]))
-            ((name, reward),) = trainer.parts.panel.rewards.items()
+            (scorer,) = trainer.parts.rewards.scorers.values()
             config = trainer.config
             pictures = config.prompts.per_iteration * config.method.group_size
             portions = -(-pictures // max(config.batch.rollout, config.method.group_size))
@@ -34,15 +35,15 @@ def main() -> None:
                 trainer._iteration(0)  # warms up, and says how long a rollout takes
                 each = trainer.parts.phases.seconds["rollout"] / pictures
                 trainer = Trainer(load_config(None, [*own, *arguments.overrides, "reward.overlap=false"]))
-                ((name, reward),) = trainer.parts.panel.rewards.items()
+                (scorer,) = trainer.parts.rewards.scorers.values()
 
-            def slow(images, prompts, metadata, reward=reward, each=each):
+            def slow(images, prompts, metadata, reward=scorer.function, each=each):
                 began = time.perf_counter()
                 values = reward(images, prompts, metadata)
                 time.sleep(max(0.0, each * len(prompts) - (time.perf_counter() - began)))
                 return values
 
-            trainer.parts.panel.rewards[name] = slow
+            trainer.parts.rewards.scorers[scorer.name] = replace(scorer, function=slow)
             lines[overlap] = []
             for n in range(arguments.iterations + 1):
                 began = time.perf_counter()

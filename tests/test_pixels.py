@@ -7,6 +7,7 @@ from neighbor_grpo.evaluate.metrics import METRICS, measure, motion
 from neighbor_grpo.files.images import FRAMES, gallery, key_frames, read_file, save_png, to_bytes
 from neighbor_grpo.rewards.preference import WinRate
 from neighbor_grpo.rewards.score import score
+from neighbor_grpo.rewards.scorer import make_scorer
 
 
 def films(*shape):
@@ -46,17 +47,17 @@ def brightness(images, prompts, metadata):
 
 def test_a_reward_of_pictures_is_its_mean_over_the_frames():
     x = films(3, 15)
-    got = score(brightness, x, ["a", "b", "c"], [{}] * 3)
+    got = score(make_scorer("brightness", brightness), x, ["a", "b", "c"], [{}] * 3)
     torch.testing.assert_close(got.values, x[:, ::2].double().mean((1, 2, 3, 4)), atol=1e-6, rtol=0)
 
 
 def test_a_video_with_a_frame_that_cannot_be_scored_has_no_score():
-    def odd(images, prompts, metadata):
+    def light(images, prompts, metadata):
         return [ValueError("too dark") if float(image.mean()) < 0.1 else 1.0 for image in images]
 
     x = films(3, 4)
     x[1, 2] = 0.0
-    got = score(odd, x, ["a", "b", "c"], [{}] * 3)
+    got = score(make_scorer("light", light), x, ["a", "b", "c"], [{}] * 3)
     assert got.values.isnan().tolist() == [False, True, False] and "too dark" in got.failures[0].reason
 
 
@@ -65,17 +66,23 @@ def test_a_reward_of_videos_sees_all_frames_and_refuses_pictures():
         return [float(video.shape[0]) for video in videos]
 
     length.of_videos = True
-    assert score(length, films(2, 15), ["a", "b"], [{}] * 2).values.tolist() == [15.0, 15.0]
-    assert score(WinRate(length), films(2, 15), ["a", "a"], [{}] * 2, 2).values.tolist() == [0.5, 0.5]
-    with pytest.raises(UserError, match="length is a reward of videos: this model draws pictures"):
-        score(length, films(2), ["a", "b"], [{}] * 2)
+    scorer = make_scorer("length", length)
+    assert score(scorer, films(2, 15), ["a", "b"], [{}] * 2).values.tolist() == [15.0, 15.0]
+    assert score(make_scorer("win_rate:length", WinRate(scorer)), films(2, 15), ["a", "a"], [{}] * 2, 2).values.tolist() == [
+        0.5,
+        0.5,
+    ]
+    with pytest.raises(UserError, match="length scores videos"):
+        score(scorer, films(2), ["a", "b"], [{}] * 2)
 
 
 def test_a_win_rate_over_videos_compares_frame_by_frame():
     """The first video is brighter in three of four frames: it wins 3/4."""
     x = films(2, 4) * 0
     x[0, :3], x[1, 3] = 1.0, 1.0
-    assert score(WinRate(brightness), x, ["a", "a"], [{}] * 2, 2).values.tolist() == [0.75, 0.25]
+    assert score(
+        make_scorer("win_rate", WinRate(make_scorer("brightness", brightness))), x, ["a", "a"], [{}] * 2, 2
+    ).values.tolist() == [0.75, 0.25]
 
 
 def test_metrics_of_pictures_are_means_over_frames_and_motion_is_of_the_frames():

@@ -9,7 +9,8 @@ from neighbor_grpo.config import load_config
 from neighbor_grpo.errors import UserError
 from neighbor_grpo.models.text_cache import TextCache
 from neighbor_grpo.prompts.reading import read_prompts
-from neighbor_grpo.rewards.set import Panel
+from neighbor_grpo.rewards.scorer import make_scorer
+from neighbor_grpo.rewards.set import RewardSet
 from neighbor_grpo.run.weights import load_base
 from neighbor_grpo.training.probe import Probed, choose, probe
 
@@ -36,9 +37,9 @@ def test_rows_differ_by_sigma_alone(tiny_flux, tmp_path):
     model = load_base(config, torch.device("cpu"))
     model.velocity = lambda x, t, cond: torch.zeros_like(x)
     model.decode = lambda x, rows: x.mean(1)[:, :3, None, None].expand(-1, 3, 8, 8)
-    panel = Panel({"red": lambda images, prompts, metadata: images[:, 0, 0, 0]})
+    rewards = RewardSet({"red": make_scorer("red", lambda images, prompts, metadata: images[:, 0, 0, 0])})
     texts = TextCache(model, tmp_path / "texts", 1.0)
-    rows = probe(model, texts, read_prompts(config.prompts.path), panel, config, (0.1, 0.2, 1.0))
+    rows = probe(model, texts, read_prompts(config.prompts.path), rewards, config, (0.1, 0.2, 1.0))
     spreads = [row.spreads["red"] for row in rows]
     assert [spread / spreads[-1] for spread in spreads] == pytest.approx([0.1, 0.2, 1.0], rel=1e-5)
     assert [row.distance / rows[-1].distance for row in rows] == pytest.approx([0.1, 0.2, 1.0], rel=1e-5)

@@ -1,6 +1,7 @@
 """Rewards inside a run: beside the rollout, failing now and then, watched, and left behind."""
 
 import json
+from dataclasses import replace
 from math import isfinite
 
 import pytest
@@ -84,15 +85,15 @@ def test_a_scorer_that_goes_down_stops_the_run_with_a_checkpoint_and_the_run_goe
     (tmp_path / "a").mkdir(), (tmp_path / "b").mkdir()
     whole = train(tiny_flux, tmp_path / "a")
     trainer = Trainer(load_config(None, settings(tiny_flux, tmp_path / "b", "save_every=50", "reward.overlap=true")))
-    (name, reward), calls = next(iter(trainer.parts.panel.rewards.items())), []
+    (scorer,), calls = trainer.parts.rewards.scorers.values(), []
 
     def down_in_the_third(images, prompts, metadata):
         calls.append(len(prompts))
         if len(calls) > 2:
             raise ConnectionError("gone")
-        return reward(images, prompts, metadata)
+        return scorer.function(images, prompts, metadata)
 
-    trainer.parts.panel.rewards[name] = down_in_the_third
+    trainer.parts.rewards.scorers[scorer.name] = replace(scorer, function=down_in_the_third)
     with pytest.raises(TrainingError, match=r"8 of 8 pictures.*ConnectionError: gone.*--resume"):
         trainer.run()
     run = tmp_path / "b" / "run"

@@ -161,7 +161,7 @@ def test_a_killed_process_goes_on_bit_for_bit(tiny_flux, tmp_path, how):
 def test_a_failing_reward_stops_with_a_checkpoint_and_mended_it_goes_on(tiny_flux, tmp_path, function, message):
     trainer = Trainer(load_config(None, settings(tiny_flux, tmp_path)))
     bad = load_reward(f"{tmp_path / 'reward.py'}:{function}")
-    trainer.parts.panel.rewards = dict.fromkeys(trainer.parts.panel.rewards, bad)
+    trainer.parts.rewards.scorers = dict.fromkeys(trainer.parts.rewards.scorers, bad)
     with pytest.raises(TrainingError, match=message):
         trainer.run()
     assert (tmp_path / "run" / "checkpoints" / "000000").is_dir()

@@ -39,6 +39,74 @@ def serving(app) -> Iterator[str]:
         thread.join(10)
 
 
+class Handler(BaseHTTPRequestHandler):
+    """Answers by the schedule of `faulty`."""
+
+    faulty: "Faulty"
+    protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True
+
+    def do_GET(self):
+        self.reply(json.dumps({"scorer": {"name": "faulty"}, "status": "ok"}).encode())
+
+    def do_POST(self):
+        body = self.rfile.read(int(self.headers["content-length"]))
+        with self.faulty.lock:
+            kind = next(self.faulty.schedule)
+            self.faulty.injected[kind] += 1
+            self.faulty.served.append((self.path, body, dict(self.headers)))
+        getattr(self, f"do_{kind}", self.do_spoilt)(kind, self.faulty.answer(self.path, body))
+
+    def do_ok(self, kind, right):
+        self.reply(right)
+
+    def do_spoilt(self, kind, right):
+        self.reply(self.faulty.spoil(kind, right))
+
+    def do_500(self, kind, right):
+        self.reply(b"Internal Server Error", 500)
+
+    def do_429(self, kind, right):
+        self.reply(b"{}", 429)
+
+    def do_dropped(self, kind, right):
+        self.close_connection = True
+
+    def do_truncated(self, kind, right):
+        self.reply(right, length=len(right) + 10)
+        self.close_connection = True
+
+    def do_slow(self, kind, right):
+        time.sleep(self.faulty.hold)
+        self.reply(right)
+
+    def do_drip(self, kind, right):
+        """Never silent for long, and never finished."""
+        self.wfile.write(b"HTTP/1.1 200 OK\r\nX-Slow: ")
+        end = time.monotonic() + self.faulty.hold
+        while time.monotonic() < end:
+            self.wfile.write(b".")
+            time.sleep(0.05)
+        self.close_connection = True
+
+    def reply(self, body, status=200, length=None):
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(body) if length is None else length))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_):
+        pass
+
+
+class Server(ThreadingHTTPServer):
+    daemon_threads = True
+    request_queue_size = 256
+
+    def handle_error(self, request, client_address):
+        pass  # the client hung up
+
+
 class Faulty:
     """Each POST takes the next kind of the schedule: "ok", or one of KINDS.
 
@@ -53,72 +121,7 @@ class Faulty:
 
     @contextmanager
     def serving(self) -> Iterator[str]:
-        faulty = self
-
-        class Handler(BaseHTTPRequestHandler):
-            protocol_version = "HTTP/1.1"
-            disable_nagle_algorithm = True
-
-            def do_GET(self):
-                self.reply(json.dumps({"scorer": {"name": "faulty"}, "status": "ok"}).encode())
-
-            def do_POST(self):
-                body = self.rfile.read(int(self.headers["content-length"]))
-                with faulty.lock:
-                    kind = next(faulty.schedule)
-                    faulty.injected[kind] += 1
-                    faulty.served.append((self.path, body, dict(self.headers)))
-                getattr(self, f"do_{kind}", self.do_spoilt)(kind, faulty.answer(self.path, body))
-
-            def do_ok(self, kind, right):
-                self.reply(right)
-
-            def do_spoilt(self, kind, right):
-                self.reply(faulty.spoil(kind, right))
-
-            def do_500(self, kind, right):
-                self.reply(b"Internal Server Error", 500)
-
-            def do_429(self, kind, right):
-                self.reply(b"{}", 429)
-
-            def do_dropped(self, kind, right):
-                self.close_connection = True
-
-            def do_truncated(self, kind, right):
-                self.reply(right, length=len(right) + 10)
-                self.close_connection = True
-
-            def do_slow(self, kind, right):
-                time.sleep(faulty.hold)
-                self.reply(right)
-
-            def do_drip(self, kind, right):
-                """Never silent for long, and never finished."""
-                self.wfile.write(b"HTTP/1.1 200 OK\r\nX-Slow: ")
-                end = time.monotonic() + faulty.hold
-                while time.monotonic() < end:
-                    self.wfile.write(b".")
-                    time.sleep(0.05)
-                self.close_connection = True
-
-            def reply(self, body, status=200, length=None):
-                self.send_response(status)
-                self.send_header("Content-Length", str(len(body) if length is None else length))
-                self.end_headers()
-                self.wfile.write(body)
-
-            def log_message(self, *_):
-                pass
-
-        class Server(ThreadingHTTPServer):
-            daemon_threads = True
-            request_queue_size = 256
-
-            def handle_error(self, request, client_address):
-                pass  # the client hung up
-
-        server = Server(("127.0.0.1", 0), Handler)
+        server = Server(("127.0.0.1", 0), type("Own", (Handler,), {"faulty": self}))
         thread = threading.Thread(target=server.serve_forever, args=(0.02,))
         thread.start()
         try:

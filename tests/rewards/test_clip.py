@@ -25,6 +25,7 @@ from neighbor_grpo.rewards.learned import files
 from neighbor_grpo.rewards.learned.clip import Aesthetic, ClipScore, HPSv21, PickScore
 from neighbor_grpo.rewards.learned.convert import convert
 from neighbor_grpo.rewards.learned.images import crop, pad, squash
+from neighbor_grpo.rewards.scorer import Scorer
 
 CONTEXT = 16
 LONG = "a very long prompt whose last words are cut off"
@@ -166,11 +167,11 @@ def test_weights_are_on_the_device_only_while_they_are_used(weights, images, off
     reward, places = scorer(HPSv21, weights, offload=offload), []
     monkeypatch.setattr(learned, "pick_device", lambda name: torch.device("cpu", 0))  # a device one can tell from the CPU
     model = reward.model
-    move, portion = type(model).to, HPSv21.portion
+    move, score_batch = type(model).to, HPSv21.score_batch
     monkeypatch.setattr(type(model), "to", lambda self, where: places.append(str(where)) or move(self, where))
-    monkeypatch.setattr(HPSv21, "portion", lambda *given: places.append("portion") or portion(*given))
+    monkeypatch.setattr(HPSv21, "score_batch", lambda *given: places.append("scores") or score_batch(*given))
     reward(images, TEXTS, [{}] * 4)
-    assert places == (["cpu:0", "portion", "cpu"] if offload else ["cpu:0", "portion"])
+    assert places == (["cpu:0", "scores", "cpu"] if offload else ["cpu:0", "scores"])
     assert all(p.device.type == "cpu" and not p.requires_grad for p in reward.model.parameters())
 
 
@@ -198,7 +199,7 @@ def test_a_pickle_of_tensors_loads_and_one_with_code_does_not_run(state, copy, i
     ("change", "message"),
     [
         (lambda w: w.pop("visual_projection.weight"), "lack visual_projection.weight"),
-        (lambda w: w.update({"bigger.weight": torch.ones(2), "big.weight": torch.ones(2)}), "no use for big.weight"),
+        (lambda w: w.update({"bigger.weight": torch.ones(2), "big.weight": torch.ones(2)}), "unexpected big.weight"),
         (lambda w: w.update({"text_projection.weight": torch.ones(2, 2)}), "another shape of text_projection.weight"),
     ],
 )
@@ -217,7 +218,7 @@ def test_no_weight_is_left_random(copy, change, message, capfd):
         (HPSv21(), r"hpsv2.1: .*rewards convert hpsv2.1 CHECKPOINT`, or set scorers: \{hpsv2.1: \{weights: PATH\}\}"),
         (Aesthetic(), "aesthetic: .*rewards convert aesthetic CHECKPOINT"),
         (PickScore(weights="nobody/nothing"), r"not downloaded .*set scorers: \{pickscore: \{weights: PATH\}\}"),
-        (ClipScore(weights="somewhere"), "clip: there is no directory somewhere"),
+        (ClipScore(weights="somewhere"), "clip: no such directory somewhere"),
     ],
 )
 def test_missing_weights_say_how_to_get_them(reward, message, tmp_path, monkeypatch):
@@ -276,11 +277,10 @@ def fake(table):
         ("aesthetic", [[5, 4], [5, 4]], None),
         ("mine.py:f", [[300, 4], [500, 4]], None),
         ("mine.py:f", [[1, 1], [1, 1]], "all scores are equal"),
-        ("mine.py:f", [[1, 2], [float("nan"), 1]], "scored nan"),
+        ("mine.py:f", [[1, 2], [float("nan"), 1]], "returned nan"),
     ],
 )
 def test_check_judges_the_numbers(name, table, fault):
-    lines, fine = check(name, fake(table))
-    assert fine is (fault is None)
-    assert any(fault in line for line in lines) if fault else lines[-1] == "the numbers make sense"
-    assert any(line.startswith(PROMPTS[1]) and f"{table[1][1]:.4f}" in line for line in lines)
+    report = check(Scorer(name, fake(table)))
+    assert report.passed is (fault is None) and any(fault in found for found in report.faults) is not report.passed
+    assert any(line.startswith(PROMPTS[1]) and f"{table[1][1]:.4f}" in line for line in report.lines)

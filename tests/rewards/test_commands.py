@@ -56,7 +56,7 @@ def test_a_run_trains_on_one_watches_others_and_is_evaluated_by_them(capsys, tin
     assert stored["settings"]["scorers"]["hpsv2.1"]["weights"] == str(scorers / "hpsv2.1")
 
 
-def test_a_served_scorer_is_the_local_one_but_for_rounding(scorers):
+def test_a_served_scorer_is_the_local_one_except_for_rounding(scorers):
     process = subprocess.Popen(
         [
             sys.executable,
@@ -80,7 +80,9 @@ def test_a_served_scorer_is_the_local_one_but_for_rounding(scorers):
         near = load_reward("hpsv2.1", {"hpsv2.1": {"weights": str(scorers / "hpsv2.1")}})
         images = torch.randint(0, 256, (5, 3, 40, 32), generator=torch.Generator().manual_seed(0)) / 255
         asked = (images, [f"prompt {n}" for n in range(5)], [{}] * 5)
-        assert torch.tensor(far(*asked), dtype=torch.float64).tolist() == pytest.approx(near(*asked).tolist(), abs=1e-6)
+        assert torch.tensor(far.function(*asked), dtype=torch.float64).tolist() == pytest.approx(
+            near.function(*asked).tolist(), abs=1e-6
+        )
         process.send_signal(signal.SIGINT)
         assert process.wait(20) == 0
     finally:
@@ -99,8 +101,11 @@ def test_check_says_what_it_found(capsys, scorers):
 def test_mistakes(capsys, tiny_flux, scorers, tmp_path):
     arguments = settings(tiny_flux, tmp_path)
     for changes, message in (
-        (("reward=hpsv2.1", "reward.scorers={hpsv2.1: {weights: /x}}"), "there is no directory /x"),
-        (("watch=[aesthetic]", "reward.scorers={aesthetic: {weigths: /x}}"), "settings are weights"),
+        (("reward=hpsv2.1", "reward.scorers={hpsv2.1: {weights: /x}}"), "no such directory /x"),
+        (
+            ("watch=[aesthetic]", "reward.scorers={aesthetic: {weigths: /x}}"),
+            "aesthetic.weigths: unknown setting: settings are weights",
+        ),
         (("reward=jpeg_compressibility", "reward.scorers={hpsv21: {weights: /x}}"), "did you mean hpsv2.1?"),
         (("reward=far", "reward.scorers={far: {url: 'http://127.0.0.1:9'}}"), "no scorer at http://127.0.0.1:9"),
     ):
@@ -109,8 +114,8 @@ def test_mistakes(capsys, tiny_flux, scorers, tmp_path):
     assert not (tmp_path / "run").exists()
     (tmp_path / "x.pt").write_bytes(b"nothing")
     assert "x.pt" in mistake(capsys, "rewards", "convert", "hpsv2.1", tmp_path / "x.pt", "--out", tmp_path / "o")
-    assert "no reward" in mistake(capsys, "rewards", "check", "beauty")
-    assert "no reward 'beauty'" in mistake(capsys, "rewards", "serve", "beauty")
+    assert "unknown reward" in mistake(capsys, "rewards", "check", "beauty")
+    assert "unknown reward 'beauty'" in mistake(capsys, "rewards", "serve", "beauty")
 
 
 def test_geneval_from_a_file_of_detections_over_a_folder(capsys, tmp_path):

@@ -11,14 +11,14 @@ from safetensors.torch import load_file
 from test_remote import spoil
 
 from neighbor_grpo.config import load_config
-from neighbor_grpo.rewards.http import protocol as wire
+from neighbor_grpo.rewards.http import protocol
 from neighbor_grpo.rewards.score import Scores
 from neighbor_grpo.training.trainer import Trainer
 
 
 def brightness(path, body):
-    images, _, _ = wire.read_request(body)
-    return wire.answer(Scores(torch.stack([image.double().mean() for image in images])), {"name": "faulty"}, {})
+    images, _, _ = protocol.read_request(body)
+    return protocol.answer(Scores(torch.stack([image.double().mean() for image in images])), {"name": "faulty"}, {})
 
 
 def run_with(plan, model, tmp, retries):

@@ -54,8 +54,8 @@ def state():
 def weights(state, tmp_path_factory):
     home = tmp_path_factory.mktemp("imagereward")
     # what the published file has besides, and nothing reads
-    odd = {"blip.text_encoder.embeddings.position_ids": torch.arange(40)[None], "blip.vision_proj.weight": torch.ones(5, 48)}
-    torch.save({**odd, **state}, home / "published.pt")
+    unused = {"blip.text_encoder.embeddings.position_ids": torch.arange(40)[None], "blip.vision_proj.weight": torch.ones(5, 48)}
+    torch.save({**unused, **state}, home / "published.pt")
     words = bert_tokenizer(home / "words")
     return convert("imagereward", home / "published.pt", home / "out", str(words), vision_heads=3, text_heads=2)
 

@@ -67,10 +67,10 @@ def test_normalise_by_hand():
 @pytest.mark.parametrize(
     ("images", "message"),
     [
-        (torch.zeros(3, 8, 8), "not \\[3, 8, 8\\]"),
-        (torch.zeros(1, 4, 8, 8), "not \\[1, 4, 8, 8\\]"),
-        (torch.zeros(1, 3, 0, 8), "not \\[1, 3, 0, 8\\]"),
-        (torch.zeros(1, 3, 8, 8, dtype=torch.uint8), "divide bytes by 255"),
+        (torch.zeros(3, 8, 8), "\\[3, 8, 8\\]"),
+        (torch.zeros(1, 4, 8, 8), "\\[1, 4, 8, 8\\]"),
+        (torch.zeros(1, 3, 0, 8), "\\[1, 3, 0, 8\\]"),
+        (torch.zeros(1, 3, 8, 8, dtype=torch.uint8), "bytes divided by 255"),
         (torch.full((1, 3, 8, 8), 1.01), "from 1.01 to 1.01"),
         (torch.full((1, 3, 8, 8), -0.01), "from -0.01"),
         (torch.zeros(1, 3, 8, 8).index_fill(2, torch.tensor(3), float("nan")), "nan"),

@@ -2,7 +2,9 @@ import pytest
 import torch
 
 from neighbor_grpo.rewards.preference import WinRate
+from neighbor_grpo.rewards.registry import load_reward
 from neighbor_grpo.rewards.score import score
+from neighbor_grpo.rewards.scorer import make_scorer
 
 
 def pictures(values):
@@ -14,7 +16,7 @@ def brightness(images, prompts, metadata):
 
 
 def rates(of, values):
-    return WinRate(of)(pictures(values), ["a"] * len(values), [{}] * len(values))
+    return WinRate(make_scorer("of", of))(pictures(values), ["a"] * len(values), [{}] * len(values))
 
 
 @pytest.mark.parametrize(
@@ -54,7 +56,13 @@ def test_there_is_nothing_to_compare_with():
 
 
 def test_score_gives_it_one_prompt_at_a_time():
-    scores = score(WinRate(brightness), pictures([0.1, 0.2, 0.9, 0.8]), list("aabb"), [{}] * 4, group=2)
+    scores = score(
+        make_scorer("win_rate:brightness", WinRate(make_scorer("brightness", brightness))),
+        pictures([0.1, 0.2, 0.9, 0.8]),
+        list("aabb"),
+        [{}] * 4,
+        group=2,
+    )
     assert scores.values.tolist() == [0, 1, 1, 0] and not scores.failures
 
 
@@ -75,7 +83,7 @@ class Judge:
 
 def test_a_judge_decides_every_pair_once():
     judge, values = Judge(), [1.0, 2.0, 3.0, 4.0, 5.0]
-    found = WinRate(judge)(pictures(values), ["a"] * 5, [{"seed": value} for value in values])
+    found = WinRate(make_scorer("judge", judge))(pictures(values), ["a"] * 5, [{"seed": value} for value in values])
     assert found == pytest.approx([sum(a / (a + b) for b in values if b != a) / 4 for a in values])
     assert len({frozenset(pair[:2]) for pair in judge.seen}) == len(judge.seen) == 10
     assert all(a == seed for a, _, seed in judge.seen)
@@ -85,20 +93,39 @@ def test_a_judge_decides_every_pair_once():
 def test_a_pair_without_a_verdict_counts_for_neither():
     values = [1.0, 2.0, 4.0]
     metadata = [{"seed": value} for value in values]
-    found = WinRate(Judge([{1.0, 2.0}]))(pictures(values), ["a"] * 3, metadata)
+    found = WinRate(make_scorer("judge", Judge([{1.0, 2.0}])))(pictures(values), ["a"] * 3, metadata)
     assert found == pytest.approx([1 / 5, 2 / 6, (4 / 5 + 4 / 6) / 2])
-    found = WinRate(Judge([{1.0, 2.0}, {1.0, 4.0}]))(pictures(values), ["a"] * 3, metadata)
+    found = WinRate(make_scorer("judge", Judge([{1.0, 2.0}, {1.0, 4.0}])))(pictures(values), ["a"] * 3, metadata)
     assert "no reply" in str(found[0]) and found[1:] == pytest.approx([2 / 6, 4 / 6])
 
 
-def test_load_reads_the_weights_within():
-    class Scorer:
-        loaded = False
+REWARD = """
+from dataclasses import dataclass, field
 
-        def load(self):
-            self.loaded = True
+LOADED = []
 
-    scorer = Scorer()
-    WinRate(scorer).load()
-    WinRate(brightness).load()
-    assert scorer.loaded
+@dataclass(frozen=True)
+class Loaded:
+    counts: dict = field(default_factory=lambda: {"requests": 0})
+    id = {"weights": "mine"}
+    of_videos = True
+
+    def load(self):
+        LOADED.append(1)
+
+    def __call__(self, images, prompts, metadata):
+        return [float(len(LOADED))] * len(prompts)
+"""
+
+
+def test_a_win_rate_loads_and_describes_the_reward_inside(tmp_path):
+    (tmp_path / "mine.py").write_text(REWARD)
+    name = f"{tmp_path / 'mine.py'}:Loaded"
+    scorer = load_reward(f"win_rate:{name}")
+    inside = scorer.function.of
+    assert (scorer.groupwise, scorer.of_videos, inside.groupwise, inside.of_videos) == (True, True, False, True)
+    assert inside.identity == {"is": "mine.Loaded", "weights": "mine"}
+    assert scorer.identity == {"is": "neighbor_grpo.rewards.preference.WinRate", "of": inside.identity}
+    assert scorer.counts is inside.counts
+    assert scorer.function(torch.zeros(2, 4, 3, 8, 8), ["a"] * 2, [{}] * 2) == [0.5, 0.5]
+    assert inside.function(torch.zeros(1, 4, 3, 8, 8), ["a"], [{}]) == [1.0]

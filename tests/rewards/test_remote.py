@@ -16,14 +16,17 @@ from pydantic import ValidationError
 from test_server import pictures, worth
 
 from neighbor_grpo.errors import UserError
-from neighbor_grpo.rewards.http import protocol as wire
+from neighbor_grpo.rewards.http import protocol
 from neighbor_grpo.rewards.http.client import Remote
 from neighbor_grpo.rewards.score import Scores, score
+from neighbor_grpo.rewards.scorer import Scorer
 
 
 def scorer(path, body):
     assert path == "/score"
-    return wire.answer(Scores(torch.tensor(worth(*wire.read_request(body)), dtype=torch.float64)), {"name": "faulty"}, {})
+    return protocol.answer(
+        Scores(torch.tensor(worth(*protocol.read_request(body)), dtype=torch.float64)), {"name": "faulty"}, {}
+    )
 
 
 def spoil(kind, right):
@@ -59,7 +62,7 @@ def test_a_thousand_faults():
             for value, expected in zip(remote(images, prompts, metadata), right, strict=True):
                 if isinstance(value, Exception):
                     failed += 1
-                    assert url in str(value) and "try" in str(value)
+                    assert url in str(value) and "attempt" in str(value)
                 else:
                     scored += 1
                     assert value == expected
@@ -85,7 +88,7 @@ def test_each_fault_is_retried_and_told(kind):
     with server.serving() as url:
         began = time.monotonic()
         values = Remote(url, timeout=0.5, retries=0)(pictures(2), ["a", "b"], [{}, {}])
-        assert all(isinstance(value, Exception) and "try 1 of 1" in str(value) for value in values)
+        assert all(isinstance(value, Exception) and "attempt 1 of 1" in str(value) for value in values)
         assert time.monotonic() - began < 1.5
 
 
@@ -150,7 +153,7 @@ def fixed():
 def test_other_refusals_are_not_retried(fixed):
     remote = Remote(fixed((413, {}, b'{"error": "too\nlarge"}')), batch=1)
     values = remote(pictures(2), ["a", "b"], [{}, {}])
-    assert all('HTTP 413: {"error": "too large"} (try 1 of 5)' in str(value) for value in values)
+    assert all('HTTP 413: {"error": "too large"} (attempt 1 of 5)' in str(value) for value in values)
     assert remote.counts == {"requests": 2, "http 413": 2, "failed": 2, "null": 0}
 
 
@@ -167,7 +170,7 @@ def test_null_is_an_exception_with_the_servers_reason(fixed):
     values = remote(pictures(3), ["a"] * 3, [{}] * 3)
     assert values[0] == 1.5 and str(values[1]) == "no eyes" and "no reason" in str(values[2])
     assert remote.counts == {"requests": 1, "null": 2}
-    assert [f.index for f in score(remote, pictures(3), ["a"] * 3, [{}] * 3).failures] == [1, 2]
+    assert [f.index for f in score(Scorer("far", remote), pictures(3), ["a"] * 3, [{}] * 3).failures] == [1, 2]
 
 
 def test_what_cannot_be_sent_costs_no_other_picture_its_score():
@@ -206,10 +209,10 @@ def test_any_number_of_threads():
 def test_load_says_what_is_wrong_in_one_line(fixed):
     wrong = {
         "no scorer at": f"http://127.0.0.1:{free_port()}",
-        "no url": "",
+        "needs a url": "",
         "HTTP 404": fixed((404, {}, b"nothing\nhere")),
-        "is no scorer": fixed((200, {}, b"<html>")),
-        "names none": fixed((200, {}, b'{"status": "ok", "scorer": 3}')),
+        "not a scorer": fixed((200, {}, b"<html>")),
+        "not name one": fixed((200, {}, b'{"status": "ok", "scorer": 3}')),
         "its /health": fixed((200, {}, b'{"status": "ok", "scorer": {"name": 3}}')),
         "correct the url": "no address",
         "peer closed": fixed((200, {"Content-Length": "5"}, b"")),

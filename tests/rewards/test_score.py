@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from neighbor_grpo.rewards.score import score
+from neighbor_grpo.rewards.scorer import Scorer, make_scorer
 
 PICTURES, PROMPTS = torch.zeros(7, 3, 8, 8), list("abcdefg")
 
@@ -34,7 +35,7 @@ def of(values):
 )
 def test_a_bad_picture_is_nan_with_a_reason_and_costs_no_other_its_score(bad):
     values = dict(zip(PROMPTS, [0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0], strict=True)) | {"d": bad}
-    scores = score(of(values), PICTURES, PROMPTS, [{}] * 7)
+    scores = score(Scorer("of", of(values)), PICTURES, PROMPTS, [{}] * 7)
     assert scores.values[[0, 1, 2, 4, 5, 6]].tolist() == [0, 1, 2, 4, 5, 6]
     assert scores.values[3].isnan()
     assert [(f.index, f.prompt) for f in scores.failures] == [(3, "d")]
@@ -45,14 +46,14 @@ def test_a_bad_picture_is_nan_with_a_reason_and_costs_no_other_its_score(bad):
     ("reward", "reason"),
     [
         (lambda *_: torch.ones(2, 2), "(2, 2) for 7"),
-        (lambda *_: [1.0] * 9, "shape (9,) for 7 pictures"),
+        (lambda *_: [1.0] * 9, "shape (9,) for 7"),
         (lambda *_: [1.0], "(1,) for 7"),
         (lambda *_: None, "NoneType"),
         (lambda *_: 1 / 0, "ZeroDivisionError"),
     ],
 )
 def test_a_reward_that_fails_altogether_is_never_a_number(reward, reason):
-    scores = score(reward, PICTURES, PROMPTS, [{}] * 7)
+    scores = score(Scorer("broken", reward), PICTURES, PROMPTS, [{}] * 7)
     assert scores.values.isnan().all() and len(scores.failures) == 7
     assert all(reason in failure.reason for failure in scores.failures)
 
@@ -67,7 +68,7 @@ def test_a_groupwise_reward_sees_one_group_at_a_time_and_fails_by_groups():
 
     best.groupwise = True
     images = torch.arange(9.0).view(9, 1, 1, 1).expand(9, 3, 8, 8)
-    scores = score(best, images, [p for p in "abc" for _ in range(3)], [{}] * 9, group=3)
+    scores = score(make_scorer("best", best), images, [p for p in "abc" for _ in range(3)], [{}] * 9, group=3)
     assert scores.values[[0, 1, 2, 6, 7, 8]].tolist() == [0, 0, 1, 0, 0, 1]
     assert [failure.index for failure in scores.failures] == [3, 4, 5]
 
@@ -87,7 +88,7 @@ def test_a_thousand_faults_cost_no_other_picture_its_score():
             bad = {"nan": float("nan"), "text": "?", "exception": TimeoutError("late")}
             return [bad.get(cursed.get(n), 10.0 * n) for n in here][whole:]
 
-        scores = score(reward, images, prompts, [{}] * 24)
+        scores = score(Scorer("faulty", reward), images, prompts, [{}] * 24)
         told = {failure.index for failure in scores.failures}
         assert told == set(scores.values.isnan().nonzero().flatten().tolist())
         assert all(scores.values[n] == 10.0 * n for n in range(24) if n not in told)

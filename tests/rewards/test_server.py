@@ -21,10 +21,11 @@ from faulty import serving
 from PIL import Image
 
 from neighbor_grpo.errors import UserError
-from neighbor_grpo.rewards.http import protocol as wire
+from neighbor_grpo.rewards.http import protocol
 from neighbor_grpo.rewards.http.client import Remote
-from neighbor_grpo.rewards.http.server import app, describe, serve
+from neighbor_grpo.rewards.http.server import describe, make_app, serve
 from neighbor_grpo.rewards.score import score
+from neighbor_grpo.rewards.scorer import make_scorer
 
 
 def pictures(n, size=8, seed=0):
@@ -47,7 +48,7 @@ def body(images=None, prompts=("a", "b"), metadata=({}, {}), **other):
 
 
 def encoded(image):
-    return base64.b64encode(wire.png(image)).decode()
+    return base64.b64encode(protocol.png(image)).decode()
 
 
 def saved(mode, kind="PNG", size=(8, 8)):
@@ -70,7 +71,7 @@ def bomb(*headers):
 
 @pytest.fixture(scope="module")
 def url():
-    with serving(app(worth, "worth", max_bytes=100_000, max_pixels=10_000)) as at:
+    with serving(make_app(make_scorer("worth", worth), max_bytes=100_000, max_pixels=10_000)) as at:
         yield at
 
 
@@ -83,10 +84,10 @@ def test_scores_by_hand(url):
     assert httpx.get(f"{url}/health").json() == {"scorer": {"name": "worth"}, "status": "ok"}
 
 
-def test_pictures_survive_the_way_but_for_rounding():
+def test_pictures_survive_the_way_except_for_rounding():
     images = torch.rand(3, 3, 5, 7, generator=torch.Generator().manual_seed(1))
-    items = [wire.item(image, "p", {"n": n}) for n, image in enumerate(images)]
-    back, prompts, metadata = wire.read_request(wire.request(items))
+    items = [protocol.item(image, "p", {"n": n}) for n, image in enumerate(images)]
+    back, prompts, metadata = protocol.read_request(protocol.request(items))
     assert torch.equal(back, (images * 255).round() / 255)
     assert prompts == ["p"] * 3 and metadata == [{"n": 0}, {"n": 1}, {"n": 2}]
 
@@ -98,24 +99,24 @@ def test_pictures_survive_the_way_but_for_rounding():
         ("{", 400, "malformed JSON"),
         (b"\xff\xfe\xfd", 400, "malformed JSON"),
         ("[" * 90_000, 400, "nested"),
-        ("[]", 400, "no object"),
-        ("{}", 400, "images is no list"),
-        (body(metadata=[{"x": float("nan")}, {}]), 400, "NaN is no JSON"),
-        (body(prompts="ab"), 400, "prompts is no list"),
-        (body(prompts=["a", 1]), 400, "prompts[1] is no string"),
-        (body(metadata=[{}, []]), 400, "metadata[1] is no object"),
-        (body(images=[1, 2]), 400, "images[0] is no string"),
+        ("[]", 400, "not an object"),
+        ("{}", 400, "images is not a list"),
+        (body(metadata=[{"x": float("nan")}, {}]), 400, "NaN is not allowed"),
+        (body(prompts="ab"), 400, "prompts is not a list"),
+        (body(prompts=["a", 1]), 400, "prompts[1]"),
+        (body(metadata=[{}, []]), 400, "metadata[1]"),
+        (body(images=[1, 2]), 400, "images[0]"),
         (body(images=[], prompts=[], metadata=[]), 400, "images is empty"),
         (body(prompts=["a"]), 422, "2 images, 1 prompts and 2 metadata"),
         (body(metadata=[{}] * 3), 422, "3 metadata"),
-        (body(images=["!", "!"]), 400, "images[0] is no base64"),
-        (body(images=["é", "!"]), 400, "images[0] is no base64"),
-        (body(images=["", ""]), 400, "images[0] is no PNG"),
-        (body(images=["/etc/passwd+", "abcd"]), 400, "images[0] is no PNG"),
-        (body(images=[encoded(pictures(1)[0]), saved("RGB", "JPEG")]), 400, "images[1] is no PNG"),
-        (body(images=[saved("RGBA")] * 2), 400, "images[0] is no 8-bit RGB"),
-        (body(images=[saved("L")] * 2), 400, "images[0] is no 8-bit RGB"),
-        (body(images=[saved("I;16")] * 2), 400, "images[0] is no 8-bit RGB"),
+        (body(images=["!", "!"]), 400, "images[0] is not base64"),
+        (body(images=["é", "!"]), 400, "images[0] is not base64"),
+        (body(images=["", ""]), 400, "images[0] is not a PNG"),
+        (body(images=["/etc/passwd+", "abcd"]), 400, "images[0] is not a PNG"),
+        (body(images=[encoded(pictures(1)[0]), saved("RGB", "JPEG")]), 400, "images[1] is not a PNG"),
+        (body(images=[saved("RGBA")] * 2), 400, "images[0] is not an 8-bit RGB"),
+        (body(images=[saved("L")] * 2), 400, "images[0] is not an 8-bit RGB"),
+        (body(images=[saved("I;16")] * 2), 400, "images[0] is not an 8-bit RGB"),
         (body(images=[encoded(pictures(1)[0]), encoded(pictures(1, 9)[0])]), 400, "images[1] is 9 x 9 and images[0] 8 x 8"),
         (body(images=[encoded(pictures(1)[0])[:200]] * 2), 400, "images[0] is a damaged PNG"),
         (body(images=[saved("RGB", size=(100, 51))] * 2), 400, "10200 pixels"),
@@ -128,7 +129,7 @@ def test_requests_that_break_the_format(url, sent, status, reason):
     answer = httpx.post(f"{url}/score", content=sent)
     assert answer.status_code == status
     assert reason in answer.json()["error"]
-    assert "NaN" not in answer.text.replace("NaN is no JSON", "")
+    assert "NaN" not in answer.text.replace("NaN is not allowed", "")
 
 
 @pytest.mark.parametrize(
@@ -166,8 +167,8 @@ def test_a_reward_that_fails_is_null_with_a_reason_and_no_folders():
         return [float("nan") if prompt == "nan" else 1.0 for prompt in prompts]
 
     prompts = ["good", "bad", "nan", "good", "good"]
-    with serving(app(picky, "rewards/mine.py:picky")) as url:
-        sent = wire.request([wire.item(image, prompt, {}) for image, prompt in zip(pictures(5), prompts, strict=True)])
+    with serving(make_app(make_scorer("rewards/mine.py:picky", picky))) as url:
+        sent = protocol.request([protocol.item(image, prompt, {}) for image, prompt in zip(pictures(5), prompts, strict=True)])
         answer = httpx.post(f"{url}/score", content=sent)
     assert answer.status_code == 200 and answer.json()["scores"] == [1.0, None, None, 1.0, 1.0]
     assert set(answer.json()["reasons"]) == {"1", "2"}
@@ -177,14 +178,19 @@ def test_a_reward_that_fails_is_null_with_a_reason_and_no_folders():
 
 def test_settings_are_told_without_folders(tmp_path):
     @dataclass
-    class Scorer:
+    class Settings:
         weights: str = str(tmp_path / "w.safetensors")
         hub: str = "laion/clip"
         sizes: tuple = (1, 2.5, float("inf"))
 
         def __call__(self, images, prompts, metadata): ...
 
-    assert describe(Scorer(), "s") == {"weights": "w.safetensors", "hub": "laion/clip", "sizes": [1, 2.5, "inf"], "name": "s"}
+    assert describe(make_scorer("s", Settings())) == {
+        "weights": "w.safetensors",
+        "hub": "laion/clip",
+        "sizes": [1, 2.5, "inf"],
+        "name": "s",
+    }
 
 
 def test_two_hundred_requests_at_once_are_all_answered_by_one_thread():
@@ -199,7 +205,7 @@ def test_two_hundred_requests_at_once_are_all_answered_by_one_thread():
         inside.pop()
         return worth(images, prompts, metadata)
 
-    scorer, waiting = app(slow_worth, "slow"), []
+    scorer, waiting = make_app(make_scorer("slow", slow_worth)), []
 
     async def counted(scope, receive, send):
         if scope["type"] == "http":
@@ -221,14 +227,14 @@ def test_two_hundred_requests_at_once_are_all_answered_by_one_thread():
 def test_a_request_whose_client_has_gone_is_not_scored():
     began, go, seen = threading.Event(), threading.Event(), []
 
-    def held(images, prompts, metadata):
+    def waiting(images, prompts, metadata):
         began.set()
         seen.extend(prompts)
         assert go.wait(10)
         return [0.0] * len(prompts)
 
     def sent(prompt):
-        return wire.request([wire.item(pictures(1)[0], prompt, {})])
+        return protocol.request([protocol.item(pictures(1)[0], prompt, {})])
 
     async def scene(url):
         async with httpx.AsyncClient() as client:
@@ -241,17 +247,17 @@ def test_a_request_whose_client_has_gone_is_not_scored():
             await first
             await client.post(f"{url}/score", content=sent("last"), timeout=10)
 
-    with serving(app(held, "held")) as url:
+    with serving(make_app(make_scorer("waiting", waiting))) as url:
         asyncio.run(scene(url))
     assert seen == ["first", "last"]
 
 
 def test_serves_until_interrupted_and_warns_of_hosts_that_are_not_loopback(tmp_path):
     code = """if True:
-        from neighbor_grpo.rewards import jpeg
         from neighbor_grpo.rewards.http import server
+        from neighbor_grpo.rewards.registry import load_reward
         for host in "127.0.0.1", "localhost", "0.0.0.0":
-            server.serve(jpeg.jpeg_compressibility, "jpeg", host, 0)
+            server.serve(load_reward("jpeg_compressibility"), host, 0)
     """
     errors = tmp_path / "errors"
     with errors.open("w") as file:
@@ -259,11 +265,11 @@ def test_serves_until_interrupted_and_warns_of_hosts_that_are_not_loopback(tmp_p
     try:
         for host in ("127.0.0.1", "localhost", "0.0.0.0"):
             line = process.stdout.readline()
-            assert line.startswith(f"scoring jpeg on http://{host}:"), line
+            assert line.startswith(f"scoring jpeg_compressibility on http://{host}:"), line
             remote = Remote(f"http://127.0.0.1:{line.split(':')[-1].strip()}")
             remote.load()
-            assert remote.id["scorer"] == {"name": "jpeg"}
-            assert ("warning: other machines can reach" in errors.read_text()) == (host == "0.0.0.0")
+            assert remote.id["scorer"] == {"name": "jpeg_compressibility"}
+            assert ("without authentication" in errors.read_text()) == (host == "0.0.0.0")
             process.send_signal(signal.SIGINT)
         assert process.wait(10) == 0
     finally:
@@ -273,16 +279,18 @@ def test_serves_until_interrupted_and_warns_of_hosts_that_are_not_loopback(tmp_p
 
 def test_what_cannot_be_served(url):
     with pytest.raises(UserError, match="cannot listen on"):
-        serve(worth, "worth", port=int(url.split(":")[-1]))
+        serve(make_scorer("worth", worth), port=int(url.split(":")[-1]))
 
-    def groupwise(images, prompts, metadata): ...
+    for attribute, reason in {"groupwise": "groups", "of_videos": "videos"}.items():
 
-    groupwise.groupwise = True
-    with pytest.raises(UserError, match="groups"):
-        app(groupwise, "groupwise")
+        def reward(images, prompts, metadata): ...
+
+        setattr(reward, attribute, True)
+        with pytest.raises(UserError, match=reason):
+            make_app(make_scorer("mine", reward))
 
 
 def test_a_remote_reward_scores_as_the_local_one(url):
     images, prompts, metadata = pictures(5), list("abcde"), [{}] * 5
-    there, here = (score(reward, images, prompts, metadata) for reward in (Remote(url, batch=2), worth))
+    there, here = (score(make_scorer("worth", reward), images, prompts, metadata) for reward in (Remote(url, batch=2), worth))
     assert torch.equal(there.values, here.values) and not there.failures

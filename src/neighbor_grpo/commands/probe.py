@@ -26,7 +26,7 @@ def run(arguments: argparse.Namespace) -> None:
     from neighbor_grpo.models.text_cache import TextCache
     from neighbor_grpo.prompts.reading import read_prompts
     from neighbor_grpo.rewards.registry import check_scorers
-    from neighbor_grpo.rewards.set import load_panel
+    from neighbor_grpo.rewards.set import load_rewards
     from neighbor_grpo.run.weights import load_base
     from neighbor_grpo.training.probe import SIGMAS, choose, probe, table
 
@@ -40,9 +40,9 @@ def run(arguments: argparse.Namespace) -> None:
         raise UserError(f"{config.method.name} has no sigma: the probe is for method.name=neighbor")
     prompts = read_prompts(config.prompts.path)
     check_scorers(config.reward.scorers, [*config.reward.train, *config.watched])
-    panel = load_panel(list(config.reward.train), config.reward.scorers)
+    rewards = load_rewards(list(config.reward.train), config.reward.scorers)
     model = load_base(config, pick_device(config.device))
     texts = TextCache(model, Path(config.prompts.cache_dir).expanduser(), config.prompts.cache_gb)
-    rows = probe(model, texts, prompts, panel, config, sigmas)
+    rows = probe(model, texts, prompts, rewards, config, sigmas)
     print(table(rows))
     print(f"method.sigma={choose(rows, arguments.share):g}")

@@ -47,9 +47,9 @@ def run_check(arguments: argparse.Namespace) -> None:
     from neighbor_grpo.rewards.check import check
     from neighbor_grpo.rewards.registry import load_reward
 
-    lines, sensible = check(arguments.name, load_reward(arguments.name, scorers(arguments)))
-    print("\n".join(lines))
-    if not sensible:
+    report = check(load_reward(arguments.name, scorers(arguments)))
+    print("\n".join(report.lines))
+    if not report.passed:
         raise UserError(f"the numbers of {arguments.name} make no sense: see the lines above; are these its weights?")
 
 
@@ -57,4 +57,4 @@ def run_serve(arguments: argparse.Namespace) -> None:
     from neighbor_grpo.rewards.http.server import serve
     from neighbor_grpo.rewards.registry import load_reward
 
-    serve(load_reward(arguments.name, scorers(arguments)), arguments.name, arguments.host, arguments.port)
+    serve(load_reward(arguments.name, scorers(arguments)), arguments.host, arguments.port)

@@ -19,7 +19,8 @@ from neighbor_grpo.evaluate.metrics import Metric, measure
 from neighbor_grpo.evaluate.pictures import Pictures
 from neighbor_grpo.evaluate.statistics import interval, paired, prompt_means
 from neighbor_grpo.prompts.reading import Prompt, for_each
-from neighbor_grpo.rewards.score import Reward, identity, score
+from neighbor_grpo.rewards.score import score
+from neighbor_grpo.rewards.scorer import Scorer
 
 Tables = dict[str, tuple[np.ndarray, list[str]]]  # of every measure: values [P, S], and why some are missing
 
@@ -44,7 +45,7 @@ def judge(
     out: Path,
     pictures: Pictures,
     prompts: Sequence[Prompt],
-    rewards: Mapping[str, Reward],
+    rewards: Mapping[str, Scorer],
     metrics: Mapping[str, Metric],
     portion: int = 16,
 ) -> None:
@@ -54,7 +55,7 @@ def judge(
     """
     state = PartialState()
     ledger = Ledger(out, state.process_index)
-    ids = {name: short(identity(reward)) for name, reward in rewards.items()}
+    ids = {name: short(scorer.identity) for name, scorer in rewards.items()}
     single = {name: metric for name, metric in metrics.items() if not getattr(metric, "whole_set", False)}
     mine = range(state.process_index, len(prompts), state.num_processes)
     for start in range(0, len(mine), portion):
@@ -96,7 +97,7 @@ def result(
     out: Path,
     tables: Tables,
     prompts: int,
-    rewards: Mapping[str, Reward],
+    rewards: Mapping[str, Scorer],
     metrics: Mapping[str, Metric],
     max_failed: float,
     against: Path | None = None,
@@ -114,7 +115,7 @@ def result(
             found["intervals"][name] = interval(prompt_means(values))
         if failed:
             found["failed"][name], found["reasons"][name] = failed, sorted(set(reasons))[:5]
-    scorers = {name: identity(reward) for name, reward in rewards.items()}
+    scorers = {name: scorer.identity for name, scorer in rewards.items()}
     found["settings"] = json.loads((out / "settings.json").read_text()) | {"scorers": scorers}
     if against:
         compared = _compared(found["settings"], tables, against, prompts, rewards, metrics)
@@ -122,10 +123,10 @@ def result(
     return found
 
 
-def read_tables(out: Path, prompts: int, rewards: Mapping[str, Reward], metrics: Mapping[str, Metric]) -> Tables:
+def read_tables(out: Path, prompts: int, rewards: Mapping[str, Scorer], metrics: Mapping[str, Metric]) -> Tables:
     """(values [P, S], reasons) of every measure; KeyError where one is missing."""
     ledger = Ledger(out)
-    ids = {name: short(identity(reward)) for name, reward in rewards.items()} | dict.fromkeys(metrics, "")
+    ids = {name: short(scorer.identity) for name, scorer in rewards.items()} | dict.fromkeys(metrics, "")
     return {name: ledger.table(name, scorer, prompts) for name, scorer in ids.items()}
 
 
@@ -134,7 +135,7 @@ def _compared(
     tables: Tables,
     against: Path,
     prompts: int,
-    rewards: Mapping[str, Reward],
+    rewards: Mapping[str, Scorer],
     metrics: Mapping[str, Metric],
 ) -> dict[str, Any]:
     if not (against / "settings.json").is_file():

@@ -15,8 +15,9 @@ from neighbor_grpo.models.registry import FlowModel
 from neighbor_grpo.models.sampling import fixed_noise, sample
 from neighbor_grpo.models.text_cache import TextCache
 from neighbor_grpo.prompts.reading import Prompt
-from neighbor_grpo.rewards.score import Failure, Reward, Scores
-from neighbor_grpo.rewards.set import Panel, joined
+from neighbor_grpo.rewards.score import Failure, Scores
+from neighbor_grpo.rewards.scorer import Scorer
+from neighbor_grpo.rewards.set import RewardSet, joined
 
 
 class HeldOut:
@@ -25,13 +26,13 @@ class HeldOut:
         model: FlowModel,
         texts: TextCache,
         prompts: Sequence[Prompt],
-        rewards: Mapping[str, Reward],
+        rewards: Mapping[str, Scorer],
         metrics: Mapping[str, Metric],
         config: Config,
         accelerator: Accelerator,
     ) -> None:
         self.model, self.texts, self.prompts, self.metrics = model, texts, prompts, metrics
-        self.panel, self.config, self.accelerator = Panel(rewards), config, accelerator
+        self.rewards, self.config, self.accelerator = RewardSet(rewards), config, accelerator
 
     def __call__(self) -> tuple[dict[str, float], Tensor, dict[str, tuple[Failure, ...]]]:
         """Figures "eval/...", pictures [P, S, 3, H, W] as they are saved, and what could not be scored; the same on all ranks.
@@ -71,5 +72,5 @@ class HeldOut:
                 batch.decode,
             )
         )[: len(there)]
-        scores = self.panel(images / 255, [self.prompts[n] for n in there]) if there else {}
+        scores = self.rewards.score(images / 255, [self.prompts[n] for n in there]) if there else {}
         return scores, key_frames(images) if images.ndim == 6 else images

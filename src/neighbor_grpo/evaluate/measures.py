@@ -9,14 +9,14 @@ from torch import Tensor
 from neighbor_grpo.errors import UserError
 from neighbor_grpo.evaluate.metrics import METRICS, Metric
 from neighbor_grpo.rewards.registry import REWARDS, load_reward
-from neighbor_grpo.rewards.score import Reward
+from neighbor_grpo.rewards.scorer import Scorer
 
 
 def load_measures(
     names: Sequence[str], scorers: Mapping[str, Mapping[str, Any]]
-) -> tuple[dict[str, Reward], dict[str, Metric]]:
+) -> tuple[dict[str, Scorer], dict[str, Metric]]:
     """(rewards, metrics) by name.  Raises UserError for a name that is neither."""
-    rewards: dict[str, Reward] = {}
+    rewards: dict[str, Scorer] = {}
     for name in names:
         if name in METRICS:
             continue

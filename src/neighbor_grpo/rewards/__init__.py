@@ -1,1 +1,1 @@
-"""Rewards: what a picture is worth."""
+"""Rewards: functions that score pictures and videos."""

@@ -1,4 +1,4 @@
-"""Rewards: what a picture is worth.  A function of pictures, their prompts and the prompts' metadata (see score.Reward)."""
+"""Rewards by name, and how they are loaded."""
 
 import importlib.util
 from collections.abc import Iterable, Mapping
@@ -18,10 +18,10 @@ from neighbor_grpo.rewards.learned.clip import Aesthetic, ClipScore, HPSv21, Pic
 from neighbor_grpo.rewards.learned.imagereward import ImageReward
 from neighbor_grpo.rewards.ocr import Ocr
 from neighbor_grpo.rewards.preference import WinRate
-from neighbor_grpo.rewards.score import Reward
+from neighbor_grpo.rewards.scorer import Loadable, Reward, Scorer, make_scorer
 from neighbor_grpo.scenes.verify import scenes, scenes_sparse, scenes_strict
 
-REWARDS: dict[str, Reward] = {  # functions, and scorers with their default settings
+REWARDS: dict[str, Reward] = {  # functions, and instances with their default settings
     "scenes": scenes,
     "scenes_strict": scenes_strict,
     "scenes_sparse": scenes_sparse,
@@ -36,61 +36,79 @@ REWARDS: dict[str, Reward] = {  # functions, and scorers with their default sett
     "ocr": Ocr(),
     "geneval": Geneval(),
 }
-WIN_RATE = "win_rate:"  # before the name of a reward: the share of its group that a picture beats
+WIN_RATE = "win_rate:"  # prefix of a reward's name: compare pictures of a group by that reward
 
 
-def load_reward(name: str, scorers: Mapping[str, Mapping[str, Any]] | None = None) -> Reward:
-    """A reward by its name in REWARDS, the function `f` of a file as "path/to/file.py:f", or "win_rate:" and one of these.
+def load_reward(name: str, settings: Mapping[str, Mapping[str, Any]] | None = None) -> Scorer:
+    """Load a reward by name, with its settings out of {name: {key: value}}.
 
-    scorers holds the settings of those that have any, by name; any name with a `url` there is scored by that server.
-    Weights are read and servers asked here, so that what is missing shows before anything is computed.
+    name: a key of REWARDS, "path/to/file.py:function" (or a class of that file), or "win_rate:" and one of these.  With the
+    setting `url`, any name is scored by the server there.  Weights are read and servers asked now, before a run computes
+    anything.  Raises UserError if the name or a setting is unknown, or something is missing.
     """
     if name.startswith(WIN_RATE):
-        return WinRate(load_reward(name.removeprefix(WIN_RATE), scorers))
-    settings = (scorers or {}).get(name, {})
-    if "url" in settings and not isinstance(REWARDS.get(name), UnifiedReward):
-        reward: Reward = _with_settings(name, Remote(), settings)
-    else:
-        reward = REWARDS[name] if name in REWARDS else _from_file(name)
-        if settings:
-            reward = _with_settings(name, reward, settings)
-    if hasattr(reward, "load"):
+        return make_scorer(name, WinRate(load_reward(name.removeprefix(WIN_RATE), settings)))
+    reward = _configured(name, (settings or {}).get(name, {}))
+    if isinstance(reward, Loadable):
         reward.load()
+    return make_scorer(name, reward)
+
+
+def check_scorers(settings: Mapping[str, Mapping[str, Any]], names: Iterable[str]) -> None:
+    """Check that settings belong to one of the rewards `names`, or to a known one.  Raises UserError otherwise."""
+    used = {name.removeprefix(WIN_RATE) for name in names}
+    for name in settings:
+        if name not in used and name not in REWARDS:
+            near = get_close_matches(name, [*used, *REWARDS], n=1, cutoff=0.5)
+            remedy = f"did you mean {near[0]}?" if near else "remove it, or use that reward"
+            raise UserError(f"scorers.{name}: unknown reward: {remedy}")
+
+
+def _configured(name: str, settings: Mapping[str, Any]) -> Reward:
+    """Return the reward of this name with these settings."""
+    if "url" in settings and not isinstance(REWARDS.get(name), UnifiedReward):
+        return _from_settings(name, Remote, settings)
+    reward = REWARDS[name] if name in REWARDS else _from_file(name)
+    if isinstance(reward, type):
+        return _from_settings(name, reward, settings)
+    return _from_settings(name, type(reward), settings) if settings else reward
+
+
+def _from_settings(name: str, kind: type, settings: Mapping[str, Any]) -> Reward:
+    """Make a reward of the class `kind`, a dataclass whose fields are its settings."""
+    known = [field.name for field in fields(kind)] if is_dataclass(kind) else []
+    for key in settings:
+        if key not in known:
+            remedy = f"settings are {', '.join(known)}" if known else "this reward has no settings, remove it"
+            raise UserError(f"scorers.{name}.{key}: unknown setting: {remedy}")
+    try:
+        reward = kind(**settings)
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(map(str, ("scorers", name, *first["loc"])))
+        raise UserError(f"{place}: {first['msg']}; settings are {', '.join(known)}") from error
+    except TypeError as error:  # a class of the user's whose fields have no defaults
+        raise UserError(f"reward {name!r}: {error}: set it as scorers: {{{name}: {{key: value}}}}") from error
+    if not callable(reward):
+        raise UserError(f"reward {name!r}: {kind.__name__} needs a method __call__(self, images, prompts, metadata)")
     return reward
 
 
-def check_scorers(scorers: Mapping[str, Mapping[str, Any]], names: Iterable[str]) -> None:
-    """Raise UserError for settings of a scorer that is neither used nor known: a misspelt name would leave the defaults."""
-    used = {name.removeprefix(WIN_RATE) for name in names}
-    for name in scorers:
-        if name not in used and name not in REWARDS:
-            near = get_close_matches(name, [*used, *REWARDS], n=1, cutoff=0.5)
-            raise UserError(f"scorers.{name}: no such reward is used" + (f": did you mean {near[0]}?" if near else ""))
-
-
-def _with_settings(name: str, reward: Reward, settings: Mapping[str, Any]) -> Reward:
-    if not is_dataclass(reward):
-        raise UserError(f"reward {name!r} has no settings: remove scorers.{name}")
-    try:
-        return type(reward)(**settings)
-    except ValidationError as error:
-        first = error.errors()[0]
-        known = ", ".join(field.name for field in fields(reward))
-        raise UserError(f"scorers.{name}.{'.'.join(map(str, first['loc']))}: {first['msg']}; settings are {known}") from error
-
-
-def _from_file(name: str) -> Reward:
-    path, colon, function = name.rpartition(":")
+def _from_file(name: str) -> Reward | type:
+    """Import a function, a class or an instance from a user's file."""
+    path, colon, attribute = name.rpartition(":")
     if not colon or not path.endswith(".py"):
-        raise UserError(f"no reward {name!r}: there are {', '.join(REWARDS)}, or your own as path/to/file.py:function")
+        raise UserError(f"unknown reward {name!r}: choose {', '.join(REWARDS)}, or your own as path/to/file.py:function")
     if not Path(path).is_file():
-        raise UserError(f"reward {name!r}: there is no file {path}")
+        raise UserError(f"reward {name!r}: no such file {path}: correct the path")
     spec = importlib.util.spec_from_file_location(Path(path).stem, path)
+    assert spec and spec.loader  # a .py file always has a loader
     module = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(module)
-    except Exception as error:  # whatever a user's file does wrong while it loads
-        raise UserError(f"reward file {path} does not load: {type(error).__name__}: {error}") from error
-    if not callable(getattr(module, function, None)):
-        raise UserError(f"reward {name!r}: {path} defines no function {function}")
-    return getattr(module, function)
+    except Exception as error:  # a user's file may raise anything while it loads
+        raise UserError(f"reward file {path} does not load ({type(error).__name__}: {error}): correct the file") from error
+    reward = vars(module).get(attribute)
+    if not callable(reward):
+        raise UserError(f"reward {name!r}: {path} has no function {attribute}: correct the name")
+    return reward

@@ -1,7 +1,8 @@
-"""Several rewards on the same pictures, here and now or in a thread beside the rollout of the next ones."""
+"""Several rewards on the same pictures, at once or in a thread beside the rollout."""
 
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -9,44 +10,46 @@ from torch import Tensor
 
 from neighbor_grpo.prompts.reading import Prompt, for_each
 from neighbor_grpo.rewards.registry import load_reward
-from neighbor_grpo.rewards.score import Reward, RewardError, Scores, score
+from neighbor_grpo.rewards.score import Failure, RewardError, Scores, score
+from neighbor_grpo.rewards.scorer import Scorer
 
 
-class Panel:
-    """Rewards by name.  With `overlap` a thread of its own scores, in the order of submission: the same calls, so the same
-    scores, at another time.
+class RewardSet:
+    """Score pictures by several rewards.
 
-    Beside the rollout of the same iteration's other groups, never of the next one's: those would be drawn by weights that
-    have not learned from these scores yet, and the run would no longer be the one without overlap.
+    With `overlap`, `submit` scores in one thread, in the order of submission: the calls and the scores are the same.  They
+    run beside the rollout of other groups of the same iteration, never of the next one: its weights depend on these scores.
     """
 
-    def __init__(self, rewards: Mapping[str, Reward], overlap: bool = False) -> None:
-        self.rewards = dict(rewards)
-        self.thread = ThreadPoolExecutor(1, "scoring") if overlap else None
+    def __init__(self, scorers: Mapping[str, Scorer], overlap: bool = False) -> None:
+        self.scorers = dict(scorers)  # by name
+        self._thread = ThreadPoolExecutor(1, "scoring") if overlap else None
 
-    def __call__(self, images: Tensor, prompts: Sequence[Prompt]) -> dict[str, Scores]:
-        """Scores [P·G] by name of pictures [P, G, 3, H, W]."""
+    def score(self, images: Tensor, prompts: Sequence[Prompt]) -> dict[str, Scores]:
+        """Score pictures [P, G, 3, H, W] of P prompts.  Returns P * G scores by name of the reward."""
         texts, metadata = for_each(prompts, images.shape[1])
         with torch.no_grad():  # a thread does not inherit it
             return {
-                name: score(reward, images.flatten(0, 1), texts, metadata, images.shape[1])
-                for name, reward in self.rewards.items()
+                name: score(scorer, images.flatten(0, 1), texts, metadata, images.shape[1])
+                for name, scorer in self.scorers.items()
             }
 
     def submit(self, images: Tensor, prompts: Sequence[Prompt]) -> "Future[dict[str, Scores]]":
-        if self.thread:
-            return self.thread.submit(self, images, prompts)
+        """Start `score` in the thread, or do it now without one.  Returns its future result."""
+        if self._thread:
+            return self._thread.submit(self.score, images, prompts)
         done: Future[dict[str, Scores]] = Future()
-        done.set_result(self(images, prompts))
+        done.set_result(self.score(images, prompts))
         return done
 
 
-def load_panel(names: Sequence[str], scorers: Mapping[str, Mapping[str, Any]], overlap: bool = False) -> Panel:
-    return Panel({name: load_reward(name, scorers) for name in names}, overlap)
+def load_rewards(names: Sequence[str], settings: Mapping[str, Mapping[str, Any]], overlap: bool = False) -> RewardSet:
+    """Load rewards by name, with the settings of each (see `registry.load_reward`)."""
+    return RewardSet({name: load_reward(name, settings) for name in names}, overlap)
 
 
 def joined(parts: Sequence[dict[str, Scores]]) -> dict[str, Scores]:
-    """Scores of pictures one part after another, as if scored at once."""
+    """Concatenate the scores of several calls."""
     return {
         name: Scores(
             torch.cat([part[name].values for part in parts]),
@@ -56,11 +59,20 @@ def joined(parts: Sequence[dict[str, Scores]]) -> dict[str, Scores]:
     }
 
 
-def check_failed(scores: Mapping[str, tuple[int, int, str]], most: float) -> None:
-    """Raise RewardError if more than a share `most` of pictures has no score.  {name: (failed, pictures, a reason)}"""
-    for name, (failed, pictures, reason) in scores.items():
-        if failed > most * pictures:
+@dataclass(frozen=True)
+class FailureCount:
+    """Count the pictures that a reward could not score."""
+
+    failed: int
+    pictures: int  # scored and failed together
+    first: Failure
+
+
+def check_failed(counts: Mapping[str, FailureCount], most: float) -> None:
+    """Check the counts by name of the reward.  Raises RewardError if more than the share `most` of pictures failed."""
+    for name, count in counts.items():
+        if count.failed > most * count.pictures:
             raise RewardError(
-                f"reward {name} could not score {failed} of {pictures} pictures, more than reward.max_failed = {most:g} "
-                f"allows; the first: {reason}"
+                f"reward {name} could not score {count.failed} of {count.pictures} pictures, more than "
+                f"reward.max_failed = {most:g} allows; the first: {count.first.reason} (prompt {count.first.prompt!r})"
             )

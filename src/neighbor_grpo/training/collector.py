@@ -23,7 +23,7 @@ from neighbor_grpo.models.text_cache import TextCache
 from neighbor_grpo.prompts.reading import Prompt
 from neighbor_grpo.prompts.schedule import scheduled
 from neighbor_grpo.rewards.score import Failure, Scores
-from neighbor_grpo.rewards.set import Panel, check_failed, joined
+from neighbor_grpo.rewards.set import FailureCount, RewardSet, check_failed, joined
 from neighbor_grpo.run import files
 from neighbor_grpo.training.experience import Experience
 from neighbor_grpo.training.figures import reward_figures
@@ -51,14 +51,14 @@ class Collector:
         model: Family,
         texts: TextCache,
         prompts: Sequence[Prompt],
-        panel: Panel,
+        rewards: RewardSet,
         slots: range,
         config: Config,
         accelerator: Accelerator,
         phases: Phases,
         drawing: Callable[[], AbstractContextManager] = nullcontext,
     ) -> None:
-        self.model, self.texts, self.prompts, self.panel, self.slots = model, texts, prompts, panel, slots
+        self.model, self.texts, self.prompts, self.rewards, self.slots = model, texts, prompts, rewards, slots
         self.config, self.accelerator, self.phases, self.drawing = config, accelerator, phases, drawing
         self.times = model.times(config.method.num_steps)
         self.keep_on = torch.device("cpu") if config.batch.keep_on == "cpu" else accelerator.device
@@ -87,7 +87,7 @@ class Collector:
             tree, images = self._roll_out(n, rows, take(cond, rows))
             trees.append(tree)
             with self.phases.time("reward"):
-                pending.append(self.panel.submit(images, [prompts[p] for p in rows]))
+                pending.append(self.rewards.submit(images, [prompts[p] for p in rows]))
         with self.phases.time("reward"):
             pool, rewards = self._scored(n, joined([part.result() for part in pending]))
         return Collected(cond, side_by_side(trees), rewards, pool)
@@ -98,10 +98,10 @@ class Collector:
         costs = {"nfe_old": got.tree.evaluations / group, "nfe_nominal": got.tree.nominal_evaluations / group}
         asked = {  # since the run began or was resumed: requests, retries, and faults by kind
             f"scorer/{name}/{kind}": count
-            for name, reward in self.panel.rewards.items()
-            for kind, count in getattr(reward, "counts", {}).items()
+            for name, scorer in self.rewards.scorers.items()
+            for kind, count in scorer.counts.items()
         }
-        return reward_figures(self.panel.rewards, got.pool) | costs | asked
+        return reward_figures(self.rewards.scorers, got.pool) | costs | asked
 
     def _prompts_of(self, n: int) -> list[Prompt]:
         """Return this rank's prompts in iteration n."""
@@ -133,7 +133,7 @@ class Collector:
         if pool.isnan().any():
             failures = self._failures(n, {name: one.failures for name, one in scores.items()})
             counts = {
-                name: (int(values.isnan().sum()), values.numel(), "{0.reason} (prompt {0.prompt!r})".format(failures[name][0]))
+                name: FailureCount(int(values.isnan().sum()), values.numel(), failures[name][0])
                 for name, values in zip(scores, pool, strict=True)
                 if values.isnan().any()
             }

@@ -21,7 +21,7 @@ from neighbor_grpo.planning.machine import matrix_rate, memory_of
 from neighbor_grpo.planning.plan import Plan, plan
 from neighbor_grpo.prompts.reading import Prompt, read_prompts
 from neighbor_grpo.rewards.registry import check_scorers
-from neighbor_grpo.rewards.set import Panel, load_panel
+from neighbor_grpo.rewards.set import RewardSet, load_rewards
 from neighbor_grpo.run import files
 from neighbor_grpo.run.weights import load_base
 from neighbor_grpo.training.collector import Collector
@@ -41,7 +41,7 @@ class Parts:
     slots: range  # this rank's groups in an iteration's batch
     prompts: list[Prompt]
     evaluation_prompts: list[Prompt]
-    panel: Panel
+    rewards: RewardSet
     best: str | None  # the measure whose best weights are kept
     plan: Plan
     estimate: Estimate
@@ -66,7 +66,7 @@ class Parts:
         evaluation_prompts = read_prompts(config.prompts.eval_path or config.prompts.path, held_out=True)
         evaluation_prompts = evaluation_prompts[: config.evaluate.prompts]
         check_scorers(config.reward.scorers, [*config.reward.train, *config.watched])
-        panel = load_panel(list(config.reward.train), config.reward.scorers, config.reward.overlap)
+        rewards = load_rewards(list(config.reward.train), config.reward.scorers, config.reward.overlap)
         watched, metrics = load_measures(config.watched, config.reward.scorers)
         best = _best(config, next(iter(watched), None))
         counted, estimated = plan(config), estimate(config, device.type, ranks, accelerator.is_fsdp2)
@@ -74,9 +74,9 @@ class Parts:
             refuse(config, estimated, device.type, memory_of(device), ranks)
         model = load_base(config, device)
         texts = TextCache(model, Path(config.prompts.cache_dir).expanduser(), config.prompts.cache_gb)
-        evaluator = HeldOut(model, texts, evaluation_prompts, panel.rewards | watched, metrics, config, accelerator)
+        evaluator = HeldOut(model, texts, evaluation_prompts, rewards.scorers | watched, metrics, config, accelerator)
         return cls(
-            run_dir, config, accelerator, slots, prompts, evaluation_prompts, panel, best, counted, estimated, model,
+            run_dir, config, accelerator, slots, prompts, evaluation_prompts, rewards, best, counted, estimated, model,
             matrix_rate(device, model.dtype), Learner(model, config, accelerator), Phases(device), texts, evaluator,
         )  # fmt: skip
 
@@ -85,7 +85,7 @@ class Parts:
         if self.config.method.source is not None:
             return self.config.method.source(self)
         return Collector(
-            self.model, self.texts, self.prompts, self.panel, self.slots, self.config, self.accelerator, self.phases,
+            self.model, self.texts, self.prompts, self.rewards, self.slots, self.config, self.accelerator, self.phases,
             self.learner.drawing,
         )  # fmt: skip
 

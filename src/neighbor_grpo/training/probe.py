@@ -16,7 +16,7 @@ from neighbor_grpo.errors import UserError
 from neighbor_grpo.models.family import Family
 from neighbor_grpo.models.text_cache import TextCache
 from neighbor_grpo.prompts.reading import Prompt
-from neighbor_grpo.rewards.set import Panel
+from neighbor_grpo.rewards.set import RewardSet
 from neighbor_grpo.training.collector import Collector
 from neighbor_grpo.training.figures import reward_figures
 from neighbor_grpo.training.phases import Phases
@@ -35,25 +35,25 @@ class Probed:
 
 
 def probe(
-    model: Family, texts: TextCache, prompts: Sequence[Prompt], panel: Panel, config: Config, sigmas: Sequence[float]
+    model: Family, texts: TextCache, prompts: Sequence[Prompt], rewards: RewardSet, config: Config, sigmas: Sequence[float]
 ) -> list[Probed]:
     """Return a row for each sigma, over the prompts of the run's first iteration; the method is Neighbor."""
     rows, accelerator = [], Accelerator(cpu=model.device.type == "cpu", mixed_precision="no")
     for sigma in sigmas:
         tried = config.model_copy(update={"method": replace(config.method, sigma=sigma)})
         collector = Collector(
-            model, texts, prompts, panel, range(config.prompts.per_iteration), tried, accelerator, Phases(model.device)
+            model, texts, prompts, rewards, range(config.prompts.per_iteration), tried, accelerator, Phases(model.device)
         )
         got = collector.collect(0)
         leaves = got.tree.leaves.flatten(2).float()  # [P, G, D]
         distances = torch.cdist(leaves, leaves) / leaves.shape[2] ** 0.5
-        figures = reward_figures(panel.rewards, got.rewards)
+        figures = reward_figures(rewards.scorers, got.rewards)
         rows.append(
             Probed(
                 sigma,
                 (distances.sum((1, 2)) / (distances[0].numel() - distances.shape[1])).mean().item(),
-                {name: figures[f"reward/{name}"] for name in panel.rewards},
-                {name: figures[f"spread/{name}"] for name in panel.rewards},
+                {name: figures[f"reward/{name}"] for name in rewards.scorers},
+                {name: figures[f"spread/{name}"] for name in rewards.scorers},
             )
         )
     return rows

@@ -1,7 +1,8 @@
-"""Objects in pictures and their colours: from a file, or from a detector with weights."""
+"""Detection of objects in pictures and of their colours, by a file or by models."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache, lru_cache
 from pathlib import Path
@@ -17,30 +18,37 @@ from transformers import (
     AutoModelForUniversalSegmentation,
     AutoTokenizer,
     CLIPModel,
+    CLIPVisionConfig,
 )
 
 from neighbor_grpo.errors import UserError
 from neighbor_grpo.files.images import to_bytes
 from neighbor_grpo.rewards.learned.images import crop, normalise
 
-COLORS = ("red", "orange", "yellow", "green", "blue", "purple", "pink", "brown", "black", "white")  # GenEval's
+COLORS = ("red", "orange", "yellow", "green", "blue", "purple", "pink", "brown", "black", "white")  # as in GenEval
 _TEMPLATES = ("a photo of a {} {}", "a photo of a {}-colored {}", "a photo of a {} object")
-_GREY = 0.6  # what GenEval shows in the place of everything outside an object's mask
+_GREY = 0.6  # GenEval's replacement of all pixels outside an object's mask
 
 
 @dataclass(frozen=True)
 class Detection:
+    """Describe an object that was found in a picture."""
+
     label: str
     score: float
     box: tuple[float, float, float, float]  # x0, y0, x1, y1 in pixels
     color: str | None = None
-    mask: Tensor | None = field(default=None, compare=False, repr=False)  # [H, W] bool, where the detector gives one
+    mask: Tensor | None = field(default=None, compare=False, repr=False)  # [H, W] bool, if the detector gives one
 
 
 def read_detections(path: str) -> list[list[Detection]]:
-    """Of a picture each line: {"detections": [{"label", "score", "box": [x0, y0, x1, y1], "color" (optional)}, ...]}."""
+    """Read a .jsonl file with a line for each picture.
+
+    A line is {"detections": [{"label", "score", "box": [x0, y0, x1, y1], "color" (optional)}, ...]}.  Raises UserError for a
+    missing file or a line of another form.
+    """
     if not Path(path).is_file():
-        raise UserError(f"no file of detections {path!r}: give a .jsonl with a line for each picture")
+        raise UserError(f"no such file of detections {path!r}: give a .jsonl with a line for each picture")
     pictures = []
     for number, line in enumerate(Path(path).read_text(encoding="utf-8").splitlines(), 1):
         try:
@@ -48,7 +56,7 @@ def read_detections(path: str) -> list[list[Detection]]:
             pictures.append([_detection(**row) for row in rows])
         except (ValueError, TypeError, KeyError) as error:
             raise UserError(
-                f'{path} line {number} is not {{"detections": [{{"label", "score", "box", "color"}}, ...]}}: {error}'
+                f'{path} line {number} ({error}): write {{"detections": [{{"label", "score", "box", "color"}}, ...]}}'
             ) from error
     return pictures
 
@@ -58,58 +66,62 @@ def _detection(label: str, score: float, box: Sequence[float], color: str | None
     return Detection(str(label), float(score), (x0, y0, x1, y1), color)
 
 
-def _load(auto: type, path: str, what: str, **options):
+@contextmanager
+def _loading(what: str, path: str) -> Iterator[None]:
+    """Turn the errors of transformers' loading into a UserError."""
     try:
-        return auto.from_pretrained(path, **options)
-    except (OSError, ValueError, ImportError) as error:  # the last for a backbone that needs another package
+        yield
+    except (OSError, ValueError, ImportError) as error:  # ImportError: a backbone that needs another package
         reason = str(error).strip().splitlines()[0]
-        raise UserError(f"no {what} at {path!r}: give a directory or a hub id ({reason})") from error
+        raise UserError(f"no {what} at {path!r} ({reason}): give a directory or a hub id") from error
 
 
 class Detector(nn.Module):
-    """A transformers model for object detection, or Mask2Former for instance segmentation, and its own preprocessing."""
+    """Find objects by a transformers model for object detection, or by Mask2Former (instance segmentation)."""
 
-    def __init__(self, path: str):
+    def __init__(self, path: str) -> None:
         super().__init__()
-        config = _load(AutoConfig, path, "detector")
-        self.masks = config.model_type == "mask2former"
-        auto = AutoModelForUniversalSegmentation if self.masks else AutoModelForObjectDetection
-        self.model = _load(auto, path, "detector")
-        self.processor = _load(AutoImageProcessor, path, "detector", backend="pil")
-        self.labels = {int(index): label for index, label in config.id2label.items()}
+        with _loading("detector", path):
+            config = AutoConfig.from_pretrained(path)
+            self.masks = config.model_type == "mask2former"
+            auto = AutoModelForUniversalSegmentation if self.masks else AutoModelForObjectDetection
+            self.model = auto.from_pretrained(path)
+            self.processor = AutoImageProcessor.from_pretrained(path, backend="pil")
+        self.labels: dict[int, str] = {int(index): label for index, label in config.id2label.items()}
 
     def find(self, images: Tensor, threshold: float) -> list[list[Detection]]:
-        """Objects of pictures [n, 3, H, W] with scores above the threshold."""
-        size = tuple(images.shape[2:])
+        """Find the objects of pictures [n, 3, H, W] with scores above the threshold."""
+        height, width = images.shape[2:]
         pixels = list(to_bytes(images).permute(0, 2, 3, 1).numpy())
         inputs = self.processor(images=pixels, return_tensors="pt", input_data_format="channels_last")
         inputs = inputs.to(self.model.device, self.model.dtype)
         out = self.model(**inputs)
         if self.masks:
             scored = zip(out.class_queries_logits.float(), out.masks_queries_logits.float(), strict=True)
-            return [self._instances(*picture, size, threshold) for picture in scored]
-        out.logits, out.pred_boxes = out.logits.float(), out.pred_boxes.float()  # half precision places boxes by whole pixels
-        found = self.processor.post_process_object_detection(out, threshold, target_sizes=[size] * len(pixels))
+            return [self._instances(*picture, (height, width), threshold) for picture in scored]
+        out.logits, out.pred_boxes = out.logits.float(), out.pred_boxes.float()  # half precision would round boxes to pixels
+        sizes = [(height, width)] * len(pixels)
+        detected = self.processor.post_process_object_detection(out, threshold, target_sizes=sizes)
         return [
             [
                 Detection(self.labels[label], score, tuple(box))
                 for label, score, box in zip(*(each[key].tolist() for key in ("labels", "scores", "boxes")), strict=True)
             ]
-            for each in found
+            for each in detected
         ]
 
     def _instances(self, logits: Tensor, masks: Tensor, size: tuple[int, int], threshold: float) -> list[Detection]:
-        """Score = class probability x mean probability inside the mask, as for COCO (arXiv 2112.01527)."""
+        """Score each mask by class probability * mean probability inside the mask, as for COCO (arXiv 2112.01527)."""
         scores = logits.softmax(-1)[:, :-1]  # the last class is "no object"
         query, label = (scores > threshold).nonzero(as_tuple=True)
         if not len(query):
             return []
-        masks = F.interpolate(masks[query, None], size, mode="bilinear")[:, 0]  # equal pictures are resized, never padded
+        masks = F.interpolate(masks[query, None], size, mode="bilinear")[:, 0]  # resized, never padded
         inside = masks > 0
         area = inside.sum((1, 2))
         scores = scores[query, label] * (masks.sigmoid() * inside).sum((1, 2)) / area.clamp_min(1)
         return [
-            Detection(self.labels[label[n].item()], scores[n].item(), _bounds(inside[n]), mask=inside[n].cpu())
+            Detection(self.labels[int(label[n])], scores[n].item(), _bounds(inside[n]), mask=inside[n].cpu())
             for n in range(len(query))
             if area[n] and scores[n] > threshold
         ]
@@ -120,18 +132,18 @@ def _bounds(mask: Tensor) -> tuple[float, float, float, float]:
     return columns[0].item(), rows[0].item(), columns[-1].item() + 1, rows[-1].item() + 1
 
 
-def cut_out(image: Tensor, found: Detection) -> tuple[Tensor, Tensor]:
-    """The part of a picture [3, H, W] within the box, and that of the mask (all True without one)."""
+def cut_out(image: Tensor, detection: Detection) -> tuple[Tensor, Tensor]:
+    """Return the part of a picture [3, H, W] inside the box, and that of the mask (all True without one)."""
     height, width = image.shape[1:]
-    x0, y0, x1, y1 = (round(value) for value in found.box)
+    x0, y0, x1, y1 = (round(value) for value in detection.box)
     x0, y0 = min(max(x0, 0), width - 1), min(max(y0, 0), height - 1)
     rows, columns = slice(y0, max(y1, y0 + 1)), slice(x0, max(x1, x0 + 1))
-    mask = torch.ones(height, width, dtype=torch.bool) if found.mask is None else found.mask
+    mask = torch.ones(height, width, dtype=torch.bool) if detection.mask is None else detection.mask
     return image[:, rows, columns], mask[rows, columns].to(image.device)
 
 
 def lab(rgb: Tensor) -> Tensor:
-    """sRGB in [0, 1] as CIELAB under D65.  [..., 3]"""
+    """Convert sRGB [..., 3] in [0, 1] to CIELAB under D65."""
     linear = torch.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
     to_xyz = rgb.new_tensor([[0.4124, 0.3576, 0.1805], [0.2126, 0.7152, 0.0722], [0.0193, 0.1192, 0.9505]])
     xyz = linear @ to_xyz.T / to_xyz.sum(1)  # white is 1, 1, 1
@@ -142,42 +154,47 @@ def lab(rgb: Tensor) -> Tensor:
 
 @cache
 def _named() -> tuple[list[str], Tensor]:
-    """Colours whose name in the xkcd survey ends in one of COLORS, such as "dark sky blue", and greys; in CIELAB."""
+    """Return names out of COLORS, and colours in CIELAB: those of the xkcd survey whose name ends in one, and greys."""
     named = [(name.removeprefix("xkcd:").split()[-1], to_rgb(value)) for name, value in XKCD_COLORS.items()]
     named = [(name, rgb) for name, rgb in named if name in COLORS]
-    named += [("black" if grey < 8 else "white", (grey / 16,) * 3) for grey in range(17)]  # not among the ten by name
+    named += [("black" if grey < 8 else "white", (grey / 16,) * 3) for grey in range(17)]  # grey is not in COLORS
     return [name for name, _ in named], lab(torch.tensor([rgb for _, rgb in named]))
 
 
-def pixel_color(image: Tensor, found: Detection) -> str:
-    """The name of the colour nearest in CIELAB to the median of the object: of its mask, or of the middle of its box."""
-    part, mask = cut_out(image, found)
-    if found.mask is None:  # half as high and wide: the corners of a box show what is behind the object
+def pixel_color(image: Tensor, detection: Detection) -> str:
+    """Name the colour nearest in CIELAB to the median of the object, over its mask or the middle of its box."""
+    part, mask = cut_out(image, detection)
+    if detection.mask is None:  # half as high and wide: the corners of a box show the background
         height, width = (side // 4 for side in part.shape[1:])
         part, mask = (x[..., height : x.shape[-2] - height, width : x.shape[-1] - width] for x in (part, mask))
     names, colors = _named()
     median = part[:, mask].float().cpu().quantile(0.5, dim=1)
-    return names[(colors - lab(median)).norm(dim=-1).argmin().item()]
+    return names[int((colors - lab(median)).norm(dim=-1).argmin())]
 
 
 class ClipColor(nn.Module):
-    """Zero-shot classification of cut-out objects by CLIP, with GenEval's prompts."""
+    """Name colours of objects by zero-shot classification with CLIP, with GenEval's prompts."""
 
-    def __init__(self, path: str):
+    def __init__(self, path: str) -> None:
         super().__init__()
-        self.model = _load(CLIPModel, path, "CLIP")
-        self.tokenizer = _load(AutoTokenizer, path, "CLIP")
+        with _loading("CLIP", path):
+            self.model = CLIPModel.from_pretrained(path)
+            self.tokenizer = AutoTokenizer.from_pretrained(path)
+        vision = self.model.config.vision_config
+        assert isinstance(vision, CLIPVisionConfig) and isinstance(vision.image_size, int)
+        self.size = vision.image_size
         self.classifier = lru_cache(maxsize=128)(self._classifier)
 
     def _classifier(self, label: str) -> Tensor:
-        """Of each colour the mean direction of its prompts.  [colours, d]"""
+        """Return the mean direction [colours, d] of each colour's prompts."""
         texts = [template.format(color, label) for color in COLORS for template in _TEMPLATES]
         tokens = self.tokenizer(texts, padding=True, return_tensors="pt").to(self.model.device)
         features = F.normalize(self.model.get_text_features(**tokens).pooler_output, dim=-1)
         return F.normalize(features.unflatten(0, (len(COLORS), -1)).mean(1), dim=-1)
 
-    def forward(self, image: Tensor, found: Detection, label: str) -> str:
-        part, mask = cut_out(image, found)
-        shown = normalise(crop(torch.where(mask, part, _GREY)[None], self.model.config.vision_config.image_size))
+    def forward(self, image: Tensor, detection: Detection, label: str) -> str:
+        """Name the colour of an object of the class `label` in a picture [3, H, W]."""
+        part, mask = cut_out(image, detection)
+        shown = normalise(crop(torch.where(mask, part, _GREY)[None], self.size))
         features = self.model.get_image_features(pixel_values=shown.to(self.model.dtype)).pooler_output
-        return COLORS[(features @ self.classifier(label).to(features.device).T).argmax().item()]
+        return COLORS[int((features @ self.classifier(label).to(features.device).T).argmax())]

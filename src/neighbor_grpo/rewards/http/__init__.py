@@ -1,1 +1,1 @@
-"""Scorers on other machines, asked over HTTP."""
+"""Scoring over HTTP: the protocol, a client, a server, and vision-language models."""

@@ -1,4 +1,4 @@
-"""How a server is asked that may be slow, wrong or gone: bounded tries, a limit on the whole request, and counts of it all."""
+"""Requests to a server that may be slow, wrong or gone: bounded retries, a time limit on the whole request, and counters."""
 
 import asyncio
 import threading
@@ -14,116 +14,120 @@ T = TypeVar("T")
 _MAX_ANSWER = 16 << 20  # bytes
 _starting = threading.Lock()
 
-Timeout = Annotated[
-    float, Field(gt=0, allow_inf_nan=False, description="seconds for a request as a whole, until its last byte is here")
-]
-Retries = Annotated[int, Field(ge=0, description="tries after the first")]
+Timeout = Annotated[float, Field(gt=0, allow_inf_nan=False, description="seconds for a whole request, to the last byte")]
+Retries = Annotated[int, Field(ge=0, description="attempts after the first")]
 Backoff = Annotated[
-    float, Field(ge=0, allow_inf_nan=False, description="seconds before the first retry, twice as many before each next")
+    float, Field(ge=0, allow_inf_nan=False, description="seconds before the first retry; doubled before each next one")
 ]
-Concurrency = Annotated[int, Field(ge=1, description="requests at once")]
+Concurrency = Annotated[int, Field(ge=1, description="requests at the same time")]
 
 
-class Fault(Exception):
-    """A try that came to nothing: of what kind, whether another may do better, and how long the server asks to be left."""
+class AttemptError(Exception):
+    """Describe a failed attempt: its kind, whether to retry, and Retry-After in seconds."""
 
-    def __init__(self, kind: str, reason: str, again: bool = True, wait: float = 0.0) -> None:
+    def __init__(self, kind: str, reason: str, retry: bool = True, wait: float = 0.0) -> None:
         super().__init__(reason)
-        self.kind, self.again, self.wait = kind, again, wait
+        self.kind, self.retry, self.wait = kind, retry, wait
 
 
-class Unanswered(Exception):
-    """A request that was given up, and why."""
+class RequestError(Exception):
+    """Report that a request was given up, and why."""
 
 
-class Link:
-    """Asks one server, for any number of threads.
+class Connection:
+    """Send requests to one server, from any number of threads.
 
-    Its state is touched on one event loop only: that keeps `counts` right without locks, and bounds a request as a whole,
-    where timeouts of single reads and writes never end one that drips.
+    All state changes on one event loop.  That keeps `counts` right without locks, and allows a time limit on a whole
+    request: limits on single reads never end a server that sends a byte now and then.
 
-    After a request that exhausted its retries, each next has one try until one succeeds: a server that is gone costs one
-    round of back-off.  counts: requests, retries, failed (requests), and the tries that failed by their kind: timeout,
+    After a request that used up its retries, each further request has one attempt until one succeeds, so a dead server costs
+    one round of back-off.  `counts` has requests, retries, failed (requests given up), and failed attempts by kind: timeout,
     connection, malformed, "http 500" and so on.
     """
 
     def __init__(
         self, timeout: float, retries: int, backoff: float, concurrency: int, key: Callable[[], str] = lambda: ""
     ) -> None:
-        """key gives the API key to send; it is not kept, and blotted out of every reason."""
+        """Take the settings; `key` returns the API key, which is never stored and is removed from every reason."""
         self.timeout, self.retries, self.backoff, self.key = timeout, retries, backoff, key
         self.counts: Counter[str] = Counter()
-        self.turn = asyncio.Semaphore(concurrency)  # to be held by whoever asks
+        self.slots = asyncio.Semaphore(concurrency)  # enter it around `request`
         self._down = False
         self._client: httpx.AsyncClient | None = None
 
     def run(self, work: Coroutine[Any, Any, T]) -> T:
-        """Does the work on the loop and waits for it; an interrupt ends the work too."""
+        """Run a coroutine on the event loop and wait for its result.  An interrupt cancels the coroutine."""
         future = asyncio.run_coroutine_threadsafe(work, _loop())
         try:
             return future.result()
         finally:
             future.cancel()
 
-    async def ask(self, url: str, body: bytes, read: Callable[[bytes], T]) -> T:
-        """What `read` makes of the answer to a POST; its ValueError stands for a malformed one.  Unanswered when given up."""
+    async def request(self, url: str, body: bytes, read: Callable[[bytes], T]) -> T:
+        """Post `body`, with retries, and return read(answer).
+
+        A ValueError of `read` means a malformed answer.  Raises RequestError when the request is given up.
+        """
         self.counts["requests"] += 1
-        tries = 1 if self._down else 1 + self.retries
-        for n in range(1, tries + 1):
+        attempts = 1 if self._down else 1 + self.retries
+        for n in range(1, attempts + 1):
             try:
-                answer = read(await self.once("POST", url, body))
+                answer = read(await self.send("POST", url, body))
                 self._down = False
                 return answer
-            except Fault as error:
-                fault = error
+            except AttemptError as error:
+                failed = error
             except ValueError as error:
-                fault = Fault("malformed", self.short(str(error)))
-            self.counts[fault.kind] += 1
-            if not fault.again or n == tries:
+                failed = AttemptError("malformed", self.shorten(str(error)))
+            self.counts[failed.kind] += 1
+            if not failed.retry or n == attempts:
                 break
-            await asyncio.sleep(min(max(self.backoff * 2 ** (n - 1), fault.wait), self.timeout))
+            await asyncio.sleep(min(max(self.backoff * 2 ** (n - 1), failed.wait), self.timeout))
             self.counts["retries"] += 1
         self.counts["failed"] += 1
-        self._down |= fault.again
-        raise Unanswered(f"{url}: {fault} (try {n} of {tries})")
+        self._down |= failed.retry
+        raise RequestError(f"{url}: {failed} (attempt {n} of {attempts})")
 
-    async def once(self, method: str, url: str, body: bytes | None = None) -> bytes:
-        """The body of an answer with status 200; Fault for anything else."""
+    async def send(self, method: str, url: str, body: bytes | None = None) -> bytes:
+        """Make one attempt and return the body of the answer.  Raises AttemptError for any status except 200."""
         if self._client is None:
-            direct = dict.fromkeys(("all://127.0.0.1", "all://localhost", "all://[::1]"))  # never by way of a proxy
+            direct = dict.fromkeys(("all://127.0.0.1", "all://localhost", "all://[::1]"))  # never through a proxy
             self._client = httpx.AsyncClient(timeout=None, limits=httpx.Limits(), mounts=direct)
-        headers = {"content-type": "application/json"}
-        if key := self.key():
-            if not (key.isascii() and key.isprintable()):
-                raise Fault("key", "the API key holds characters that no header may", again=False)
-            headers["authorization"] = f"Bearer {key}"
         answer = bytearray()
         try:
             async with (
                 asyncio.timeout(self.timeout),
-                self._client.stream(method, url, content=body, headers=headers) as response,
+                self._client.stream(method, url, content=body, headers=self._headers()) as response,
             ):
                 async for chunk in response.aiter_bytes():
                     answer += chunk
                     if len(answer) > _MAX_ANSWER:
-                        raise Fault("malformed", f"an answer of more than {_MAX_ANSWER} bytes")
+                        raise AttemptError("malformed", f"the answer has more than {_MAX_ANSWER} bytes")
         except TimeoutError as error:
-            raise Fault("timeout", f"no whole answer in {self.timeout:g} s") from error
+            raise AttemptError("timeout", f"the answer was not complete after {self.timeout:g} s") from error
         except (httpx.HTTPError, httpx.InvalidURL, OSError) as error:
-            raise Fault("connection", self.short(f"{type(error).__name__}: {error}")) from error
+            raise AttemptError("connection", self.shorten(f"{type(error).__name__}: {error}")) from error
         status = response.status_code
         if status != 200:
             after = response.headers.get("retry-after", "")
-            raise Fault(
+            raise AttemptError(
                 f"http {status}",
-                self.short(f"HTTP {status}: {answer.decode(errors='replace')}"),
-                again=status >= 500 or status == 429,
+                self.shorten(f"HTTP {status}: {answer.decode(errors='replace')}"),
+                retry=status >= 500 or status == 429,
                 wait=float(after) if after.isdecimal() else 0.0,
             )
         return bytes(answer)
 
-    def short(self, text: str) -> str:
-        """A text from outside as part of a reason: one line, not long, without the key."""
+    def _headers(self) -> dict[str, str]:
+        headers = {"content-type": "application/json"}
+        if key := self.key():
+            if not (key.isascii() and key.isprintable()):
+                raise AttemptError("key", "the API key has characters that a header cannot carry: correct it", retry=False)
+            headers["authorization"] = f"Bearer {key}"
+        return headers
+
+    def shorten(self, text: str) -> str:
+        """Make one short line of a text from outside, without the key."""
         key = self.key()
         text = " ".join((text.replace(key, "***") if key else text).split())
         return text if len(text) <= 200 else text[:199] + "…"

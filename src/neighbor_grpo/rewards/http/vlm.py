@@ -1,4 +1,4 @@
-"""A vision-language model as the judge, behind any OpenAI-compatible endpoint (arXiv 2503.05236 trains one)."""
+"""Scores by a vision-language model behind an OpenAI-compatible API, such as UnifiedReward (arXiv 2503.05236)."""
 
 import asyncio
 import base64
@@ -18,7 +18,15 @@ from pydantic.dataclasses import dataclass
 from torch import Tensor
 
 from neighbor_grpo.errors import STRICT, UserError
-from neighbor_grpo.rewards.http.connection import Backoff, Concurrency, Fault, Link, Retries, Timeout
+from neighbor_grpo.rewards.http.connection import (
+    AttemptError,
+    Backoff,
+    Concurrency,
+    Connection,
+    RequestError,
+    Retries,
+    Timeout,
+)
 from neighbor_grpo.rewards.http.protocol import png, read_object
 
 AXES = ("alignment", "coherence", "style")
@@ -37,44 +45,44 @@ Alignment Score (1-5): X
 Coherence Score (1-5): X
 Style Score (1-5): X
 """
-_PIECE = re.compile(rf"\n|(?=\b(?:{'|'.join(AXES)})\s+score\b)", re.IGNORECASE)
+_LINE = re.compile(rf"\n|(?=\b(?:{'|'.join(AXES)})\s+score\b)", re.IGNORECASE)
 _SCORE = re.compile(
     r"(?P<axis>\w+)\s+score\s*"
     r"(?:[(\[]\s*(?:1\s*(?:[-–—]|to)\s*5|out\s+of\s+5|/\s*5)\s*[)\]])?\s*[:=]\s*"
     r"(?P<number>[-+]?\d+(?:\.\d+)?)(?:\s*(?:/|out\s+of)\s*5(?:\.0+)?(?![\d.]))?"
-    r"\s*(?:[-–—(,;.!][^\d/%]*)?",  # a remark, but no digit that might be part of another scale or a range
+    r"\s*(?:[-–—(,;.!][^\d/%]*)?",  # a remark; a digit might belong to another scale or a range
     re.IGNORECASE,
 )
 
 
 def parse(reply: str, axis: str) -> float:
-    """The score of an axis, or the mean of all for "mean", in a reply with lines such as "**Style Score (1-5):** 3.5".
+    """Read the score of an axis, or the mean of all for "mean", from lines such as "**Style Score (1-5):** 3.5".
 
-    ValueError where it is missing, given twice with different values, or not within 1 to 5.
+    Raises ValueError if it is missing, if it stands there twice with different values, or if it is outside 1 to 5.
     """
     plain = re.sub(r"[*_`#~]", "", unicodedata.normalize("NFKC", reply))  # bold; full-width digits and colons
-    found: dict[str, set[float]] = {name: set() for name in AXES}
-    for piece in _PIECE.split(plain):
-        match = _SCORE.fullmatch(piece.strip())
-        if match and match["axis"].lower() in found:
-            found[match["axis"].lower()].add(float(match["number"]))
+    scores: dict[str, set[float]] = {name: set() for name in AXES}
+    for line in _LINE.split(plain):
+        match = _SCORE.fullmatch(line.strip())
+        if match and match["axis"].lower() in scores:
+            scores[match["axis"].lower()].add(float(match["number"]))
     wanted = AXES if axis == "mean" else (axis,)
     for name in wanted:
-        if len(found[name]) != 1:
-            raise ValueError(f"{'several' if found[name] else 'no'} {name} scores")
-        if not 1 <= min(found[name]) <= 5:
-            raise ValueError(f"a {name} score of {min(found[name]):g}, outside 1 to 5")
-    return sum(min(found[name]) for name in wanted) / len(wanted)
+        if len(scores[name]) != 1:
+            raise ValueError(f"{'several' if scores[name] else 'no'} {name} scores")
+        if not 1 <= min(scores[name]) <= 5:
+            raise ValueError(f"a {name} score of {min(scores[name]):g}, outside 1 to 5")
+    return sum(min(scores[name]) for name in wanted) / len(wanted)
 
 
 def read_reply(body: bytes) -> str:
-    """The text of a chat completion, without its last line where it was cut short.  ValueError for anything else."""
+    """Read the text of a chat completion, without its last line if it was cut short.  Raises ValueError for anything else."""
     try:
         choice = read_object(body)["choices"][0]
         text = choice["message"]["content"]
         cut = choice.get("finish_reason") == "length"
     except (LookupError, TypeError, AttributeError) as error:
-        raise ValueError("the answer is no chat completion") from error
+        raise ValueError("the answer is not a chat completion") from error
     if not isinstance(text, str):
         raise ValueError("the completion has no text")
     return text.rpartition("\n")[0] if cut else text
@@ -82,10 +90,10 @@ def read_reply(body: bytes) -> str:
 
 @dataclass(frozen=True, config=STRICT)
 class UnifiedReward:
-    """Scores from 1 to 5 by a judge such as UnifiedReward.
+    """Score pictures from 1 to 5 by a vision-language model such as UnifiedReward.
 
-    The default template is this project's own.  Published scores were asked for in other words: to compare with them, write
-    those into a file, {prompt} in the prompt's place, and give its path as `template`.  Its lines must be as `parse` reads.
+    The default template is this project's own.  To compare with published scores, write the text that they used into a file,
+    with {prompt} in the place of the prompt, and set `template` to its path.  Replies must have lines that `parse` reads.
     """
 
     url: Annotated[str, Field(description="of the API, such as http://127.0.0.1:8000/v1")] = ""
@@ -99,72 +107,77 @@ class UnifiedReward:
     retries: Retries = 4
     backoff: Backoff = 0.5
     concurrency: Concurrency = 8
-    api_key_env: Annotated[str, Field(description="environment variable that holds the API key, if one is needed")] = (
+    api_key_env: Annotated[str, Field(description="environment variable with the API key, if the API needs one")] = (
         "OPENAI_API_KEY"
     )
 
     def __post_init__(self) -> None:
-        _ = self.link  # made here, by one thread
+        """Make the connection now, in one thread."""
+        _ = self.connection
 
     @cached_property
-    def link(self) -> Link:
-        return Link(self.timeout, self.retries, self.backoff, self.concurrency, self._key)
+    def connection(self) -> Connection:
+        """Return the connection to the API."""
+        return Connection(self.timeout, self.retries, self.backoff, self.concurrency, self._key)
 
     @property
     def counts(self) -> Counter[str]:
-        """See Link; and "unparsable", replies that were no score."""
-        return self.link.counts
+        """Return the counters of `Connection`, and "unparsable": replies without a score."""
+        return self.connection.counts
 
     @cached_property
     def text(self) -> str:
-        """The template itself, read once."""
+        """Return the text of the template.  Raises UserError if it has no place for the prompt."""
         if "{prompt}" in self.template:
             return self.template
         try:
             text = Path(self.template).read_text(encoding="utf-8")
         except (OSError, ValueError) as error:
-            raise UserError("the judge's template is neither a text with {prompt} in it nor a readable text file") from error
+            raise UserError(
+                "unified_reward: template is neither a text with {prompt} nor a text file: set one of them"
+            ) from error
         if "{prompt}" not in text:
-            raise UserError(f"the judge's template {self.template} has no {{prompt}} in it: say where the prompt goes")
+            raise UserError(f"unified_reward: template {self.template} has no {{prompt}} in it: add it where the prompt goes")
         return text
 
     @property
     def id(self) -> dict[str, str]:
-        """What a score means: to be stored with every number."""
+        """Return what decides the scores: model, axis and template."""
         digest = hashlib.sha256(self.text.encode()).hexdigest()
         return {"model": self.model, "axis": self.axis, "template_sha256": digest, "template": self.text}
 
     def load(self) -> None:
-        """Has the model look at a grey square: that shows a wrong url, model or key before anything is computed."""
-        for name in ("url", "model"):
-            if not getattr(self, name):
-                raise UserError(f"the judge has no {name}: set the url of an OpenAI-compatible API and the id of a model there")
+        """Score a grey square, so that a wrong url, model or key shows now.  Raises UserError."""
+        if not (self.url and self.model):
+            raise UserError("unified_reward needs url and model: set the url of an OpenAI-compatible API and the id of a model")
         body = self._body(torch.full((3, 64, 64), 0.5), "a grey square")
         try:
-            read_reply(self.link.run(self.link.once("POST", self._at, body)))
-        except (Fault, ValueError) as error:
+            read_reply(self.connection.run(self.connection.send("POST", self._at, body)))
+        except (AttemptError, ValueError) as error:
             raise UserError(
-                f"no judge {self.model} at {self.url} ({error}): correct url and model, or the key in {self.api_key_env}"
+                f"unified_reward: no model {self.model} at {self.url} ({error}): "
+                f"correct url and model, or the key in {self.api_key_env}"
             ) from error
 
-    def __call__(self, images: Tensor, prompts: list[str], metadata: list[dict]) -> list[float | Exception]:
-        return self.link.run(self._all(images, prompts))
+    def __call__(self, images: Tensor, prompts: list[str], metadata: list[dict[str, Any]]) -> list[float | Exception]:
+        """Score pictures [N, 3, H, W]."""
+        return self.connection.run(self._score(images, prompts))
 
-    async def _all(self, images: Tensor, prompts: list[str]) -> list[float | Exception]:
-        return list(await asyncio.gather(*(self._one(*row) for row in zip(images, prompts, strict=True))))
+    async def _score(self, images: Tensor, prompts: list[str]) -> list[float | Exception]:
+        return list(await asyncio.gather(*(self._score_one(*row) for row in zip(images, prompts, strict=True))))
 
-    async def _one(self, image: Tensor, prompt: str) -> float | Exception:
-        async with self.link.turn:
+    async def _score_one(self, image: Tensor, prompt: str) -> float | Exception:
+        async with self.connection.slots:
             try:
                 body = await asyncio.to_thread(self._body, image, prompt)
-                reply = await self.link.ask(self._at, body, read_reply)
-            except Exception as error:  # this picture's fault, and no other's
+                reply = await self.connection.request(self._at, body, read_reply)
+            except (ValueError, RequestError) as error:  # a picture that cannot be encoded, or a request that was given up
                 return error
         try:
             return parse(reply, self.axis)
-        except ValueError as error:  # never asked again: at temperature 0 the reply would be the same
+        except ValueError as error:  # not retried: at temperature 0 the reply would be the same
             self.counts["unparsable"] += 1
-            return ValueError(f"the judge gave {error}: {self.link.short(reply)!r}")
+            return ValueError(f"the reply has {error}: {self.connection.shorten(reply)!r}")
 
     @property
     def _at(self) -> str:

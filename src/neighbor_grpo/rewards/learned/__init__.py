@@ -1,1 +1,1 @@
-"""Scorers with published weights."""
+"""Rewards with published weights, as transformers models."""

@@ -1,18 +1,28 @@
-"""Published checkpoints of scorers, which no library of ours loads, as directories that transformers reads.
+"""Conversion of published checkpoints of scorers into directories that transformers reads.
 
 Every weight of the target model is looked up under its published name, and every name of the file must be used: a file of
-another model, or of another version, is an error that names the key.  Sizes are read off the shapes; only the numbers of
-attention heads leave no trace in them.
+another model, or of another version, is an error that names the key.  Sizes are read from the shapes, except the numbers of
+attention heads, which do not show in them.
 """
 
 import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from transformers import BertTokenizer, BlipConfig, CLIPConfig, CLIPModel, CLIPTokenizer
+from transformers import (
+    BertTokenizer,
+    BlipConfig,
+    CLIPConfig,
+    CLIPModel,
+    CLIPTokenizer,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from neighbor_grpo.errors import UserError
 from neighbor_grpo.files.directories import written_whole
@@ -21,7 +31,8 @@ from neighbor_grpo.rewards.learned.files import CONVERTED, read_tokenizer
 from neighbor_grpo.rewards.learned.imagereward import MARKS, Blip
 
 State = dict[str, Tensor]
-_HEADS = {1280: 16}  # by width, of ViT-H; the other towers have heads of 64
+Published = Callable[[str], tuple[str, Callable[[Tensor], Tensor]]]  # our name -> published name, conversion of the tensor
+_HEADS = {1280: 16}  # by width: ViT-H; the other towers have heads of width 64
 _HPS = (  # transformers' name -> open_clip's
     ("text_model.embeddings.token_embedding", "token_embedding"),
     ("text_model.embeddings.position_embedding.weight", "positional_embedding"),
@@ -56,7 +67,7 @@ _BLIP = (  # transformers' name -> that of BLIP's authors
 )
 # buffers, and BLIP's projections for its contrastive loss
 _UNUSED = re.compile(r"attn_mask|.*\.position_ids|blip\.(vision|text)_proj\.(weight|bias)")
-_TOKENIZERS = {  # kind, default, tokens of the embedding that have no word
+_TOKENIZERS: dict[str, tuple[type[PreTrainedTokenizerBase], str, int]] = {  # class, default source, tokens that it lacks
     "hpsv2.1": (CLIPTokenizer, "laion/CLIP-ViT-H-14-laion2B-s32B-b79K", 0),
     "imagereward": (BertTokenizer, "google-bert/bert-base-uncased", MARKS),
 }
@@ -70,82 +81,80 @@ def convert(
     vision_heads: int | None = None,
     text_heads: int | None = None,
 ) -> Path:
-    """Write the checkpoint `source` of the scorer `name` as a directory, whole or not at all; where it is.
+    """Convert the checkpoint `source` of the scorer `name` and return the new directory, which is written atomically.
 
-    out is by default where the scorer looks.  tokenizer is a directory or a hub id.  The heads are those of the published
-    model unless given.
+    out: by default the directory where the scorer looks.  tokenizer: a directory or a hub id.  vision_heads, text_heads: by
+    default those of the published model.  Raises UserError if the checkpoint is not one of that scorer.
     """
     if name not in _MODELS:
-        raise UserError(f"there is nothing to convert for {name!r}, only for {', '.join(_MODELS)}")
+        raise UserError(f"cannot convert a checkpoint of {name!r}: choose {', '.join(_MODELS)}")
     out = Path(out or f"{CONVERTED}/{name}").expanduser()
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UserError(f"{out} is there already: move it away, or give another place with --out")
+        raise UserError(f"{out} exists: move it away, or choose another directory with --out")
     state = _read(Path(source).expanduser())
     build, published = _MODELS[name]
     try:
         with torch.device("meta"):  # names and shapes without memory
             model = build(state, vision_heads, text_heads)
     except KeyError as error:
-        raise UserError(f"{source} is no checkpoint of {name}: it lacks {error.args[0]}") from error
+        raise UserError(f"{source} is not a checkpoint of {name}: missing key {error.args[0]}") from error
     weights = _translate(name, source, state, model, published)
-    words = None
-    if name in _TOKENIZERS:
+    parts: list[PreTrainedConfig | PreTrainedTokenizerBase] = []
+    if isinstance(model, PreTrainedModel):
         kind, default, spare = _TOKENIZERS[name]
-        words = read_tokenizer(
-            kind, tokenizer or default, model.config.text_config.vocab_size, spare, "give another with --tokenizer PATH"
-        )
+        vocabulary = model.config.to_dict()["text_config"]["vocab_size"]
+        remedy = "give another with --tokenizer PATH"
+        parts = [model.config, read_tokenizer(kind, tokenizer or default, vocabulary, spare, remedy)]
     with written_whole(out) as aside:
         save_file(weights, aside / "model.safetensors", metadata={"format": "pt"})
-        for part in (getattr(model, "config", None), words):
-            if part is not None:
-                part.save_pretrained(aside)
+        for part in parts:
+            part.save_pretrained(aside)
     return out
 
 
 def _read(source: Path) -> State:
-    """The tensors of a .safetensors file, or of a pickle that holds nothing but data."""
+    """Read the tensors of a .safetensors file, or of a pickle that contains only data."""
     if not source.is_file():
-        raise UserError(f"there is no file {source}")
+        raise UserError(f"no such file {source}: correct the path")
     try:
         if source.suffix == ".safetensors":
             return load_file(source)
         state = torch.load(source, map_location="cpu", weights_only=True)
-    except Exception as error:  # whatever a file that is no checkpoint does to its reader
+    except Exception as error:  # a file of another kind may raise anything in its reader
         reason = " ".join(str(error).split())
         if code := re.search(r"GLOBAL (\S+)", reason):
             raise UserError(
-                f"{source} was refused: it is a pickle that would run code ({code[1]}); convert a file of tensors only"
+                f"{source} is a pickle that would run code ({code[1]}) and was not loaded: give a file of tensors only"
             ) from error
-        raise UserError(f"{source} is no readable checkpoint: {type(error).__name__} {reason[:200]}") from error
+        raise UserError(
+            f"{source} cannot be read ({type(error).__name__} {reason[:200]}): give a checkpoint of tensors"
+        ) from error
     state = state.get("state_dict", state) if isinstance(state, dict) else {}
-    odd = next((key for key, value in state.items() if not isinstance(value, Tensor)), None)
-    if not state or odd is not None:
-        raise UserError(f"{source} holds no tensors by name" + (f": {odd} is none" if odd is not None else ""))
+    other = next((f" ({key} is not a tensor)" for key, value in state.items() if not isinstance(value, Tensor)), "")
+    if not state or other:
+        raise UserError(f"{source} does not contain tensors by name{other}: give a checkpoint of tensors")
     if all(key.startswith("module.") for key in state):  # saved from distributed training
         state = {key.removeprefix("module."): value for key, value in state.items()}
     return state
 
 
-def _translate(name: str, source: Path, state: State, model: nn.Module, published: "Published") -> State:
-    """The model's weights by the model's names.  Each must be in the file with its shape, and nothing else."""
+def _translate(name: str, source: Path, state: State, model: nn.Module, published: Published) -> State:
+    """Return the weights by the model's names.  Raises UserError for a missing or unexpected key, or another shape."""
     names = {key: published(key) for key in model.state_dict()}
     used = {theirs for theirs, _ in names.values()}
     for key in state:
         if key not in used and not _UNUSED.fullmatch(key):
-            raise UserError(f"{source} is no checkpoint of {name}: it has {key}, which that has not")
+            raise UserError(f"{source} is not a checkpoint of {name}: unexpected key {key}")
     weights = {}
     for key, ours in model.state_dict().items():
         theirs, form = names[key]
         if theirs not in state:
-            raise UserError(f"{source} is no checkpoint of {name}: it lacks {theirs}")
+            raise UserError(f"{source} is not a checkpoint of {name}: missing key {theirs}")
         weights[key] = form(state[theirs]).contiguous()
         if weights[key].shape != ours.shape:
-            found, wanted = (list(tensor.shape) for tensor in (weights[key], ours))
-            raise UserError(f"{source} is no checkpoint of {name}: {theirs} gives {found}, not {wanted}")
+            shape, expected = (list(tensor.shape) for tensor in (weights[key], ours))
+            raise UserError(f"{source} is not a checkpoint of {name}: {theirs} gives the shape {shape}, expected {expected}")
     return weights
-
-
-Published = Callable[[str], tuple[str, Callable[[Tensor], Tensor]]]  # our name -> theirs, and how to make ours of it
 
 
 def _renamed(table: tuple[tuple[str, str], ...]) -> Published:
@@ -173,8 +182,8 @@ def _depth(state: State, layer: str) -> int:
     return 1 + max((int(match[1]) for key in state if (match := re.match(rf"{re.escape(layer)}\.(\d+)\.", key))), default=-1)
 
 
-def _vision(state: State, patches: str, positions: str, layers: str, inner: str, heads: int | None) -> dict:
-    """Sizes of a vision transformer, by the names of its patch and position embeddings, layers and inner matrix."""
+def _vision(state: State, patches: str, positions: str, layers: str, inner: str, heads: int | None) -> dict[str, Any]:
+    """Read the sizes of a vision transformer, by the names of its patch and position embeddings, layers and inner matrix."""
     width, patch = state[patches].shape[0], state[patches].shape[-1]
     return {
         "hidden_size": width,
@@ -200,7 +209,7 @@ def _clip(state: State, vision_heads: int | None, text_heads: int | None) -> CLI
         "intermediate_size": state[f"{layers}.0.{inner}"].shape[0],
         "num_attention_heads": _heads(width, text_heads, "--text-heads"),
         "hidden_act": "gelu",
-        # the feature is read at the highest token, the end of the text
+        # the feature is read at the highest token, which ends the text
         "eos_token_id": vocabulary - 1,
         "bos_token_id": vocabulary - 2,
         "projection_dim": embedding,
@@ -210,19 +219,24 @@ def _clip(state: State, vision_heads: int | None, text_heads: int | None) -> CLI
 
 
 def _blip(state: State, vision_heads: int | None, text_heads: int | None) -> Blip:
-    eye, reader = "blip.visual_encoder", "blip.text_encoder"
+    visual, textual = "blip.visual_encoder", "blip.text_encoder"
     vision = _vision(
-        state, f"{eye}.patch_embed.proj.weight", f"{eye}.pos_embed", f"{eye}.blocks", "mlp.fc1.weight", vision_heads
+        state,
+        f"{visual}.patch_embed.proj.weight",
+        f"{visual}.pos_embed",
+        f"{visual}.blocks",
+        "mlp.fc1.weight",
+        vision_heads,
     )
-    vocabulary, width = state[f"{reader}.embeddings.word_embeddings.weight"].shape
+    vocabulary, width = state[f"{textual}.embeddings.word_embeddings.weight"].shape
     text = {
         "vocab_size": vocabulary,
         "hidden_size": width,
-        "num_hidden_layers": _depth(state, f"{reader}.encoder.layer"),
-        "max_position_embeddings": state[f"{reader}.embeddings.position_embeddings.weight"].shape[0],
-        "intermediate_size": state[f"{reader}.encoder.layer.0.intermediate.dense.weight"].shape[0],
+        "num_hidden_layers": _depth(state, f"{textual}.encoder.layer"),
+        "max_position_embeddings": state[f"{textual}.embeddings.position_embeddings.weight"].shape[0],
+        "intermediate_size": state[f"{textual}.encoder.layer.0.intermediate.dense.weight"].shape[0],
         "num_attention_heads": _heads(width, text_heads, "--text-heads"),
-        "is_decoder": True,  # which gives the layers their cross-attention
+        "is_decoder": True,  # gives the layers their cross-attention
     }
     return Blip(BlipConfig(text_config=text, vision_config={**vision, "layer_norm_eps": 1e-6}))
 

@@ -1,4 +1,4 @@
-"""The judge: which replies are scores, what is asked, and what becomes of replies and servers that are none."""
+"""Scores by a vision-language model: which replies are scores, what is sent, and what wrong replies and servers cause."""
 
 import base64
 import hashlib
@@ -11,9 +11,11 @@ from test_remote import fixed, free_port  # noqa: F401, the fixture
 from test_server import pictures
 
 from neighbor_grpo.errors import UserError
+from neighbor_grpo.rewards.http import vlm
 from neighbor_grpo.rewards.http.protocol import png
 from neighbor_grpo.rewards.http.server import describe
 from neighbor_grpo.rewards.http.vlm import TEMPLATE, UnifiedReward, parse, read_reply
+from neighbor_grpo.rewards.scorer import make_scorer
 
 THREE = "Alignment Score (1-5): 4\nCoherence Score (1-5): 3.5\nStyle Score (1-5): 5"
 
@@ -102,8 +104,8 @@ def test_a_reply_cut_short_loses_its_last_line():
         parse(read_reply(completion("Alignment Score (1-5): 4", finish_reason="length")), "alignment")
 
 
-def judged(path, body):
-    """Scores by the prompt's last character, as a judge of the default template would write it."""
+def graded(path, body):
+    """Scores by the prompt's last character, as a model would answer the default template."""
     assert path == "/v1/chat/completions"
     text = json.loads(body)["messages"][0]["content"][1]["text"]
     mark = text.partition("was:\n\n")[2].partition("\n")[0][-1]
@@ -120,10 +122,10 @@ def spoil(kind, right):
 
 
 def test_what_is_asked():
-    server = Faulty(judged, repeat("ok"), spoil)
+    server = Faulty(graded, repeat("ok"), spoil)
     with server.serving() as url:
-        judge = UnifiedReward(f"{url}/v1/", "grader", max_tokens=77, axis="mean")
-        assert judge(pictures(2), ["a {dog} 4", "b 5"], [{}, {}]) == [10.5 / 3, 11.5 / 3]
+        reward = UnifiedReward(f"{url}/v1/", "grader", max_tokens=77, axis="mean")
+        assert reward(pictures(2), ["a {dog} 4", "b 5"], [{}, {}]) == [10.5 / 3, 11.5 / 3]
     asked = {json.loads(body)["messages"][0]["content"][1]["text"]: json.loads(body) for _, body, _ in server.served}
     first = asked[TEMPLATE.replace("{prompt}", "a {dog} 4")]
     picture = first["messages"][0]["content"][0]
@@ -135,13 +137,13 @@ def test_what_is_asked():
 
 def test_each_picture_is_right_or_has_a_reason_whatever_the_server_does():
     kinds = ["500", "429", "nan", "garbage", "wrong", "dropped", "truncated", "none"]
-    server = Faulty(judged, cycle(chain(*((kind, "ok", "ok") for kind in kinds))), spoil)
+    server = Faulty(graded, cycle(chain(*((kind, "ok", "ok") for kind in kinds))), spoil)
     images = pictures(120)
     images[7] += 1
     prompts = [f"{n} 4x"[: -1 if n % 10 else None] for n in range(120)]  # every tenth reply is no score
     with server.serving() as url:
-        judge = UnifiedReward(f"{url}/v1", "grader", timeout=5, retries=20, backoff=0.001)
-        values = judge(images, prompts, [{}] * 120)
+        reward = UnifiedReward(f"{url}/v1", "grader", timeout=5, retries=20, backoff=0.001)
+        values = reward(images, prompts, [{}] * 120)
     for n, value in enumerate(values):
         if n == 7:
             assert "[0, 1]" in str(value)
@@ -149,31 +151,40 @@ def test_each_picture_is_right_or_has_a_reason_whatever_the_server_does():
             assert "no alignment scores: '**Alignment Score (1-5):** x" in str(value) and len(str(value)) < 300
         else:
             assert value == 4.0
-    assert judge.counts["unparsable"] == 12
+    assert reward.counts["unparsable"] == 12
     faults = sum(server.injected.values()) - server.injected["ok"]
-    assert sum(judge.counts[kind] for kind in {"malformed", *KINDS.values()}) == faults
+    assert sum(reward.counts[kind] for kind in {"malformed", *KINDS.values()}) == faults
+
+
+def test_a_mistake_in_the_code_is_not_a_picture_without_a_score(monkeypatch):
+    server = Faulty(graded, repeat("ok"), spoil)
+    with server.serving() as url:
+        reward = UnifiedReward(f"{url}/v1", "grader")
+        monkeypatch.setattr(vlm, "png", lambda image: None.mistake)
+        with pytest.raises(AttributeError):
+            reward(pictures(1), ["4"], [{}])
 
 
 def test_the_key_is_sent_and_never_told(monkeypatch, fixed):  # noqa: F811
     key = "sk-secret-123"
     monkeypatch.setenv("JUDGE_KEY", key + "\n")
-    server = Faulty(judged, repeat("ok"), spoil)
+    server = Faulty(graded, repeat("ok"), spoil)
     with server.serving() as url:
-        judge = UnifiedReward(f"{url}/v1", "grader", api_key_env="JUDGE_KEY")
-        judge.load()
-        assert judge(pictures(1), ["4"], [{}]) == [4.0]
+        reward = UnifiedReward(f"{url}/v1", "grader", api_key_env="JUDGE_KEY")
+        reward.load()
+        assert reward(pictures(1), ["4"], [{}]) == [4.0]
         UnifiedReward(f"{url}/v1", "grader", api_key_env="NO_SUCH_KEY").load()
     assert [headers.get("authorization") for _, _, headers in server.served] == [f"Bearer {key}"] * 2 + [None]
     refusals = [fixed((401, {}, f"wrong key {key}, {'x' * 170}{key}".encode())), fixed((200, {}, completion(f"no, {key}")))]
-    told = [repr(judge), str(judge.id), str(describe(judge, "judge"))]
+    told = [repr(reward), str(reward.id), str(describe(make_scorer("reward", reward)))]
     for url in refusals:
-        judge = UnifiedReward(url, "grader", api_key_env="JUDGE_KEY")
-        told += [str(value) for value in judge(pictures(1), ["4"], [{}])]
+        reward = UnifiedReward(url, "grader", api_key_env="JUDGE_KEY")
+        told += [str(value) for value in reward(pictures(1), ["4"], [{}])]
     assert "wrong key ***" in told[-2] and "no, ***" in told[-1]
     with pytest.raises(UserError, match=r"wrong key \*\*\*.*JUDGE_KEY") as error:
         UnifiedReward(refusals[0], "grader", api_key_env="JUDGE_KEY").load()
     monkeypatch.setenv("JUDGE_KEY", "sk-secret\x07-123")
-    told += [str(error.value), *map(str, judge(pictures(1), ["4"], [{}]))]
+    told += [str(error.value), *map(str, reward(pictures(1), ["4"], [{}]))]
     assert "characters" in told[-1]
     assert "secret" not in " ".join(told)
 
@@ -183,14 +194,14 @@ def test_load_says_what_is_wrong_in_one_line(fixed, tmp_path):  # noqa: F811
     (tmp_path / "binary").write_bytes(b"\xff\xfe\x00")
     good = fixed((200, {}, completion("")))
     for reason, settings in {
-        "no url": {"model": "m"},
-        "no model": {"url": good},
+        "needs url": {"model": "m"},
+        "id of a model": {"url": good},
         "Connect": {"url": f"http://127.0.0.1:{free_port()}", "model": "m"},
         "HTTP 404": {"url": fixed((404, {}, b"no such\nmodel")), "model": "m"},
-        "no chat completion": {"url": fixed((200, {}, b'{"scores": []}')), "model": "m"},
-        "none.txt has no {prompt}": {"url": good, "model": "m", "template": str(tmp_path / "none.txt")},
+        "not a chat completion": {"url": fixed((200, {}, b'{"scores": []}')), "model": "m"},
+        "none.txt has no": {"url": good, "model": "m", "template": str(tmp_path / "none.txt")},
         "neither": {"url": good, "model": "m", "template": "x" * 5000},
-        "readable": {"url": good, "model": "m", "template": str(tmp_path / "binary")},
+        "text file": {"url": good, "model": "m", "template": str(tmp_path / "binary")},
     }.items():
         with pytest.raises(UserError, match=reason) as error:
             UnifiedReward(**settings).load()
@@ -200,7 +211,7 @@ def test_load_says_what_is_wrong_in_one_line(fixed, tmp_path):  # noqa: F811
 
 def test_the_id_tells_the_template_and_no_path(tmp_path):
     (tmp_path / "mine.txt").write_text("Rate: {prompt} / 5\n")
-    judge = UnifiedReward("http://x", "grader", template=str(tmp_path / "mine.txt"), axis="style")
+    reward = UnifiedReward("http://x", "grader", template=str(tmp_path / "mine.txt"), axis="style")
     text = "Rate: {prompt} / 5\n"
     expected = {
         "model": "grader",
@@ -208,5 +219,5 @@ def test_the_id_tells_the_template_and_no_path(tmp_path):
         "template": text,
         "template_sha256": hashlib.sha256(text.encode()).hexdigest(),
     }
-    assert judge.id == expected
-    assert describe(judge, "judge") == {**expected, "name": "judge"}
+    assert reward.id == expected
+    assert describe(make_scorer("reward", reward)) == {**expected, "name": "reward"}
