@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 
 from neighbor_grpo.compare.rows import COSTS, Row, read_row
 from neighbor_grpo.compare.settings import Comparison, Entry
-from neighbor_grpo.compare.tables import as_csv, final_table, reach_table, records, other_measures, target
+from neighbor_grpo.compare.tables import as_csv, final_table, other_measures, reach_table, records, target
 from neighbor_grpo.errors import UserError
 from neighbor_grpo.files.images import gallery
 from neighbor_grpo.run.pages import data_url, markdown_table, render
@@ -25,12 +25,12 @@ def write(comparison: Comparison, entries: Sequence[Entry]) -> Path:
     if not rows:
         raise UserError(f"no run in {directory} is finished: run the other parts first")
     goal = target(rows, comparison)
-    final, reach = final_table(rows), reach_table(rows, goal.reward)
-    text = (
-        f"{markdown_table(final)}\nCost to reach a reward of {goal.text}, by the mean over seeds (by the first seed – by the last "
-        f"seed), and the measures at that point:\n\n{markdown_table(reach)}"
+    final, reach, table = final_table(rows), reach_table(rows, goal.reward), records(rows, goal.reward)
+    costs = (
+        f"Cost to reach a reward of {goal.text}, by the mean over seeds (by the first seed – by the last seed), and the "
+        "measures at that point:"
     )
-    table = records(rows, goal.reward)
+    text = f"{markdown_table(final)}\n{costs}\n\n{markdown_table(reach)}"
     (directory / "table.md").write_text(text, encoding="utf-8")
     (directory / "table.csv").write_text(as_csv(table), encoding="utf-8")
     series = {row.name: {name: values.tolist() for name, values in {**row.costs, **row.measures}.items()} for row in rows}

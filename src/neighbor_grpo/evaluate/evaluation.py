@@ -121,7 +121,8 @@ def compare_with(
     for key in ("prompts_sha256", "number_of_prompts", "seeds"):
         if other[key] != settings[key]:
             raise UserError(
-                f"--against {against}: {key} is {other[key]}, not {settings[key]}; give an evaluation of the same prompts and seeds"
+                f"--against {against}: {key} is {other[key]}, not {settings[key]}; give an evaluation with the same prompts "
+                "and seeds"
             )
     others = read_tables(against, prompts, measures)
     differences = {

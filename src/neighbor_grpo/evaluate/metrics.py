@@ -46,7 +46,7 @@ class Metric:
 
 
 def diversity(images: Tensor, prompts: list[str]) -> Tensor:
-    """Measure the mean distance between two pictures of one prompt.  [P]
+    """Measure the mean distance between two pictures of one prompt, [P].
 
     The distance is the root mean square difference of their 16 x 16 thumbnails.
     """
@@ -58,17 +58,17 @@ def diversity(images: Tensor, prompts: list[str]) -> Tensor:
 
 
 def jpeg_size(images: Tensor, prompts: list[str]) -> Tensor:
-    """Measure the mean size in bytes as a JPEG of quality 95.  [P]"""
+    """Measure the mean size in bytes as a JPEG of quality 95, [P]."""
     return torch.tensor([[float(jpeg_bytes(image)) for image in row] for row in images]).mean(1)
 
 
 def _luma(images: Tensor) -> Tensor:
-    """Compute the brightness (ITU-R BT.601).  [P, S, 3, H, W] -> [P, S, H, W]"""
+    """Compute the brightness (ITU-R BT.601), [P, S, 3, H, W] -> [P, S, H, W]."""
     return torch.einsum("c,pschw->pshw", torch.tensor([0.299, 0.587, 0.114]), images.float())
 
 
 def grid_artefacts(images: Tensor, prompts: list[str]) -> Tensor:
-    """Measure the power at the frequencies of a grid of 16 pixels, relative to their neighbours.  [P]
+    """Measure the power at the frequencies of a grid of 16 pixels, relative to that beside them, [P].
 
     About 1 where there is no grid.  The power is that of the profile d(x) = mean over y of |I(x + 1, y) - I(x, y)|, where I
     is the brightness, and of the same profile along y.  The frequencies are the multiples of 1/16 below 1/2.  Pictures with
@@ -93,12 +93,15 @@ def grid_artefacts(images: Tensor, prompts: list[str]) -> Tensor:
 
 
 def saturation(images: Tensor, prompts: list[str]) -> Tensor:
-    """Measure the mean over pixels of the largest minus the smallest channel; oversaturated colours raise it.  [P]"""
+    """Measure the mean over pixels of the largest minus the smallest channel, [P].
+
+    Oversaturated colours raise it.
+    """
     return (images.amax(2) - images.amin(2)).float().mean((1, 2, 3))
 
 
 def sharpness(images: Tensor, prompts: list[str]) -> Tensor:
-    """Measure the root mean square of the brightness's Laplacian.  [P]
+    """Measure the root mean square of the brightness's Laplacian, [P].
 
     Grain and sharpened edges raise it, lost detail lowers it.
     """
@@ -108,9 +111,10 @@ def sharpness(images: Tensor, prompts: list[str]) -> Tensor:
 
 
 def kernel_distance(a: Tensor, b: Tensor, bandwidth: float) -> float:
-    """Estimate the maximum mean discrepancy with the kernel exp(-||x - y||^2 / (2·bandwidth^2)).  [n, d], [m, d]
+    """Estimate the maximum mean discrepancy with the kernel exp(-||x - y||^2 / (2·bandwidth^2)).
 
-    Returns the root of the unbiased estimate of its square, 0 where that estimate is negative (KID is the square itself).
+    a [n, d], b [m, d].  Returns the root of the unbiased estimate of its square, 0 where that estimate is negative.  KID is the
+    square itself.
     """
 
     def kernel(x: Tensor, y: Tensor) -> Tensor:
@@ -121,13 +125,13 @@ def kernel_distance(a: Tensor, b: Tensor, bandwidth: float) -> float:
 
 
 def _patches(images: Tensor, n: int = 6000) -> Tensor:
-    """Take n of the pictures' 8 x 8 patches, always at the same places for as many pictures.  [N, 3, H, W] -> [n, 192]"""
+    """Take n of the pictures' 8 x 8 patches, at fixed places for each number of pictures, [N, 3, H, W] -> [n, 192]."""
     patches = F.unfold(images.float(), 8, stride=4).transpose(1, 2).flatten(0, 1)
     return patches[torch.randperm(len(patches), generator=torch.Generator().manual_seed(0))[:n]]
 
 
 def scenes_distance(images: Tensor, prompts: list[str]) -> Tensor:
-    """Measure the kernel distance, times 100, to the renderer's own pictures of the same prompts.  []
+    """Measure the kernel distance, times 100, to the renderer's own pictures of the same prompts.
 
     Features: the pixels of 8 x 8 patches, bandwidth 1.  The reference holds four of the renderer's pictures for each given
     picture, with fixed seeds.
@@ -141,9 +145,9 @@ def scenes_distance(images: Tensor, prompts: list[str]) -> Tensor:
 
 
 def motion(videos: Tensor, prompts: list[str]) -> Tensor:
-    """Measure the mean absolute difference between one key frame and the next; a frozen video has 0.  [P]
+    """Measure the mean absolute difference between one key frame and the next, [P].
 
-    videos [P, S, F, 3, H, W]: the key frames (`files.images.key_frames`).
+    A frozen video has 0.  videos [P, S, F, 3, H, W]: the key frames (`files.images.key_frames`).
     """
     return videos.float().diff(dim=2).abs().mean((1, 2, 3, 4, 5))
 

@@ -9,9 +9,9 @@ RESAMPLES = 10_000
 
 
 def interval(values: np.ndarray, level: float = 0.95, seed: int = 0) -> tuple[float, float]:
-    """Compute the percentile bootstrap interval of the mean (Efron 1979) by resampling prompts.  values [P]
+    """Compute the percentile bootstrap interval of the mean (Efron 1979) by resampling prompts.
 
-    Give each prompt's mean, because pictures of one prompt are not independent.  NaN is left out.
+    values [P].  Give each prompt's mean, because pictures of one prompt are not independent.  NaN is left out.
     """
     values = values[np.isfinite(values)]
     if not len(values):
@@ -24,7 +24,7 @@ def interval(values: np.ndarray, level: float = 0.95, seed: int = 0) -> tuple[fl
 
 
 def prompt_means(values: np.ndarray) -> np.ndarray:
-    """Average each prompt's pictures, leaving out NaN; NaN where all of a prompt's are.  [P, S] -> [P]"""
+    """Average each prompt's values without NaN, [P, S] -> [P]; NaN where a prompt has no other value."""
     counts = np.isfinite(values).sum(1)
     return np.where(counts, np.nansum(values, 1) / np.maximum(counts, 1), np.nan)
 

@@ -1,4 +1,4 @@
-"""The files of a run: config.yaml, plan.txt, metrics.jsonl, failures.jsonl.  Checkpoints and the report are written elsewhere."""
+"""The files of a run: config.yaml, plan.txt, metrics.jsonl, failures.jsonl; not its checkpoints or report."""
 
 import json
 from collections.abc import Mapping, Sequence
