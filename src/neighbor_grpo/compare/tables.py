@@ -21,14 +21,15 @@ class Target:
 
 
 def target(rows: Sequence[Row], comparison: Comparison) -> Target:
-    """Choose the reward whose cost is reported: a number, or where the best run among `comparison.reach` ends.
+    """Choose the reward whose cost is reported: a number, or where the best run named by `reach` ends.
 
-    Runs outside the bounds of tune.within count only if all are outside; if none of the named runs is finished, all rows count.
+    Runs outside the bounds of tune.within count only if all are outside.  Without names, or if no named run is finished, all
+    rows count.
     """
     reach = comparison.reach
     if isinstance(reach, float):
         return Target(reach, f"{reach:g}")
-    names = [row.name for row in rows] if reach is None else [reach] if isinstance(reach, str) else reach
+    names = [reach] if isinstance(reach, str) else reach or []
     bounds = comparison.tune.within if comparison.tune else {}
     named = [row for row in rows if row.name in names] or rows
     inside = [row for row in named if within({name: row.final(name)[0] for name in bounds}, bounds)] or named

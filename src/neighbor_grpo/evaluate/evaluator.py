@@ -11,7 +11,7 @@ from torch import Tensor
 from neighbor_grpo.config import Config
 from neighbor_grpo.evaluate.measures import Measures, summary
 from neighbor_grpo.files.images import key_frames, to_bytes
-from neighbor_grpo.models.registry import FlowModel
+from neighbor_grpo.models.family import Family
 from neighbor_grpo.models.sampling import fixed_noise, sample
 from neighbor_grpo.models.text_cache import TextCache
 from neighbor_grpo.prompts.reading import Prompt
@@ -41,7 +41,7 @@ class Evaluator:
 
     def __init__(
         self,
-        model: FlowModel,
+        model: Family,
         texts: TextCache,
         prompts: Sequence[Prompt],
         measures: Measures,

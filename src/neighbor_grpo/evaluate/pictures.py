@@ -11,7 +11,7 @@ from torch import Tensor
 
 from neighbor_grpo.errors import UserError
 from neighbor_grpo.files.images import read_file, save_png
-from neighbor_grpo.models.registry import FlowModel
+from neighbor_grpo.models.family import Family
 from neighbor_grpo.models.sampling import fixed_noise, sample
 from neighbor_grpo.models.text_cache import encoded
 from neighbor_grpo.prompts.reading import Prompt
@@ -37,7 +37,7 @@ class Pictures(Protocol):
 class Drawn:
     """Draw pictures by a model, except those that `folder` already holds."""
 
-    model: FlowModel
+    model: Family
     prompts: Sequence[Prompt]
     seeds: int
     num_steps: int

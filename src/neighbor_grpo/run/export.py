@@ -8,7 +8,7 @@ merged      a whole pipeline directory, with the LoRA added into the weights
 import json
 import shutil
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from safetensors import safe_open
@@ -68,10 +68,11 @@ def _write_comfyui(lora: Path, file: Path) -> None:
 def _write_merged(run: Path, best: bool, directory: Path) -> None:
     """Write the whole pipeline, with a LoRA added into its weights."""
     model = load_trained(None, run, "cpu", best=best).model
+    pipe: Any = model.pipe  # the methods for LoRAs are those of mixins that diffusers' base class does not declare
     if files.read_config(run).model.lora:
-        model.pipe.fuse_lora(components=[name for name, _, _ in parts(model.transformer)])
-        model.pipe.unload_lora_weights()
-    model.pipe.save_pretrained(directory)
+        pipe.fuse_lora(components=[name for name, _, _ in parts(model.transformer)])
+        pipe.unload_lora_weights()
+    pipe.save_pretrained(directory)
 
 
 def card(run: Path, config: Config, form: Format, best: bool) -> str:

@@ -10,8 +10,9 @@ import torch
 
 from neighbor_grpo.config import Config
 from neighbor_grpo.errors import UserError
+from neighbor_grpo.models.family import Family
 from neighbor_grpo.models.lora import load_all, load_lora
-from neighbor_grpo.models.registry import FlowModel, load_model, pick_device, pick_dtype
+from neighbor_grpo.models.registry import load_model, pick_device, pick_dtype
 from neighbor_grpo.run.files import read_config, resume_command
 
 
@@ -19,11 +20,11 @@ from neighbor_grpo.run.files import read_config, resume_command
 class Loaded:
     """Hold a model and what it was made of, to be stored with its pictures."""
 
-    model: FlowModel
+    model: Family
     settings: dict[str, Any]
 
 
-def load_base(config: Config, device: torch.device) -> FlowModel:
+def load_base(config: Config, device: torch.device) -> Family:
     """Load the model that a run starts from."""
     m = config.model
     return load_model(m.path, device, pick_dtype(m.dtype, device), **m.drawing())
@@ -73,7 +74,7 @@ def load_trained(
     )
 
 
-def _load_run(model: FlowModel, run: Path, config: Config, best: bool) -> None:
+def _load_run(model: Family, run: Path, config: Config, best: bool) -> None:
     """Load the trained weights of a run into the model."""
     weights = trained_weights(run, best)
     if config.model.lora:
@@ -82,7 +83,7 @@ def _load_run(model: FlowModel, run: Path, config: Config, best: bool) -> None:
         load_all(model.transformer, weights)
 
 
-def _load_lora(model: FlowModel, lora: str) -> None:
+def _load_lora(model: Family, lora: str) -> None:
     """Load a LoRA into the model.  Raises UserError where it does not fit."""
     try:
         load_lora(model.pipe, model.transformer, lora)
