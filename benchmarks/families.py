@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from neighbor_grpo.evaluate.ledger import Ledger, short
+from neighbor_grpo.evaluate.ledger import Ledger, short_hash
 from neighbor_grpo.prompts.reading import read_prompts
 from neighbor_grpo.rewards.registry import load_reward
 from neighbor_grpo.scenes.world import FAMILIES, parse
@@ -20,8 +20,8 @@ def main() -> None:
     print("| evaluation | all | " + " | ".join(FAMILIES) + " |")
     print("|---" * (2 + len(FAMILIES)) + "|")
     for directory in map(Path, sys.argv[1:]):
-        scorer = short(load_reward("scenes_strict").identity)
-        values = Ledger(directory).table("scenes_strict", scorer, len(families))[0].mean(1)
+        scorer = short_hash(load_reward("scenes_strict").identity)
+        values = Ledger(directory).table("scenes_strict", scorer, len(families)).values.mean(1)
         cells = [f"{values.mean():.3f}", *(f"{values[families == family].mean():.3f}" for family in FAMILIES)]
         print(f"| {directory.name} | " + " | ".join(cells) + " |")
 

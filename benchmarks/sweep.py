@@ -20,7 +20,6 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from neighbor_grpo.run import files
-from neighbor_grpo.training.figures import training_seconds
 
 SHORT = ["iterations=30", "evaluate.every=0", "evaluate.prompts=128", "optimizer.lr=1e-4"]
 # The paper's own baseline for its Tables 4-6 is (sigma, B, p) = (0.5, 4, 2); here each stands on demo.yaml's (0.2, 4, 0.8).
@@ -63,9 +62,9 @@ def figures(run: Path) -> dict[str, float] | None:
     """Held-out measures before and after, and the health and cost of a finished run."""
     if not files.finished(run):
         return None
-    lines = files.metrics(run)
+    lines = files.read_metrics(run)
     steps = lines[1:]
-    seconds = [training_seconds(line) for line in steps]
+    seconds = [files.training_seconds(line) for line in steps]
     values = {key: lines[-1][key] for key in lines[-1] if key.startswith("eval/")}
     return (
         {f"base/{key[5:]}": value for key, value in lines[0].items() if key.startswith("eval/")}
@@ -123,7 +122,7 @@ def main() -> None:
     results: dict[str, list[dict]] = {label: [] for label in SETS[arguments.set]}
     for (label, _), (run, _) in runs.items():
         if files.diverged(run):
-            results[label].append({"diverged": len(files.metrics(run)) - 1})
+            results[label].append({"diverged": len(files.read_metrics(run)) - 1})
         elif row := figures(run):
             results[label].append(row)
     out = Path(__file__).parent / "results"

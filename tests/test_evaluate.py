@@ -35,7 +35,7 @@ def result(place, out):
     return json.loads((place / out / "result.json").read_text())
 
 
-def test_the_numbers_are_those_of_the_files(capsys, tiny_flux, place):
+def test_the_values_are_those_of_the_picture_files(capsys, tiny_flux, place):
     measures = ("--measure", "jpeg_compressibility", "--measure", "saturation", "--seeds", 3)
     assert run(capsys, *evaluation(tiny_flux, place, "a", *measures))[0] == 0
     files = sorted((place / "a" / "pictures").iterdir())
@@ -62,7 +62,7 @@ def test_a_folder_of_the_same_pictures_has_the_same_numbers(capsys, tiny_flux, p
     assert b["against"]["differs"]["images"] == [str(place / "a" / "pictures"), None]
 
 
-def test_what_is_there_is_not_computed_again(capsys, tiny_flux, place):
+def test_a_stopped_evaluation_computes_only_what_is_missing(capsys, tiny_flux, place):
     bright = ("--measure", f"{place / 'reward.py'}:brightness")
     run(capsys, *evaluation(tiny_flux, place, "a", *bright, "--limit", 5))
     first, pictures = result(place, "a"), place / "a" / "pictures"
@@ -78,7 +78,7 @@ def test_what_is_there_is_not_computed_again(capsys, tiny_flux, place):
     assert times == {file: file.stat().st_mtime_ns for file in times}
 
 
-def test_a_failed_picture_is_counted_and_no_mean_is_made_of_a_few(capsys, tiny_flux, place):
+def test_failures_are_counted_and_too_many_leave_no_mean(capsys, tiny_flux, place):
     blue = ("--measure", f"{place / 'reward.py'}:blueness")
     _, out, _ = run(capsys, *evaluation(tiny_flux, place, "a", *blue))
     got, name = result(place, "a"), blue[1]
@@ -94,7 +94,7 @@ def test_a_failed_picture_is_counted_and_no_mean_is_made_of_a_few(capsys, tiny_f
     assert result(place, "a")["values"][name] == pytest.approx(np.mean(every), abs=1e-6)
 
 
-def test_two_processes_find_what_one_does(capsys, tiny_flux, place):
+def test_two_processes_give_the_values_of_one(capsys, tiny_flux, place):
     measures = ("--measure", "jpeg_compressibility", "--measure", "diversity", "--device", "cpu")
     run(capsys, *evaluation(tiny_flux, place, "one", *measures))
     arguments = evaluation(tiny_flux, place, "two", *measures)
@@ -106,8 +106,8 @@ def test_two_processes_find_what_one_does(capsys, tiny_flux, place):
     assert prompts == [{0, 2, 4}, {1, 3}]
 
 
-def test_two_loras_of_known_order_are_put_in_that_order(capsys, tiny_flux, place):
-    """One makes pictures brighter, one leaves them: the first wins every pair, and the sign test knows."""
+def test_a_lora_trained_for_brightness_wins_every_pair(capsys, tiny_flux, place):
+    """One LoRA makes pictures brighter, the other changes nothing: the sign test over five prompts gives p = 2 / 32."""
     from peft.utils import get_peft_model_state_dict
 
     from neighbor_grpo.models.lora import add_lora, save_lora
@@ -136,28 +136,28 @@ def test_two_loras_of_known_order_are_put_in_that_order(capsys, tiny_flux, place
     assert pair["low"] > 0 and pair["p_value"] == pytest.approx(2 / 32)
 
 
-def test_mistakes(capsys, tiny_flux, place):
+def test_a_mistake_is_refused_with_its_remedy(capsys, tiny_flux, place):
     base = evaluation(tiny_flux, place, "a", "--measure", "jpeg_size")
     run(capsys, *base)
-    assert "its seeds is 2, not 3" in mistake(capsys, *base, "--seeds", 3)
+    assert "seeds is 2, not 3" in mistake(capsys, *base, "--seeds", 3)
     assert "no evaluation there" in mistake(capsys, *base, "--against", place / "none")
     run(capsys, *evaluation(tiny_flux, place, "b", "--measure", "saturation"))
-    assert "it has no jpeg_size" in mistake(capsys, *base, "--against", place / "b")
+    assert "has no jpeg_size" in mistake(capsys, *base, "--against", place / "b")
     run(capsys, *evaluation(tiny_flux, place, "c", "--measure", "jpeg_size", "--limit", 3))
-    assert "same prompts" in mistake(capsys, *base, "--against", place / "c")
+    assert "same prompts and seeds" in mistake(capsys, *base, "--against", place / "c")
     assert "holds no evaluation" in mistake(capsys, "evaluate", "--model", tiny_flux, "--out", place)
     (place / "empty").mkdir()
     folder = ("evaluate", "--prompts", place / "prompts.txt", "--out", place / "z", "--measure", "jpeg_size", "--images")
-    assert "holds no pictures" in mistake(capsys, *folder, place / "empty")
-    assert "no folder" in mistake(capsys, *folder, place / "nowhere")
+    assert "no pictures in" in mistake(capsys, *folder, place / "empty")
+    assert "a folder of pictures" in mistake(capsys, *folder, place / "nowhere")
     Image.new("RGB", (32, 32)).save(place / "empty" / "1.png")
-    assert "no multiple of the 5 prompts" in mistake(capsys, *folder, place / "empty")
+    assert "not a multiple of the 5 prompts" in mistake(capsys, *folder, place / "empty")
     for n, side in enumerate((32, 32, 40, 32)):
         Image.new("RGB", (side, 32)).save(place / "empty" / f"{n + 2}.png")
     assert "4.png is 40 x 32 pixels" in mistake(capsys, *folder, place / "empty")
     (place / "empty" / "4.png").write_bytes(b"no picture")
     assert "no picture that can be read" in mistake(capsys, *folder, place / "empty")
     assert "leave out --model" in mistake(capsys, *folder, place / "empty", "--model", tiny_flux)
-    assert "no LoRA for this model" in mistake(capsys, *base, "--lora", place / "empty")
+    assert "not a LoRA for this model" in mistake(capsys, *base, "--lora", place / "empty")
     assert "write key=value" in mistake(capsys, *base, "--scorer", "clip", "weights")
     assert "has no settings" in mistake(capsys, *base, "--measure", "scenes", "--scorer", "scenes", "a=1")

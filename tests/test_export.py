@@ -33,13 +33,13 @@ def test_merged_is_a_pipeline_that_draws_what_the_run_did(capsys, trained, tiny_
     for best in ((), ("--best",)):
         out = tmp_path / f"merged{len(best)}"
         assert run(capsys, "export", place, "--format", "merged", "--out", out, *best)[0] == 0
-        ours, _ = load_trained(None, place, "cpu", best=bool(best))
+        ours = load_trained(None, place, "cpu", best=bool(best)).model
         torch.testing.assert_close(picture(load_model(out)), picture(ours), atol=1e-4, rtol=0)
     assert (picture(load_model(tmp_path / "merged0")) - picture(load_model(tiny_flux))).abs().max() > 1e-3
     assert not any("lora" in key for file in (out / "transformer").glob("*.safetensors") for key in load_file(file))
 
 
-def test_diffusers_loads_what_it_is_given(capsys, trained, tiny_flux, tmp_path):
+def test_diffusers_loads_the_export(capsys, trained, tiny_flux, tmp_path):
     kind, place = trained
     assert run(capsys, "export", place, "--out", tmp_path / "d")[0] == 0
     model = load_model(tiny_flux)
@@ -47,15 +47,15 @@ def test_diffusers_loads_what_it_is_given(capsys, trained, tiny_flux, tmp_path):
         model.pipe.load_lora_weights(tmp_path / "d" / "lora")
     else:
         model.transformer.load_state_dict(type(model.transformer).from_pretrained(tmp_path / "d" / "transformer").state_dict())
-    ours, _ = load_trained(None, place, "cpu")
+    ours = load_trained(None, place, "cpu").model
     torch.testing.assert_close(picture(model), picture(ours), atol=1e-4, rtol=0)
 
 
-def test_comfyui_finds_every_layer_and_its_scale(capsys, trained, tiny_flux, tmp_path):
+def test_a_comfyui_file_has_every_layer_with_its_alpha(capsys, trained, tiny_flux, tmp_path):
     """Its rule for a FLUX LoRA: W += alpha / rank B A, keys transformer.<layer>.{lora_A.weight, lora_B.weight, alpha}."""
     kind, place = trained
     if kind == "full":
-        assert "takes LoRAs" in mistake(capsys, "export", place, "--format", "comfyui", "--out", tmp_path / "c")
+        assert "choose --format merged" in mistake(capsys, "export", place, "--format", "comfyui", "--out", tmp_path / "c")
         assert not (tmp_path / "c").exists()
         return
     assert run(capsys, "export", place, "--format", "comfyui", "--out", tmp_path / "c")[0] == 0
@@ -69,11 +69,11 @@ def test_comfyui_finds_every_layer_and_its_scale(capsys, trained, tiny_flux, tmp
         down, up, alpha = (tensors[f"{layer}.{end}"] for end in ("lora_A.weight", "lora_B.weight", "alpha"))
         with torch.no_grad():
             weights[layer.removeprefix("transformer.") + ".weight"] += float(alpha) / len(down) * up @ down
-    ours, _ = load_trained(None, place, "cpu")
+    ours = load_trained(None, place, "cpu").model
     torch.testing.assert_close(picture(model), picture(ours), atol=1e-4, rtol=0)
 
 
-def test_the_card_says_where_it_comes_from(capsys, trained, tmp_path):
+def test_the_card_names_method_rewards_data_and_measures(capsys, trained, tmp_path):
     _, place = trained
     run(capsys, "export", place, "--best", "--out", tmp_path / "d")
     card = (tmp_path / "d" / "README.md").read_text()
@@ -84,7 +84,7 @@ def test_the_card_says_where_it_comes_from(capsys, trained, tmp_path):
     assert (tmp_path / "d" / "before_after.png").is_file()
 
 
-def test_mistakes(capsys, trained, tmp_path):
+def test_a_mistake_is_refused_and_changes_nothing(capsys, trained, tmp_path):
     _, place = trained
     (tmp_path / "there").mkdir()
     (tmp_path / "there" / "x").write_text("mine")

@@ -54,7 +54,7 @@ def test_jpeg_size_and_rewards_agree_and_noise_is_larger():
     assert REWARDS["jpeg_incompressibility"](noise, ["a"], [{}]) == [pytest.approx(size / 500_000)]
 
 
-def test_a_grid_shows_and_its_place_does_not_matter():
+def test_a_grid_of_8_or_16_pixels_is_found_wherever_it_starts():
     smooth = torch.nn.functional.interpolate(
         torch.rand(1, 3, 9, 9, generator=torch.Generator().manual_seed(0)), (96, 128), mode="bicubic"
     ).clamp(0, 1)

@@ -3,7 +3,7 @@ import torch
 from PIL import Image
 
 from neighbor_grpo.errors import UserError
-from neighbor_grpo.evaluate.metrics import METRICS, measure, motion
+from neighbor_grpo.evaluate.metrics import METRICS
 from neighbor_grpo.files.images import FRAMES, gallery, key_frames, read_file, save_png, to_bytes
 from neighbor_grpo.rewards.preference import WinRate
 from neighbor_grpo.rewards.score import score
@@ -88,12 +88,12 @@ def test_a_win_rate_over_videos_compares_frame_by_frame():
 def test_metrics_of_pictures_are_means_over_frames_and_motion_is_of_the_frames():
     x, texts = films(2, 2, 4), ["a", "b"]
     for name in ("diversity", "jpeg_size", "grid_artefacts", "saturation", "sharpness"):
-        alone = torch.stack([METRICS[name](x[:, :, f], texts) for f in range(4)]).mean(0)
-        torch.testing.assert_close(measure(METRICS[name], x, texts), alone)
+        alone = torch.stack([METRICS[name].function(x[:, :, f], texts) for f in range(4)]).mean(0)
+        torch.testing.assert_close(METRICS[name].measure(x, texts), alone)
     steps = torch.arange(4).view(4, 1, 1, 1) * torch.tensor([0.1, 0.2]).view(2, 1, 1, 1, 1, 1)
-    torch.testing.assert_close(measure(motion, steps.expand(2, 2, 4, 3, 8, 8), texts), torch.tensor([0.1, 0.2]))
-    with pytest.raises(UserError, match="motion is a measure of videos"):
-        measure(motion, x[:, :, 0], texts)
+    torch.testing.assert_close(METRICS["motion"].measure(steps.expand(2, 2, 4, 3, 8, 8), texts), torch.tensor([0.1, 0.2]))
+    with pytest.raises(UserError, match="motion measures videos"):
+        METRICS["motion"].measure(x[:, :, 0], texts)
 
 
 def test_the_gallery_shows_three_frames_of_a_video():

@@ -1,4 +1,4 @@
-"""The shipped configurations end where they did: minutes each, on demand (pytest -m slow)."""
+"""The shipped configurations train to the same measures as before; minutes each (pytest -m slow)."""
 
 import json
 from pathlib import Path
@@ -25,6 +25,6 @@ def test_a_row_ends_in_its_bands(tmp_path, name):
     _, entries = load_comparison(CONFIGS / "compare.yaml")
     entry = next(entry for entry in entries if entry.name == name)
     train(with_rate(entry.config, bands.pop("lr")), tmp_path / name, 0, print)
-    last = files.metrics(tmp_path / name)[-1]
+    last = files.read_metrics(tmp_path / name)[-1]
     for measure, (low, high) in bands.items():
         assert low <= last[f"eval/{measure}"] <= high, measure

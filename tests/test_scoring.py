@@ -114,9 +114,9 @@ def test_the_best_weights_by_a_measure_are_kept_beside_the_last(tiny_flux, tmp_p
     from neighbor_grpo.run.weights import load_trained
 
     def lora(run, best):
-        model, what = load_trained(None, run, "cpu", best=best)
-        assert what["best"] == best
-        return {key: p for key, p in model.transformer.named_parameters() if "lora" in key}
+        loaded = load_trained(None, run, "cpu", best=best)
+        assert loaded.settings["best"] == best
+        return {key: p for key, p in loaded.model.transformer.named_parameters() if "lora" in key}
 
     earlier = 0
     for sign, pick in (("", max), ("-", min)):

@@ -37,7 +37,7 @@ def test_paired_by_hand():
     assert back.p_value == got.p_value
 
 
-def test_equal_sets_are_no_better():
+def test_equal_sets_have_no_difference():
     a = RNG.normal(size=(6, 2))
     got = paired(a, a)
     assert (got.difference, got.win_rate, got.p_value) == (0.0, 0.5, 1.0)

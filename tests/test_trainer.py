@@ -85,7 +85,7 @@ def test_the_exported_lora_loads_in_diffusers_and_draws_what_the_run_saw(tiny_fl
     from neighbor_grpo.models.sampling import sample
     from neighbor_grpo.run.weights import load_trained
 
-    model, _ = load_trained(None, finished, "cpu")
+    model = load_trained(None, finished, "cpu").model
     pipe = FluxPipeline.from_pretrained(tiny_flux)
     noise = model.noise(1, torch.Generator().manual_seed(0))
     ours = sample(model, model.encode(["a red circle"]), noise[None], 3, "euler")[0]

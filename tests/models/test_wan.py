@@ -278,15 +278,15 @@ def test_a_run_of_two_experts_is_exported_whole(place, tmp_path):
         (tmp_path / kind).mkdir()
         lora = () if kind == "lora" else ("model.lora=null",)
         run = Trainer(load_config(None, settings(place["experts"], tmp_path / kind, *drawing, *lora))).run()
-        ours = velocities(load_trained(None, run, "cpu")[0])
+        ours = velocities(load_trained(None, run, "cpu").model)
         assert all((a - b).abs().max() > 1e-3 for a, b in zip(ours, velocities(load(place["experts"])), strict=True))
         export(run, "merged", tmp_path / kind / "merged")
         torch.testing.assert_close(velocities(load(tmp_path / kind / "merged")), ours, atol=1e-4, rtol=1e-4)
     export(tmp_path / "lora" / "run", "diffusers", tmp_path / "out")
     fresh = load(place["experts"])
     family_wan_experts.load_lora(fresh.pipe, tmp_path / "out" / "lora")
-    torch.testing.assert_close(velocities(fresh), velocities(load_trained(None, tmp_path / "lora" / "run", "cpu")[0]))
-    with pytest.raises(UserError, match="other names"):
+    torch.testing.assert_close(velocities(fresh), velocities(load_trained(None, tmp_path / "lora" / "run", "cpu").model))
+    with pytest.raises(UserError, match="--format diffusers or merged"):
         export(tmp_path / "lora" / "run", "comfyui", tmp_path / "comfyui")
 
 

@@ -38,17 +38,17 @@ def run(arguments: argparse.Namespace) -> None:
     from accelerate import PartialState
 
     from neighbor_grpo.evaluate import page
-    from neighbor_grpo.evaluate.evaluation import claim, judge, read_tables, result
+    from neighbor_grpo.evaluate.evaluation import begin, compare_with, measure_all, read_tables, summarize
     from neighbor_grpo.evaluate.measures import load_measures
     from neighbor_grpo.evaluate.pictures import Drawn, Folder
     from neighbor_grpo.prompts.reading import prompt_hash, read_prompts
     from neighbor_grpo.rewards.registry import check_scorers
-    from neighbor_grpo.run.files import free
+    from neighbor_grpo.run.files import free_directory
 
     state = PartialState(cpu=arguments.device == "cpu")
     if state.num_processes > 1 and not arguments.out:
         raise UserError("several processes must be told where: give --out DIR")
-    out = arguments.out or Path(free("evaluations"))
+    out = arguments.out or Path(free_directory("evaluations"))
     if arguments.seeds < 1:
         raise UserError(f"--seeds must be 1 or more, not {arguments.seeds}")
     file = arguments.prompts or "scenes"
@@ -61,22 +61,24 @@ def run(arguments: argparse.Namespace) -> None:
     names = arguments.measure or [*(SCENES if file == "scenes" else []), *GENERAL[0 if seeds > 1 else 1 :]]
     known = scorers(arguments)
     check_scorers(known, names)
-    rewards, metrics = load_measures(names, known)
+    measures = load_measures(names, known)
     settings = {"prompts": file, "number_of_prompts": len(prompts), "prompts_sha256": prompt_hash(prompts), "seeds": seeds}
     if arguments.images:
         settings |= {"images": str(arguments.images)}
     else:
-        model, what = loaded(arguments)
-        settings |= what | {"steps": arguments.steps, "solver": arguments.solver}
-        pictures = Drawn(model, prompts, seeds, arguments.steps, arguments.solver, out / "pictures")
+        source = loaded(arguments)
+        settings |= source.settings | {"steps": arguments.steps, "solver": arguments.solver}
+        pictures = Drawn(source.model, prompts, seeds, arguments.steps, arguments.solver, out / "pictures")
     if state.is_main_process:
-        claim(out, settings)
+        begin(out, settings)
     state.wait_for_everyone()
-    judge(out, pictures, prompts, rewards, metrics)
+    measure_all(out, pictures, prompts, measures)
     if state.is_main_process:
-        tables = read_tables(out, len(prompts), rewards, metrics)
-        found = result(out, tables, len(prompts), rewards, metrics, arguments.max_failed, arguments.against)
-        print(page.write(out, found, pictures, prompts, tables), end="")
-        for name, reasons in found["reasons"].items():
-            print(f"{name}: {found['failed'][name]} pictures without a score, for instance: {reasons[0]}")
+        tables = read_tables(out, len(prompts), measures)
+        result = summarize(out, tables, measures, arguments.max_failed)
+        if arguments.against:
+            result["against"] = compare_with(arguments.against, result["settings"], tables, len(prompts), measures)
+        print(page.write(out, result, pictures, prompts, tables), end="")
+        for name, reasons in result["reasons"].items():
+            print(f"{name}: {result['failed'][name]} pictures without a score, for instance: {reasons[0]}")
         print(out / "gallery.html")

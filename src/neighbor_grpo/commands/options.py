@@ -4,7 +4,7 @@ import argparse
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 from pydantic_core import PydanticUndefined
@@ -12,6 +12,9 @@ from pydantic_core import PydanticUndefined
 from neighbor_grpo.config import Config, describe, load_config
 from neighbor_grpo.errors import UserError
 from neighbor_grpo.flow.solvers import SOLVERS
+
+if TYPE_CHECKING:
+    from neighbor_grpo.run.weights import Loaded
 
 
 def keys(section: type = Config, prefix: str = "") -> str:
@@ -49,8 +52,8 @@ def model_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--cfg", type=float, help="classifier-free guidance, 1 = none (default: the run's, or 1)")
 
 
-def loaded(arguments: argparse.Namespace):
-    """(model, what it is in words) of the model options."""
+def loaded(arguments: argparse.Namespace) -> "Loaded":
+    """Load the model that the model options describe."""
     from neighbor_grpo.run.weights import load_trained
 
     return load_trained(
@@ -59,11 +62,7 @@ def loaded(arguments: argparse.Namespace):
         arguments.device,
         arguments.best,
         arguments.lora,
-        height=arguments.height,
-        width=arguments.width,
-        num_frames=arguments.num_frames,
-        guidance_scale=arguments.guidance_scale,
-        cfg=arguments.cfg,
+        {key: getattr(arguments, key) for key in ("height", "width", "num_frames", "guidance_scale", "cfg")},
     )
 
 

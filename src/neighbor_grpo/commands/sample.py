@@ -33,7 +33,7 @@ def run(arguments: argparse.Namespace) -> None:
         raise UserError(f"--image {arguments.image}: there is no such file")
     if not prompts:
         raise UserError("nothing to draw: give --prompt TEXT or --prompts FILE")
-    model, _ = loaded(arguments)
+    model = loaded(arguments).model
     arguments.out.mkdir(parents=True, exist_ok=True)
     seeds = arguments.seed or [0]
     noise = torch.stack([model.noise(1, torch.Generator().manual_seed(seed))[0] for seed in seeds])

@@ -1,1 +1,1 @@
-"""Several methods and seeds side by side: settings -> runs -> outcome -> page."""
+"""Comparisons of several methods and seeds: settings -> runs -> rows -> tables and page."""

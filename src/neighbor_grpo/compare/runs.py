@@ -1,12 +1,12 @@
-"""The runs of a comparison: which are begun, gone on with, or left alone.
+"""The runs of a comparison: which to begin, to resume, or to leave as they are.
 
-Every run is an ordinary one in its own directory, <run_dir>/<name>/seed-<n>, begun, gone on with or left alone by what lies
-there; so a comparison that was stopped is taken up by the same command.  With `tune`, each method first runs at every rate
-of the grid on a seed of its own, in <run_dir>/<name>/lr-<rate>, and the reported seeds take the best.
+Each is an ordinary run in its own directory, <run_dir>/<name>/seed-<n>, so the same command resumes a comparison that was
+stopped.  With `tune`, each method first runs with every learning rate of the grid on a seed of its own, in
+<run_dir>/<name>/lr-<rate>; the reported seeds use the best rate.
 """
 
 import gc
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import redirect_stdout
 from math import ceil
 from pathlib import Path
@@ -20,24 +20,27 @@ from neighbor_grpo.errors import UserError
 from neighbor_grpo.run import files
 from neighbor_grpo.training.trainer import SignalError, Trainer, TrainingError
 
+THE_COMMAND = "the same command"  # what resumes a comparison
 
-def run_all(comparison: Comparison, entries: list[Entry], say: Callable[[str], None] = print) -> None:
-    """Tune and train what is not yet done."""
+
+def run_all(comparison: Comparison, entries: Sequence[Entry], say: Callable[[str], None] = print) -> None:
+    """Tune and train whatever is not finished yet."""
     directory = Path(comparison.run_dir)
     directory.mkdir(parents=True, exist_ok=True)
     (directory / "comparison.yaml").write_text(yaml.safe_dump(comparison.model_dump(mode="json"), sort_keys=False))
     for entry in entries:
-        config = with_rate(entry.config, tuned(entry, comparison, say))
+        config = with_rate(entry.config, tune_rate(entry, comparison, say))
         for seed in comparison.seeds:
             train(config, directory / entry.name / f"seed-{seed}", seed, say)
 
 
 def with_rate(config: Config, lr: float) -> Config:
+    """Set the learning rate of a configuration."""
     return config.model_copy(update={"optimizer": config.optimizer.model_copy(update={"lr": lr})})
 
 
-def tuned(entry: Entry, comparison: Comparison, say: Callable[[str], None]) -> float:
-    """The rate to report: highest final held-out reward among those that keep within bounds, else the smallest."""
+def tune_rate(entry: Entry, comparison: Comparison, say: Callable[[str], None]) -> float:
+    """Train a method with every rate of the grid and return the chosen one; without `tune` its own rate."""
     tune = comparison.tune
     if tune is None:
         return entry.config.optimizer.lr
@@ -50,44 +53,51 @@ def tuned(entry: Entry, comparison: Comparison, say: Callable[[str], None]) -> f
     )
     for lr, run in runs.items():
         train(with_rate(config, lr), run, tune.seed, say)
-    chosen = chosen_rate(runs, entry.config.reward.train, tune)
+    chosen = choose_rate(runs, entry.config.reward.train, tune)
     say(f"{entry.name}: optimizer.lr = {chosen:g}")
     return chosen
 
 
-def chosen_rate(runs: dict[float, Path], rewards: dict[str, float], tune: Tune) -> float:
-    """Of finished runs by rate."""
+def choose_rate(runs: Mapping[float, Path], rewards: Mapping[str, float], tune: Tune) -> float:
+    """Choose the rate with the highest final reward whose run did not diverge and keeps within the bounds.
+
+    The smallest rate where no run does.
+    """
     scores = {}
     for lr, run in runs.items():
-        last = {key.removeprefix("eval/"): value for key, value in files.metrics(run)[-1].items()}
+        last = {key.removeprefix("eval/"): value for key, value in files.read_metrics(run)[-1].items()}
         if not files.diverged(run) and within(last, tune.within):
             scores[lr] = sum(weight * last[name] for name, weight in rewards.items())
     return max(scores, key=scores.__getitem__) if scores else min(runs)
 
 
 def train(config: Config, run: Path, seed: int, say: Callable[[str], None]) -> None:
-    """Begin a run, go on with it, or leave it if it is finished or has diverged.  What it prints goes to <run>/log.txt."""
+    """Begin or resume a run unless it is finished or has diverged; write what it prints to <run>/log.txt."""
     config = config.model_copy(update={"run_dir": str(run), "seed": seed})
     begun = (run / "config.yaml").is_file()
-    if begun and files.config_of(run) != config:
+    if begun and files.read_config(run) != config:
         raise UserError(f"{run} was made with other settings: choose another run_dir, or remove it")
     if files.finished(run) or files.diverged(run):
         return
     run.mkdir(parents=True, exist_ok=True)
-    say(f"{run}: {'going on' if begun else 'begins'}, {config.iterations} iterations at most")
+    say(f"{run}: {'resumes' if begun else 'begins'}, {config.iterations} iterations at most")
     try:
-        with (run / "log.txt").open("a") as log, redirect_stdout(log):
-            trainer = Trainer.resume(run) if begun else Trainer(config)
-            trainer.run()
-        if trainer.stop.signum is not None:  # asked to stop during its last iteration
-            raise SignalError(trainer.stop.signum, "the same command")
+        _train_logged(config, run, begun)
     except SignalError as stop:
-        raise SignalError(stop.signum, "the same command") from stop
+        raise SignalError(stop.signum, THE_COMMAND) from stop
     except TrainingError:
         if not files.diverged(run):
             raise
-        say(f"{run}: diverged after {len(files.metrics(run)) - 1} iterations")
-    trainer = None
-    gc.collect()
+        say(f"{run}: diverged after {len(files.read_metrics(run)) - 1} iterations")
+    gc.collect()  # the trainer is out of scope here: free its memory for the next run
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
+
+
+def _train_logged(config: Config, run: Path, begun: bool) -> None:
+    """Train and write what is printed to log.txt; also stop for a signal that came during the last iteration."""
+    with (run / "log.txt").open("a") as log, redirect_stdout(log):
+        trainer = Trainer.resume(run) if begun else Trainer(config)
+        trainer.run()
+    if trainer.stop.signum is not None:
+        raise SignalError(trainer.stop.signum, THE_COMMAND)

@@ -1,1 +1,1 @@
-"""Judging pictures: fixed prompts and seeds -> pictures -> scores -> intervals, comparisons, a gallery."""
+"""Evaluation: fixed prompts and seeds -> pictures -> values of each measure -> intervals, comparisons, a gallery."""

@@ -1,56 +1,85 @@
-"""The scores of an evaluation, one line of a file for each: what is written is not computed again."""
+"""The ledger of an evaluation: a file with the values of every prompt, so that nothing is measured twice."""
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 
-def short(identity: Mapping[str, Any]) -> str:
-    """A scorer's settings as a few letters: another setting is another score."""
+def short_hash(identity: Mapping[str, Any]) -> str:
+    """Return a short name for a scorer with its settings: other settings, another name."""
     return hashlib.sha256(json.dumps(identity, sort_keys=True, default=str).encode()).hexdigest()[:12]
 
 
+@dataclass(frozen=True)
+class Values:
+    """Hold what one measure says of one prompt's pictures."""
+
+    values: tuple[float | None, ...]  # of each picture, None without a score; one number where the measure gives only one
+    reasons: Mapping[int, str] = field(default_factory=dict)  # why a value is missing, by the picture's place
+
+    @property
+    def complete(self) -> bool:
+        """Return whether no value is missing."""
+        return None not in self.values
+
+
+@dataclass(frozen=True)
+class Table:
+    """Hold what one measure says of all prompts."""
+
+    values: np.ndarray  # [P, S], NaN without a score; [P, 1] where the measure gives one number for each prompt
+    reasons: tuple[str, ...]  # why values are missing
+
+
 class Ledger:
-    """Lines {measure, scorer, prompt, values: [S], reasons} in <folder>/scores-<rank>.jsonl; every rank writes its own."""
+    """Keep values in `folder`/scores-<rank>.jsonl; every rank reads all files and writes its own.
+
+    A line is {measure, scorer, prompt, values, reasons}: `scorer` names the scorer's settings, `prompt` is a number.
+    """
 
     def __init__(self, folder: Path, rank: int = 0) -> None:
         self.folder, self.own = folder, folder / f"scores-{rank}.jsonl"
-        self.lines: dict[tuple[str, str, int], dict] = {}
-        if self.own.is_file() and not self.own.read_bytes().endswith(b"\n"):  # cut off by a kill
+        if self.own.is_file() and not self.own.read_bytes().endswith(b"\n"):  # the last line was cut off by a kill
             with self.own.open("a") as file:
                 file.write("\n")
-        self.read()
+        self.entries: dict[tuple[str, str, int], Values] = {}
+        for line in self._lines():
+            if not self.complete(line["measure"], line["scorer"], line["prompt"]):
+                reasons = {int(place): reason for place, reason in line["reasons"].items()}
+                self.entries[line["measure"], line["scorer"], line["prompt"]] = Values(tuple(line["values"]), reasons)
 
-    def read(self) -> None:
-        """Take up what all ranks have written; of two lines on the same the later one, a line cut off by a kill left out."""
+    def _lines(self) -> Iterator[dict[str, Any]]:
+        """Read the lines of all ranks, the oldest file first; skip a line that was cut off by a kill."""
         for file in sorted(self.folder.glob("scores-*.jsonl"), key=lambda path: path.stat().st_mtime_ns):
             for text in file.read_text(encoding="utf-8").splitlines():
                 try:
-                    line = json.loads(text)
+                    yield json.loads(text)
                 except json.JSONDecodeError:
                     continue
-                key = (line["measure"], line["scorer"], line["prompt"])
-                if not self.done(*key):
-                    self.lines[key] = line
 
-    def done(self, measure: str, scorer: str, prompt: int) -> bool:
-        """Whether every picture of a prompt has a score."""
-        line = self.lines.get((measure, scorer, prompt))
-        return line is not None and None not in line["values"]
+    def complete(self, measure: str, scorer: str, prompt: int) -> bool:
+        """Return whether every picture of a prompt has a value."""
+        entry = self.entries.get((measure, scorer, prompt))
+        return entry is not None and entry.complete
 
-    def write(self, measure: str, scorer: str, prompt: int, values: Sequence[float | None], reasons: Mapping[int, str]) -> None:
-        """values: None where there is no score, with the reason by place."""
-        line = {"measure": measure, "scorer": scorer, "prompt": prompt, "values": list(values), "reasons": dict(reasons)}
-        self.lines[measure, scorer, prompt] = line
+    def write(self, measure: str, scorer: str, prompt: int, entry: Values) -> None:
+        """Add the values of one prompt."""
+        self.entries[measure, scorer, prompt] = entry
+        line = {"measure": measure, "scorer": scorer, "prompt": prompt, "values": entry.values, "reasons": entry.reasons}
         with self.own.open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
 
-    def table(self, measure: str, scorer: str, prompts: int) -> tuple[np.ndarray, list[str]]:
-        """Values [P, S], NaN where there is none, and the reasons."""
-        lines = [self.lines[measure, scorer, p] for p in range(prompts)]
-        values = [[np.nan if value is None else value for value in line["values"]] for line in lines]
-        return np.array(values, dtype=float), [reason for line in lines for reason in line["reasons"].values()]
+    def has(self, measure: str, scorer: str, prompts: int) -> bool:
+        """Return whether the measure was taken of all prompts, with or without success."""
+        return all((measure, scorer, prompt) in self.entries for prompt in range(prompts))
+
+    def table(self, measure: str, scorer: str, prompts: int) -> Table:
+        """Collect the values of all prompts; `has` must be true."""
+        entries = [self.entries[measure, scorer, prompt] for prompt in range(prompts)]
+        values = [[np.nan if value is None else value for value in entry.values] for entry in entries]
+        return Table(np.array(values, dtype=float), tuple(reason for entry in entries for reason in entry.reasons.values()))

@@ -1,10 +1,10 @@
-"""Measures that need no prompt met and no weights: what a hacked reward gives away.
+"""Metrics: numbers computed from the pixels alone that show when a reward is being hacked.
 
-Each is a function (images [P, S, 3, H, W] in [0, 1], prompts [P]) of S pictures for each of P prompts; it gives a value for
-each prompt [P], or one for the whole set [].  They say something beside the base model's own values, not by themselves.
+Compare them with the base model's own values: alone they say little.
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -17,66 +17,104 @@ from neighbor_grpo.rewards.jpeg import jpeg_bytes
 from neighbor_grpo.scenes.render import render
 from neighbor_grpo.scenes.world import parse, sample_scene
 
-Metric = Callable[[Tensor, list[str]], Tensor]
+# (pictures [P, S, 3, H, W] in [0, 1], prompts [P]) -> values [P], or [] for the whole set
+Function = Callable[[Tensor, list[str]], Tensor]
+
+
+@dataclass(frozen=True)
+class Metric:
+    """Describe a metric: its function and what it takes and returns."""
+
+    name: str
+    function: Function
+    whole_set: bool = False  # one number for all prompts together, instead of one for each prompt
+    of_videos: bool = False  # takes key frames of videos [P, S, F, 3, H, W] instead of pictures
+
+    def measure(self, images: Tensor, prompts: list[str]) -> Tensor:
+        """Measure pictures [P, S, 3, H, W] or videos [P, S, T, 3, H, W]; a metric of pictures is averaged over key frames.
+
+        Raises UserError for pictures where the metric needs videos.
+        """
+        if images.ndim == 5:
+            if self.of_videos:
+                raise UserError(f"{self.name} measures videos, and these are pictures: leave it out")
+            return self.function(images, prompts)
+        frames = key_frames(images)
+        if self.of_videos:
+            return self.function(frames, prompts)
+        return torch.stack([self.function(frame, prompts) for frame in frames.unbind(2)]).mean(0)
 
 
 def diversity(images: Tensor, prompts: list[str]) -> Tensor:
-    """Mean distance between two pictures of one prompt: root mean square over their 16 x 16 thumbnails.  [P]"""
+    """Measure the mean distance between two pictures of one prompt, [P].
+
+    The distance is the root mean square difference of their 16 x 16 thumbnails.
+    """
     if images.shape[1] < 2:
-        raise UserError("diversity compares pictures of one prompt: set evaluate.seeds to 2 or more")
+        raise UserError("diversity needs several pictures of each prompt: set evaluate.seeds to 2 or more")
     small = F.adaptive_avg_pool2d(images.flatten(0, 1).float(), 16).unflatten(0, images.shape[:2]).flatten(2)
     distance = torch.cdist(small, small) / small.shape[-1] ** 0.5  # [P, S, S]
     return distance.sum((1, 2)) / (distance[0].numel() - distance.shape[1])
 
 
 def jpeg_size(images: Tensor, prompts: list[str]) -> Tensor:
-    """Mean size as a JPEG of quality 95, in bytes.  [P]"""
+    """Measure the mean size in bytes as a JPEG of quality 95, [P]."""
     return torch.tensor([[float(jpeg_bytes(image)) for image in row] for row in images]).mean(1)
 
 
 def _luma(images: Tensor) -> Tensor:
-    """Brightness (ITU-R BT.601).  [P, S, 3, H, W] -> [P, S, H, W]"""
+    """Compute the brightness (ITU-R BT.601), [P, S, 3, H, W] -> [P, S, H, W]."""
     return torch.einsum("c,pschw->pshw", torch.tensor([0.299, 0.587, 0.114]), images.float())
 
 
 def grid_artefacts(images: Tensor, prompts: list[str]) -> Tensor:
-    """Power at the frequencies of a grid of 16 pixels over that beside them, about 1 where there is no grid.  [P]
+    """Measure the power at the frequencies of a grid of 16 pixels, relative to that beside them, [P].
 
-    Of the profile d(x) = mean over y of |I(x + 1, y) - I(x, y)|, I the brightness, and of that along y: seams stand out of it
-    whatever their sign.  Frequencies are the multiples of 1/16 below 1/2, beside them those two bins away, clear of the
-    window; ratios of powers are averaged as logarithms, a natural spectrum's slope being straight there.  16 pixels are a
-    token of a transformer with patches of 2 over a VAE of factor 8, and hold the VAE's own 8: seams and patch patterns
-    that please a reward raise this first.  A side of less than 64 pixels is too short for 16: there the grid is of 8.
+    About 1 where there is no grid.  The power is that of the profile d(x) = mean over y of |I(x + 1, y) - I(x, y)|, where I
+    is the brightness, and of the same profile along y.  The frequencies are the multiples of 1/16 below 1/2.  Pictures with
+    a side shorter than 64 pixels are measured with a grid of 8 pixels.
+    Raises UserError for pictures smaller than 32 pixels.
     """
+    # 16 pixels are one token of a transformer with patches of 2 over a VAE of factor 8: seams and patch patterns that please
+    # a reward raise this first.  The absolute value shows seams whatever their sign.
     ratio = []
     for rows in (_luma(images), _luma(images).transpose(-1, -2)):
         profile = rows.diff(dim=-1).abs().mean(-2)  # [P, S, length]
         period = 16 if rows.shape[-1] >= 64 else 8
-        length = profile.shape[-1] // period * period  # whole periods, so that the grid falls on bins
+        length = profile.shape[-1] // period * period  # whole periods put the grid exactly on bins
         if length < 3 * period:
-            raise UserError("grid_artefacts needs pictures of at least 32 pixels a side")
+            raise UserError("grid_artefacts needs pictures of at least 32 x 32 pixels: leave it out")
         power = torch.fft.rfft(profile[..., :length] * torch.hann_window(length)).abs().square().clamp_min(1e-12).log()
         at = torch.arange(length // period, length // 2 - 2, length // period)
+        # The neighbours lie two bins away, outside the window's main lobe.  Logarithms are averaged because the logarithm of a
+        # natural picture's spectrum is nearly straight over these few bins.
         ratio.append((power[..., at] - (power[..., at - 2] + power[..., at + 2]) / 2).mean(-1))
     return ((ratio[0] + ratio[1]) / 2).mean(1).exp()
 
 
 def saturation(images: Tensor, prompts: list[str]) -> Tensor:
-    """Mean over pixels of the largest minus the smallest channel: colours that a reward burns in.  [P]"""
+    """Measure the mean over pixels of the largest minus the smallest channel, [P].
+
+    Oversaturated colours raise it.
+    """
     return (images.amax(2) - images.amin(2)).float().mean((1, 2, 3))
 
 
 def sharpness(images: Tensor, prompts: list[str]) -> Tensor:
-    """Root mean square of the brightness's Laplacian: edges and grain that a reward sharpens, detail that it melts.  [P]"""
+    """Measure the root mean square of the brightness's Laplacian, [P].
+
+    Grain and sharpened edges raise it, lost detail lowers it.
+    """
     kernel = torch.tensor([[0.0, 1, 0], [1, -4, 1], [0, 1, 0]]).view(1, 1, 3, 3)
     edges = F.conv2d(_luma(images).flatten(0, 1).unsqueeze(1), kernel).unflatten(0, images.shape[:2])
     return edges.square().mean((2, 3, 4)).sqrt().mean(1)
 
 
 def kernel_distance(a: Tensor, b: Tensor, bandwidth: float) -> float:
-    """Maximum mean discrepancy with the kernel exp(-||x - y||^2 / (2·bandwidth^2)).  [n, d], [m, d]
+    """Estimate the maximum mean discrepancy with the kernel exp(-||x - y||^2 / (2·bandwidth^2)).
 
-    The root of the unbiased estimate of its square, 0 where that is negative: a distance, unlike the square that KID is.
+    a [n, d], b [m, d].  Returns the root of the unbiased estimate of its square, 0 where that estimate is negative.  KID is the
+    square itself.
     """
 
     def kernel(x: Tensor, y: Tensor) -> Tensor:
@@ -87,49 +125,40 @@ def kernel_distance(a: Tensor, b: Tensor, bandwidth: float) -> float:
 
 
 def _patches(images: Tensor, n: int = 6000) -> Tensor:
-    """n of the pictures' 8 x 8 patches, the same places for the same number of pictures.  [N, 3, H, W] -> [n, 192]"""
+    """Take n of the pictures' 8 x 8 patches, at fixed places for each number of pictures, [N, 3, H, W] -> [n, 192]."""
     patches = F.unfold(images.float(), 8, stride=4).transpose(1, 2).flatten(0, 1)
     return patches[torch.randperm(len(patches), generator=torch.Generator().manual_seed(0))[:n]]
 
 
 def scenes_distance(images: Tensor, prompts: list[str]) -> Tensor:
-    """Kernel distance between the pictures' patches and those of the renderer's own pictures of the same prompts, x 100.  []
+    """Measure the kernel distance, times 100, to the renderer's own pictures of the same prompts.
 
-    Features: the pixels of 8 x 8 patches, bandwidth 1.  They show what a hacked picture gives away first, off colours,
-    smears and textures, and are the same wherever an object lies; that layouts collapse is for `diversity` to show.
-    The reference has four pictures for each of these, seeds fixed.
+    Features: the pixels of 8 x 8 patches, bandwidth 1.  The reference holds four of the renderer's pictures for each given
+    picture, with fixed seeds.
     """
+    # Patches show what a hacked reward changes first (colours, smears, textures), wherever an object lies.  They do not show
+    # that all pictures have become alike: `diversity` does.
     rng = np.random.default_rng(0)
     specs = [parse(prompt) for prompt in prompts for _ in range(4 * images.shape[1])]
     true = torch.from_numpy(np.stack([render(sample_scene(spec, rng), rng) for spec in specs]))
     return torch.tensor(100 * kernel_distance(_patches(images.flatten(0, 1)), _patches(true), bandwidth=1.0))
 
 
-scenes_distance.whole_set = True  # one number for all prompts together
-
-
 def motion(videos: Tensor, prompts: list[str]) -> Tensor:
-    """Mean absolute difference between one frame and the next: a video that a reward of pictures has frozen.  [P]
+    """Measure the mean absolute difference between one key frame and the next, [P].
 
-    videos [P, S, F, 3, H, W], the frames those of `pixels.key_frames`.
+    A frozen video has 0.  videos [P, S, F, 3, H, W]: the key frames (`files.images.key_frames`).
     """
     return videos.float().diff(dim=2).abs().mean((1, 2, 3, 4, 5))
 
 
-motion.of_videos = True
-
-METRICS = {
-    metric.__name__: metric for metric in (diversity, jpeg_size, scenes_distance, grid_artefacts, saturation, sharpness, motion)
-}
-
-
-def measure(metric: Metric, images: Tensor, prompts: list[str]) -> Tensor:
-    """A metric of pictures [P, S, 3, H, W], or of videos [P, S, T, 3, H, W]: its mean over frames, or of them if it is one."""
-    if images.ndim == 5:
-        if getattr(metric, "of_videos", False):
-            raise UserError(f"{metric.__name__} is a measure of videos, and these are pictures: leave it out")
-        return metric(images, prompts)
-    frames = key_frames(images)
-    if getattr(metric, "of_videos", False):
-        return metric(frames, prompts)
-    return torch.stack([metric(frame, prompts) for frame in frames.unbind(2)]).mean(0)
+_ALL = (
+    Metric("diversity", diversity),
+    Metric("jpeg_size", jpeg_size),
+    Metric("scenes_distance", scenes_distance, whole_set=True),
+    Metric("grid_artefacts", grid_artefacts),
+    Metric("saturation", saturation),
+    Metric("sharpness", sharpness),
+    Metric("motion", motion, of_videos=True),
+)
+METRICS = {metric.name: metric for metric in _ALL}

@@ -1,4 +1,4 @@
-"""What an evaluation shows: a table in words and a page with every picture and its scores."""
+"""The report of an evaluation: result.json, table.md and a page with every picture and its values."""
 
 import json
 import os
@@ -6,81 +6,63 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from jinja2 import Environment, select_autoescape
-
+from neighbor_grpo.evaluate.ledger import Table
 from neighbor_grpo.evaluate.pictures import Pictures
 from neighbor_grpo.prompts.reading import Prompt
+from neighbor_grpo.run.pages import markdown_table, render
 
 _PAGE = Path(__file__).parent / "page.html"
+_COMPARED = ("difference", "95 % interval", "win rate", "prompts better : worse", "sign test p")
 
 
-def rows(found: Mapping[str, Any]) -> list[list[str]]:
-    """The table: a head, then a row for each measure."""
-    against = found.get("against", {}).get("measures")
-    head = ["measure", "mean", "95 % interval", *(["failed"] if found["failed"] else [])]
-    head += ["difference", "95 % interval", "win rate", "prompts better : worse", "sign test p"] if against else []
-    table = [head]
-    for name, value in found["values"].items():
-        low, high = found["intervals"].get(name, (None, None))
-        row = [name, "too many failed" if value is None else f"{value:.4g}", "" if low is None else f"{low:.4g} – {high:.4g}"]
-        row += [str(found["failed"].get(name, ""))] if found["failed"] else []
-        if against and name in against:
-            pair = against[name]
-            row += [
-                f"{pair['difference']:+.4g}",
-                f"{pair['low']:+.4g} – {pair['high']:+.4g}",
-                f"{pair['win_rate']:.1%}",
-                f"{pair['prompts_better']} : {pair['prompts_worse']}",
-                f"{pair['p_value']:.2g}",
-            ]
-        table.append(row + [""] * (len(head) - len(row)))
-    return table
+def table_rows(result: Mapping[str, Any]) -> list[list[str]]:
+    """Write the result as a table: a head, then a row for each measure."""
+    pairs, failed = result.get("against", {}).get("measures", {}), result["failed"]
+    head = ["measure", "mean", "95 % interval", *(["failed"] if failed else []), *(_COMPARED if pairs else [])]
+    rows = [head]
+    for name, value in result["values"].items():
+        row = [name, "too many failed" if value is None else f"{value:.4g}"]
+        row.append("{:.4g} – {:.4g}".format(*result["intervals"][name]) if name in result["intervals"] else "")
+        row += [str(failed.get(name, ""))] if failed else []
+        row += _pair_cells(pairs[name]) if name in pairs else []
+        rows.append(row + [""] * (len(head) - len(row)))
+    return rows
 
 
-def markdown(table: Sequence[Sequence[str]]) -> str:
-    lines = ["| " + " | ".join(row) + " |" for row in table]
-    return "\n".join([lines[0], "|---" * len(table[0]) + "|", *lines[1:]]) + "\n"
+def _pair_cells(pair: Mapping[str, Any]) -> list[str]:
+    """Write a comparison by one measure."""
+    return [
+        f"{pair['difference']:+.4g}",
+        f"{pair['low']:+.4g} – {pair['high']:+.4g}",
+        f"{pair['win_rate']:.1%}",
+        f"{pair['prompts_better']} : {pair['prompts_worse']}",
+        f"{pair['p_value']:.2g}",
+    ]
 
 
 def write(
-    out: Path,
-    found: Mapping[str, Any],
-    pictures: Pictures,
-    prompts: Sequence[Prompt],
-    tables: Mapping[str, tuple[np.ndarray, list[str]]],
+    out: Path, result: Mapping[str, Any], pictures: Pictures, prompts: Sequence[Prompt], tables: Mapping[str, Table]
 ) -> str:
-    """result.json, table.md, whose text is returned, and gallery.html, which shows the files where they lie."""
-    (out / "result.json").write_text(json.dumps(found, indent=2) + "\n")
-    table = rows(found)
-    (out / "table.md").write_text(markdown(table), encoding="utf-8")
-    shown = [
-        {
-            "text": prompt.text,
-            "pictures": [
-                {
-                    "file": Path(os.path.relpath(pictures.file(p, s), out)).as_posix(),
-                    "caption": ", ".join(
-                        f"{name} {values[p, s]:.4g}"
-                        for name, (values, _) in tables.items()
-                        if values.shape[1] == pictures.seeds
-                    ),
-                }
-                for s in range(pictures.seeds)
-            ],
+    """Write result.json, table.md and gallery.html, which links the picture files; return the text of the table."""
+    (out / "result.json").write_text(json.dumps(result, indent=2) + "\n")
+    rows = table_rows(result)
+    (out / "table.md").write_text(markdown_table(rows), encoding="utf-8")
+
+    def shown(prompt: int, seed: int) -> dict[str, str]:
+        values = {name: table.values[prompt] for name, table in tables.items() if table.values.shape[1] == pictures.seeds}
+        return {
+            "file": Path(os.path.relpath(pictures.file(prompt, seed), out)).as_posix(),
+            "caption": ", ".join(f"{name} {value[seed]:.4g}" for name, value in values.items()),
         }
-        for p, prompt in enumerate(prompts)
-    ]
-    page = (
-        Environment(autoescape=select_autoescape(default=True))
-        .from_string(_PAGE.read_text())
-        .render(
-            title=out.name,
-            table=table,
-            prompts=shown,
-            width=192,
-            settings=json.dumps(found["settings"], indent=2),
-        )
-    )
-    (out / "gallery.html").write_text(page, encoding="utf-8")
-    return markdown(table)
+
+    page = {
+        "title": out.name,
+        "table": rows,
+        "prompts": [
+            {"text": prompt.text, "pictures": [shown(p, s) for s in range(pictures.seeds)]} for p, prompt in enumerate(prompts)
+        ],
+        "width": 192,
+        "settings": json.dumps(result["settings"], indent=2),
+    }
+    (out / "gallery.html").write_text(render(_PAGE, page), encoding="utf-8")
+    return markdown_table(rows)

@@ -1,4 +1,4 @@
-"""The pictures that are judged: drawn from fixed noise and kept as files, or a folder of somebody's own."""
+"""The pictures of an evaluation: drawn by a model from fixed noise and kept as files, or a given folder of files."""
 
 import os
 from collections.abc import Sequence
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from neighbor_grpo.errors import UserError
 from neighbor_grpo.files.images import read_file, save_png
-from neighbor_grpo.models.registry import FlowModel
+from neighbor_grpo.models.family import Family
 from neighbor_grpo.models.sampling import fixed_noise, sample
 from neighbor_grpo.models.text_cache import encoded
 from neighbor_grpo.prompts.reading import Prompt
@@ -20,20 +20,24 @@ KINDS = (".png", ".jpg", ".jpeg", ".webp")
 
 
 class Pictures(Protocol):
-    seeds: int  # S, of each prompt
+    """Give S pictures of each prompt."""
+
+    @property
+    def seeds(self) -> int:
+        """Return S."""
 
     def file(self, prompt: int, seed: int) -> Path:
-        """Where a picture lies."""
+        """Return the file of a picture."""
 
-    def __call__(self, numbers: Sequence[int]) -> Tensor:
-        """Of prompts by number: [p, S, 3, H, W] in [0, 1], as the files hold them; videos [p, S, T, 3, H, W]."""
+    def read(self, numbers: Sequence[int]) -> Tensor:
+        """Read the pictures [p, S, 3, H, W] in [0, 1] of prompts by number; videos [p, S, T, 3, H, W]."""
 
 
 @dataclass(frozen=True)
 class Drawn:
-    """Drawn by a model where they are not there yet, so that an evaluation that was stopped goes on."""
+    """Draw pictures by a model, except those that `folder` already holds."""
 
-    model: FlowModel
+    model: Family
     prompts: Sequence[Prompt]
     seeds: int
     num_steps: int
@@ -41,16 +45,18 @@ class Drawn:
     folder: Path
 
     def file(self, prompt: int, seed: int) -> Path:
+        """Return the file of a picture."""
         return self.folder / f"{prompt:05d}-{seed}.png"
 
-    def __call__(self, numbers: Sequence[int]) -> Tensor:
+    def read(self, numbers: Sequence[int]) -> Tensor:
+        """Read pictures as the files hold them, after drawing those that are missing."""
         missing = [p for p in numbers if not all(self.file(p, s).is_file() for s in range(self.seeds))]
         if missing:
             cond = encoded(self.model, [self.prompts[p] for p in missing])
             noise = fixed_noise(self.model, missing, self.seeds)
             for p, row in zip(missing, sample(self.model, cond, noise, self.num_steps, self.solver), strict=True):
                 for s, image in enumerate(row):
-                    aside = self.file(p, s).with_suffix(f".{os.getpid()}")  # a file that is there is whole
+                    aside = self.file(p, s).with_suffix(f".{os.getpid()}")  # so that a picture is never half written
                     save_png(image, aside)
                     aside.rename(self.file(p, s))
         return torch.stack([torch.stack([read_file(self.file(p, s)) for s in range(self.seeds)]) for p in numbers])
@@ -58,41 +64,45 @@ class Drawn:
 
 @dataclass(frozen=True)
 class Folder:
-    """Files in the order of their names, the same number for each prompt."""
+    """Read a folder of pictures in the order of their names, the same number for each prompt."""
 
     files: tuple[Path, ...]
     seeds: int
 
     @classmethod
     def of(cls, folder: Path, prompts: int) -> "Folder":
+        """Divide the pictures in `folder` over so many prompts.  Raises UserError where they do not divide."""
         if not folder.is_dir():
-            raise UserError(f"no folder of pictures at {folder}")
+            raise UserError(f"no folder {folder}: give --images a folder of pictures")
         files = tuple(sorted(path for path in folder.rglob("*") if path.suffix.lower() in KINDS))
         if not files:
-            raise UserError(f"{folder} holds no pictures ({', '.join(KINDS)})")
+            raise UserError(f"no pictures in {folder}: give a folder with {', '.join(KINDS)} files")
         if len(files) % prompts:
             raise UserError(
-                f"{folder} holds {len(files)} pictures, which is no multiple of the {prompts} prompts: in the order of their "
-                "names there must be equally many for each prompt"
+                f"{folder} holds {len(files)} pictures, not a multiple of the {prompts} prompts: give equally many pictures of "
+                "each prompt, sorted by name in the order of the prompts"
             )
         return cls(files, len(files) // prompts)
 
     def file(self, prompt: int, seed: int) -> Path:
+        """Return the file of a picture."""
         return self.files[prompt * self.seeds + seed]
 
-    def __call__(self, numbers: Sequence[int]) -> Tensor:
+    def read(self, numbers: Sequence[int]) -> Tensor:
+        """Read pictures.  Raises UserError where their sizes differ."""
         rows = [[read_file(self.file(p, s)) for s in range(self.seeds)] for p in numbers]
         first = rows[0][0].shape
         for p, row in zip(numbers, rows, strict=True):
             for s, image in enumerate(row):
                 if image.shape != first:
                     raise UserError(
-                        f"{self.file(p, s)} is {_size(image)}, {self.file(numbers[0], 0)} {_size(rows[0][0])}: "
-                        "pictures judged together have one size"
+                        f"{self.file(p, s)} is {_size(image)}, {self.file(numbers[0], 0)} is {_size(rows[0][0])}: "
+                        "give pictures of one size"
                     )
         return torch.stack([torch.stack(row) for row in rows])
 
 
 def _size(x: Tensor) -> str:
+    """Word the size of a picture or video."""
     frames = f"{x.shape[0]} frames of " if x.ndim == 4 else ""
     return f"{frames}{x.shape[-1]} x {x.shape[-2]} pixels"

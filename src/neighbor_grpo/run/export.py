@@ -1,14 +1,14 @@
-"""What a run has learned, in the form that others load, with a card that says where it comes from.
+"""Exports: the trained weights of a run in a form that other programs load, with a model card.
 
 diffusers   lora/ as `load_lora_weights` reads it, or transformer/ after a full fine-tune
-comfyui     one .safetensors of the LoRA, alpha written beside every pair of matrices: its loader reads no metadata
-merged      a whole pipeline directory, the LoRA added into the weights
+comfyui     one .safetensors with the LoRA and an alpha beside every pair of matrices, because ComfyUI reads no metadata
+merged      a whole pipeline directory, with the LoRA added into the weights
 """
 
 import json
 import shutil
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from safetensors import safe_open
@@ -20,33 +20,34 @@ from neighbor_grpo.files.directories import written_whole
 from neighbor_grpo.models.experts import parts
 from neighbor_grpo.models.registry import adapter_of
 from neighbor_grpo.models.video import Video
-from neighbor_grpo.prompts.reading import Prompt, prompt_hash, read_prompts
+from neighbor_grpo.prompts.reading import prompt_hash, read_prompts
 from neighbor_grpo.run import files
-from neighbor_grpo.run.weights import learned_in, load_trained
+from neighbor_grpo.run.pages import markdown_table, render
+from neighbor_grpo.run.weights import load_trained, trained_weights
 
 Format = Literal["diffusers", "comfyui", "merged"]
+_CARD = Path(__file__).parent / "card.md"
 
 
 def export(run: Path, form: Format, out: Path, best: bool = False) -> Path:
-    """Write `out`, a directory; what there is of it.  Raises UserError where it is not empty or the run has no such form."""
-    config, weights = files.config_of(run), learned_in(run, best)
+    """Write the export into the directory `out` and return it.
+
+    Raises UserError where `out` is not empty or the run cannot be exported in this form.
+    """
+    config, weights = files.read_config(run), trained_weights(run, best)
     if out.exists() and any(out.iterdir()):
         raise UserError(f"{out} is not empty: choose another --out")
     if form == "comfyui" and not config.model.lora:
-        raise UserError("comfyui takes LoRAs, and this run trained all weights: --format merged")
+        raise UserError("--format comfyui needs a LoRA, and this run trained all weights: choose --format merged")
     if form == "comfyui" and issubclass(adapter_of(config.model.path)[0], Video):
-        raise UserError("ComfyUI knows the layers of video models by other names: --format diffusers or merged")
+        raise UserError("ComfyUI names the layers of video models differently: choose --format diffusers or merged")
     with written_whole(out) as aside:
         if form == "diffusers":
             shutil.copytree(weights, aside / weights.name)
         elif form == "comfyui":
-            _comfyui(weights, aside / f"{run.name}.safetensors")
+            _write_comfyui(weights, aside / f"{run.name}.safetensors")
         else:
-            model, _ = load_trained(None, run, "cpu", best=best)
-            if config.model.lora:
-                model.pipe.fuse_lora(components=[name for name, _, _ in parts(model.transformer)])
-                model.pipe.unload_lora_weights()
-            model.pipe.save_pretrained(aside)
+            _write_merged(run, best, aside)
         (aside / "README.md").write_text(card(run, config, form, best), encoding="utf-8")
         pictures = run / "samples" / "before_after.png"
         if pictures.is_file():
@@ -54,69 +55,64 @@ def export(run: Path, form: Format, out: Path, best: bool = False) -> Path:
     return out
 
 
-def _comfyui(lora: Path, file: Path) -> None:
+def _write_comfyui(lora: Path, file: Path) -> None:
+    """Write a LoRA with its alpha beside every pair of matrices."""
     with safe_open(lora / "pytorch_lora_weights.safetensors", "pt") as stored:
         metadata = json.loads(stored.metadata()["lora_adapter_metadata"])
-        tensors = {key: stored.get_tensor(key) for key in stored.keys()}  # noqa: SIM118, no dict
+        tensors = {key: stored.get_tensor(key) for key in stored.keys()}  # noqa: SIM118, not a dict
     alpha = torch.tensor(float(metadata["transformer.lora_alpha"]))
     layers = {key.removesuffix(".lora_A.weight") for key in tensors if key.endswith(".lora_A.weight")}
     save_file(tensors | {f"{layer}.alpha": alpha.clone() for layer in layers}, file)
 
 
+def _write_merged(run: Path, best: bool, directory: Path) -> None:
+    """Write the whole pipeline, with a LoRA added into its weights."""
+    model = load_trained(None, run, "cpu", best=best).model
+    pipe: Any = model.pipe  # the methods for LoRAs are those of mixins that diffusers' base class does not declare
+    if files.read_config(run).model.lora:
+        pipe.fuse_lora(components=[name for name, _, _ in parts(model.transformer)])
+        pipe.unload_lora_weights()
+    pipe.save_pretrained(directory)
+
+
 def card(run: Path, config: Config, form: Format, best: bool) -> str:
-    """A model card: method, rewards, data, settings, what was measured before and after, pictures."""
-    lines = [line for line in files.metrics(run) if any(key.startswith("eval/") for key in line)]
-    first, last = lines[0], lines[-1]
+    """Write a model card: method, rewards, data, settings, and the measures before and after training."""
+    lines = files.read_metrics(run)
     if best:
         iteration = json.loads((run / "best" / "best.json").read_text())["iteration"]
-        last = next(line for line in lines if line["iteration"] == iteration)
-    table = [
-        f"| {key[5:]} | {first[key]:.4g} | {last[key]:.4g} |"
-        for key in first
-        if key.startswith("eval/") and key in last and key != "eval/gap"
-    ]
-    prompts = _prompts(config.prompts.path)
-    data = f"{len(prompts)} prompts, sha256 {prompt_hash(prompts)}" if prompts else "the file is no longer there"
-    settings = json.dumps(config.method.__dict__, indent=2, default=str)
-    return "\n".join(
-        [
-            "---",
-            f"base_model: {config.model.path}",
-            "library_name: diffusers",
-            "tags: [flow-matching, neighbor-grpo]",
-            "---",
-            f"# {run.name}",
-            "",
-            f"{config.model.path} aligned by `{config.method.name}` with neighbor-grpo; form: {form}.",
-            "",
-            f"- trained: {f'LoRA of rank {config.model.lora.rank}' if config.model.lora else 'all weights of the transformer'}, "
-            f"{last['iteration']} iterations of {config.prompts.per_iteration} prompts x {config.method.group_size} samples",
-            f"- rewards: {', '.join(f'{name} (weight {weight:g})' for name, weight in config.reward.train.items())}, "
-            f"{config.reward.aggregate} summed",
-            f"- prompts: {Path(config.prompts.path).name}, {data}",
-            f"- optimizer: AdamW, rate {config.optimizer.lr:g}; seed {config.seed}",
-            "",
-            "![before and after](before_after.png)",
-            "",
-            "Held-out prompts, the same noise:",
-            "",
-            "| | before | after |",
-            "|---|---|---|",
-            *table,
-            "",
-            "Settings of the method:",
-            "",
-            "```json",
-            settings,
-            "```",
-            "",
-        ]
-    )
+        lines = [line for line in lines if line["iteration"] <= iteration]
+    changes = [change for change in files.changes(lines) if change.measure != "gap"]
+    lora, rewards = config.model.lora, config.reward.train.items()
+    method = config.model_dump(mode="json")["method"]
+    values = {
+        "title": run.name,
+        "model": config.model.path,
+        "method": method["name"],
+        "form": form,
+        "trained": f"LoRA of rank {lora.rank}" if lora else "all weights of the transformer",
+        "iterations": lines[-1]["iteration"],
+        "prompts_per_iteration": config.prompts.per_iteration,
+        "group_size": method["group_size"],
+        "rewards": ", ".join(f"{name} (weight {weight:g})" for name, weight in rewards),
+        "aggregate": config.reward.aggregate,
+        "prompts": _describe_prompts(config.prompts.path),
+        "learning_rate": f"{config.optimizer.lr:g}",
+        "seed": config.seed,
+        "table": markdown_table([["measure", "before", "after"], *map(_cells, changes)]),
+        "settings": json.dumps(method, indent=2),
+    }
+    return render(_CARD, values)
 
 
-def _prompts(path: str) -> list[Prompt]:
-    """No prompts where the file is gone."""
+def _cells(change: files.Change) -> list[str]:
+    """Write a measure before and after training as a row of a table."""
+    return [change.measure, f"{change.before:.4g}", f"{change.after:.4g}"]
+
+
+def _describe_prompts(path: str) -> str:
+    """Describe the training prompts by file, number and hash."""
     try:
-        return read_prompts(path)
-    except UserError:
-        return []
+        prompts = read_prompts(path)
+    except UserError:  # the file may have been removed since the run
+        return f"{Path(path).name}, a file that no longer exists"
+    return f"{Path(path).name}, {len(prompts)} prompts, sha256 {prompt_hash(prompts)}"

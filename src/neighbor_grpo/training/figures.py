@@ -6,8 +6,6 @@ from torch import Tensor
 
 from neighbor_grpo.methods.advantage import has_spread
 
-TRAINING = ("encode", "rollout", "decode", "reward", "update")  # phases, without evaluation
-
 
 def reward_figures(names: Iterable[str], rewards: Tensor) -> dict[str, float]:
     """Return for each reward its mean, its mean spread in a group, the groups without spread, the samples without a score.
@@ -53,11 +51,6 @@ def phase_figures(seconds: Mapping[str, float], flops: Mapping[str, float], rate
     return {f"time/{phase}": spent for phase, spent in seconds.items()} | {
         f"mfu/{phase}": work / (rate * seconds[phase]) for phase, work in flops.items() if seconds.get(phase)
     }
-
-
-def training_seconds(figures: Mapping[str, float]) -> float:
-    """Return the seconds of an iteration's phases, without its evaluation."""
-    return sum(figures.get(f"time/{phase}", 0.0) for phase in TRAINING)
 
 
 def progress(done: int, total: int, figures: Mapping[str, float], seconds: float) -> str:

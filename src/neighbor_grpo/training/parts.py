@@ -10,8 +10,8 @@ from accelerate.utils import broadcast_object_list
 
 from neighbor_grpo.config import Config
 from neighbor_grpo.errors import UserError
-from neighbor_grpo.evaluate.held_out import HeldOut
-from neighbor_grpo.evaluate.measures import load_measures
+from neighbor_grpo.evaluate.evaluator import Evaluator
+from neighbor_grpo.evaluate.measures import Measures, load_measures
 from neighbor_grpo.models.family import Cond, Family
 from neighbor_grpo.models.registry import move, pick_device
 from neighbor_grpo.models.text_cache import TextCache
@@ -50,7 +50,7 @@ class Parts:
     learner: Learner
     phases: Phases
     texts: TextCache
-    evaluator: HeldOut
+    evaluator: Evaluator
 
     @classmethod
     def assemble(cls, config: Config, resume: bool = False) -> Self:
@@ -58,23 +58,24 @@ class Parts:
         accelerator = Accelerator(cpu=pick_device(config.device).type == "cpu", mixed_precision="no")
         device, ranks = accelerator.device, accelerator.num_processes
         slots = slots_of_rank(config.prompts.per_iteration, accelerator)
-        run_dir = Path(config.run_dir or broadcast_object_list([files.free()])[0])
+        run_dir = Path(config.run_dir or broadcast_object_list([files.free_directory()])[0])
         config = config.model_copy(update={"run_dir": str(run_dir)})
         if not resume:
-            files.refuse_another(run_dir)
+            files.refuse_existing(run_dir)
         prompts = read_prompts(config.prompts.path)
         evaluation_prompts = read_prompts(config.prompts.eval_path or config.prompts.path, held_out=True)
         evaluation_prompts = evaluation_prompts[: config.evaluate.prompts]
         check_scorers(config.reward.scorers, [*config.reward.train, *config.watched])
         rewards = load_rewards(list(config.reward.train), config.reward.scorers, config.reward.overlap)
-        watched, metrics = load_measures(config.watched, config.reward.scorers)
-        best = _best(config, next(iter(watched), None))
+        watched = load_measures(config.watched, config.reward.scorers)
+        best = _best(config, next(iter(watched.rewards), None))
         counted, estimated = plan(config), estimate(config, device.type, ranks, accelerator.is_fsdp2)
         if not accelerator.is_fsdp2:  # whose temporary all-gathers are not in the estimate
             refuse(config, estimated, device.type, memory_of(device), ranks)
         model = load_base(config, device)
         texts = TextCache(model, Path(config.prompts.cache_dir).expanduser(), config.prompts.cache_gb)
-        evaluator = HeldOut(model, texts, evaluation_prompts, rewards.scorers | watched, metrics, config, accelerator)
+        measures = Measures({**rewards.scorers, **watched.rewards}, watched.metrics)
+        evaluator = Evaluator(model, texts, evaluation_prompts, measures, config, accelerator)
         return cls(
             run_dir, config, accelerator, slots, prompts, evaluation_prompts, rewards, best, counted, estimated, model,
             matrix_rate(device, model.dtype), Learner(model, config, accelerator), Phases(device), texts, evaluator,

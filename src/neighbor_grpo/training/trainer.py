@@ -19,7 +19,7 @@ from neighbor_grpo.rewards.score import RewardError
 from neighbor_grpo.run import files, report
 from neighbor_grpo.training import checkpoint
 from neighbor_grpo.training.experience import Experience
-from neighbor_grpo.training.figures import phase_figures, progress, reward_gap, training_seconds
+from neighbor_grpo.training.figures import phase_figures, progress, reward_gap
 from neighbor_grpo.training.gradients import iteration_figures
 from neighbor_grpo.training.learner import NotFiniteError, RanksDifferError
 from neighbor_grpo.training.parts import Parts
@@ -51,31 +51,31 @@ class Trainer:
         )
         self.source, self.stop = parts.source(), StopRequest()
         self.fresh = not (resume and checkpoint.finished(self.run_dir / "checkpoints"))
-        self.start = 0 if self.fresh else self._restore()
+        self.start = 0 if self.fresh else self.learner.load(self.run_dir / "checkpoints")
         self.done = self.start  # iterations
         self.base: dict[str, float] = {}  # figures before the first iteration
 
     @classmethod
     def resume(cls, run_dir: str | Path) -> Self:
         """Return a trainer that resumes the run in `run_dir` from its newest checkpoint."""
-        return cls(files.config_of(Path(run_dir)), resume=True)
+        return cls(files.read_config(Path(run_dir)), resume=True)
 
     # ---------------------------------------------------------------- the run
 
     def run(self) -> Path:
         """Train to the end; return the run directory."""
         self._introduce()
-        lines = files.metrics(self.run_dir)
-        first, spent = broadcast_object_list([(lines[:1], sum(map(training_seconds, lines)))])[0]
+        recorded = broadcast_object_list([files.rewind(self.run_dir, self.start) if self.main else None])[0]
+        spent = recorded.seconds
         with self.stop.listening(), self._resumable():
             if self.fresh:
                 self._save(0)
-            self.base = first[0] if first else self._record({"iteration": 0, **self._evaluate(0)})
+            self.base = recorded.before or self._record({"iteration": 0, **self._evaluate(0)})
             began = time.perf_counter()
             over = self._over(spent)
             while not over:
                 figures, self.done = self._iteration(self.done), self.done + 1
-                spent += training_seconds(figures)
+                spent += files.training_seconds(figures)
                 over = self._over(spent)
                 if over or (self.config.evaluate.every and self.done % self.config.evaluate.every == 0):
                     figures |= self._evaluate(self.done)
@@ -139,14 +139,15 @@ class Trainer:
         """Measure the averaged weights on evaluation prompts and fixed seeds; keep pictures, failures, and the best weights."""
         e, began = self.config.evaluate, time.perf_counter()
         with self.learner.averaged():
-            figures, images, failures = self.parts.evaluator()
+            evaluated = self.parts.evaluator.evaluate()
+        figures = dict(evaluated.figures)
         gap = reward_gap(self.base or figures, figures, self.config.reward.train, self.config.watched)
         figures |= ({} if gap is None else {"eval/gap": gap}) | {"time/evaluate": time.perf_counter() - began}
         if self.main:
-            shown = images[: e.gallery, :4]
+            shown = evaluated.pictures[: e.gallery, :4]
             prompts = [prompt.text for prompt in self.parts.evaluation_prompts]
             report.save_samples(self.run_dir / "samples", iteration, shown, prompts)
-            for name, found in failures.items():
+            for name, found in evaluated.failures.items():
                 files.record_failures(self.run_dir, iteration, name, found)
             self._say(f"iteration {iteration}: " + ", ".join(f"{k} {v:.4g}" for k, v in figures.items()))
         self._keep_best(iteration, figures)
@@ -202,13 +203,6 @@ class Trainer:
                 "warning: model.quantize saves no memory in the update, where autograd keeps unpacked weights: set "
                 "model.gradient_checkpointing=true"
             )
-
-    def _restore(self) -> int:
-        """Load the newest checkpoint, drop later lines of metrics.jsonl, and return its iteration."""
-        iteration = self.learner.load(self.run_dir / "checkpoints")
-        if self.main:
-            files.rewind(self.run_dir, iteration)
-        return iteration
 
     def _save(self, iteration: int) -> None:
         try:

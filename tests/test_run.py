@@ -1,0 +1,86 @@
+"""The files of a run and what its report draws."""
+
+import json
+from dataclasses import replace
+
+import pytest
+from matplotlib.figure import Figure
+
+from neighbor_grpo.errors import UserError
+from neighbor_grpo.evaluate.ledger import Ledger, Values
+from neighbor_grpo.run import files
+from neighbor_grpo.run.report import _draw_panel, draw_curves, panels
+
+LINES = [
+    {"iteration": 0, "eval/clip": 0.25, "eval_spread/clip": 0.1, "eval/diversity": 0.2, "time/evaluate": 3.0},
+    {"iteration": 1, "reward/clip": 0.3, "spread/clip": 0.05, "flat_groups/clip": 0, "failed/clip": 1, "time/rollout": 2.0},
+    {"iteration": 2, "reward/clip": 0.4, "spread/clip": 0.04, "time/rollout": 2.0, "time/update": 1.5, "time/evaluate": 3.0},
+]
+LINES[1] |= {"loss": 0.1, "lr": 1e-4, "nfe_old": 8, "mfu/update": 0.3, "scorer/clip/requests": 4, "max/ratio": 1.5}
+LINES[2] |= {"loss": 0.2, "eval/clip": 0.5, "eval_failed/diversity": 2, "eval/gap": 0.1, "accuracy": 0.7}
+
+
+@pytest.fixture
+def run(tmp_path):
+    for line in LINES:
+        files.record(tmp_path, line)
+    return tmp_path
+
+
+def test_rewinding_drops_later_lines_and_returns_what_a_resumed_run_needs(run):
+    assert files.rewind(run, 5) == files.Recorded(LINES[0], 2.0 + 2.0 + 1.5) and files.read_metrics(run) == LINES
+    assert files.rewind(run, 1) == files.Recorded(LINES[0], 2.0) and files.read_metrics(run) == LINES[:2]
+    files.record(run, LINES[2])
+    assert files.read_metrics(run) == LINES
+
+
+def test_a_line_cut_off_by_a_kill_is_dropped_and_the_next_one_is_whole(run):
+    with (run / "metrics.jsonl").open("a") as file:
+        file.write('{"iteration": 3, "rew')
+    assert files.read_metrics(run) == LINES
+    files.rewind(run, 2)
+    files.record(run, {"iteration": 3})
+    assert files.read_metrics(run) == [*LINES, {"iteration": 3}]
+
+
+def test_a_run_that_has_recorded_nothing(tmp_path):
+    assert files.rewind(tmp_path, 0) == files.Recorded(None, 0)
+    assert files.changes([]) == [] and files.changes([{"iteration": 1}]) == []
+    with pytest.raises(UserError, match=r"config\.yaml"):
+        files.read_config(tmp_path)
+
+
+def test_changes_pair_the_first_and_the_last_evaluation():
+    assert files.changes(LINES) == [files.Change("clip", 0.25, 0.5)]
+
+
+def test_every_figure_of_the_method_is_drawn_under_its_own_name():
+    assert panels(LINES) == ["clip", "diversity", "gap", "loss", "max/ratio", "accuracy"]
+
+
+def test_the_curves_hold_the_recorded_numbers(tmp_path):
+    axis = Figure().subplots()
+    _draw_panel(axis, "clip", LINES)
+    training, evaluation = axis.lines[:2]
+    assert training.get_xydata().tolist() == [[1, 0.3], [2, 0.4]] and evaluation.get_xydata().tolist() == [[0, 0.25], [2, 0.5]]
+    axis = Figure().subplots()
+    _draw_panel(axis, "loss", LINES)
+    assert [line.get_xydata().tolist() for line in axis.lines] == [[[1, 0.1], [2, 0.2]]]
+    draw_curves(LINES, tmp_path / "curves.png")
+    assert (tmp_path / "curves.png").stat().st_size > 10_000
+
+
+def test_a_ledger_keeps_the_newest_values_of_all_ranks_and_skips_a_torn_line(tmp_path):
+    failed = Values((0.5, None), {1: "no view"})
+    Ledger(tmp_path).write("clip", "a", 0, failed)
+    Ledger(tmp_path, rank=1).write("clip", "a", 1, Values((1.0, 2.0)))
+    with (tmp_path / "scores-0.jsonl").open("a") as file:
+        file.write('{"measure": "cl')
+    ledger = Ledger(tmp_path)
+    assert ledger.entries == {("clip", "a", 0): failed, ("clip", "a", 1): Values((1.0, 2.0))}
+    assert not ledger.complete("clip", "a", 0) and ledger.complete("clip", "a", 1) and not ledger.complete("clip", "b", 1)
+    assert ledger.has("clip", "a", 2) and not ledger.has("clip", "a", 3)
+    ledger.write("clip", "a", 0, replace(failed, values=(0.5, 0.25), reasons={}))
+    table = Ledger(tmp_path, rank=1).table("clip", "a", 2)
+    assert table.values.tolist() == [[0.5, 0.25], [1.0, 2.0]] and table.reasons == ()
+    assert len([json.loads(line) for line in (tmp_path / "scores-1.jsonl").read_text().splitlines()]) == 1
