@@ -154,7 +154,7 @@ def test_a_killed_process_goes_on_bit_for_bit(tiny_flux, tmp_path, how):
     ("function", "message"),
     [
         ("broken", r"8 of 8 pictures.*RuntimeError: no luck .prompt"),
-        ("nan", r"1 of 8 pictures.*scored nan"),
+        ("nan", r"1 of 8 pictures.*nan .prompt"),
         ("short", r"8 of 8.*shape \(1,\) for 8"),
     ],
 )
