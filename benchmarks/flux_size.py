@@ -21,9 +21,10 @@ from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, FluxPipeli
 
 from neighbor_grpo.cli import _quiet
 from neighbor_grpo.config import Config, load_config
+from neighbor_grpo.models.family import Family
 from neighbor_grpo.models.flux import Flux
-from neighbor_grpo.models.registry import FlowModel, load_model, move
-from neighbor_grpo.models.settings import Drawing
+from neighbor_grpo.models.registry import load_model
+from neighbor_grpo.models.settings import ModelSettings
 from neighbor_grpo.planning.estimate import estimate
 from neighbor_grpo.planning.machine import matrix_rate
 from neighbor_grpo.prompts.reading import Prompt
@@ -85,14 +86,14 @@ def configurations(place: Path, tiny: bool) -> None:
     (place / "model_index.json").write_text(json.dumps(index))
 
 
-def model_of(config: Config, device: torch.device, dtype: torch.dtype, tiny: bool) -> FlowModel:
+def model_of(config: Config, device: torch.device, dtype: torch.dtype, tiny: bool) -> Family:
     """Quantized weights are loaded as they are in a run, from files (24 GB of them, written once)."""
-    drawing, place = config.model.drawing(), Path(config.model.path)
+    settings, place = config.model.model_settings(), Path(config.model.path)
     if not config.model.quantize:
-        return Flux(FluxPipeline(**parts(device, dtype, tiny)), device, dtype, Drawing(**drawing))
+        return Flux(FluxPipeline(**parts(device, dtype, tiny)), device, dtype, ModelSettings(**settings))
     if not any(place.glob("transformer/*.safetensors")):
         FluxPipeline(**parts(device, dtype, tiny)).save_pretrained(place)
-    return load_model(place, device, dtype, **drawing)
+    return load_model(place, device, dtype, **settings)
 
 
 def row(name: str, config: Config, iterations: int, tiny: bool) -> None:
@@ -101,10 +102,10 @@ def row(name: str, config: Config, iterations: int, tiny: bool) -> None:
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     model, phases = model_of(config, device, dtype, tiny), Phases(device)
     learner = Learner(model, config, accelerator)
-    cond = move(model.blank(1), device)
+    cond = model.blank(1).to(device)
     collector = Collector(
         model,
-        lambda prompts, coming: cond,
+        SimpleNamespace(encode=lambda prompts, coming: cond),
         [Prompt("")],
         RewardSet({"brightness": make_scorer("brightness", lambda images, prompts, metadata: images.mean((1, 2, 3)))}),
         range(1),

@@ -18,7 +18,6 @@ from small import BUILT
 from neighbor_grpo.cli import _quiet
 from neighbor_grpo.config import load_config
 from neighbor_grpo.flow.streams import Iteration
-from neighbor_grpo.models.registry import take
 from neighbor_grpo.training.trainer import Trainer
 
 
@@ -60,7 +59,7 @@ def measure(iterations: int, overrides: list[str], title: str) -> None:
             return time.perf_counter() - began
 
         def rows(n: int):
-            return x[:1].expand(n, *x.shape[1:]).contiguous(), take(cond, torch.zeros(n, dtype=torch.long))
+            return x[:1].expand(n, *x.shape[1:]).contiguous(), cond.take(torch.zeros(n, dtype=torch.long))
 
         def forward(total: int, size: int) -> None:
             with torch.no_grad():

@@ -16,7 +16,7 @@ from diffusers import FluxTransformer2DModel, QwenImageTransformer2DModel
 from torch.utils.flop_counter import FlopCounterMode
 
 from neighbor_grpo.config import load_config
-from neighbor_grpo.models.family import Family
+from neighbor_grpo.models.family import ATTENTION
 from neighbor_grpo.models.lora import add_lora
 from neighbor_grpo.planning.kernels import Kernels
 from neighbor_grpo.planning.plan import plan
@@ -36,7 +36,7 @@ def sizes(model: torch.nn.Module, **inputs) -> tuple[float, float, float]:
     with torch.no_grad(), Kernels("cuda"), FlopCounterMode(display=False) as counter:
         model(**inputs)
     parameters = sum(p.numel() for p in model.parameters())
-    add_lora(model, 32, 32, list(Family.lora_targets))
+    add_lora(model, 32, 32, list(ATTENTION))
     return parameters, sum(p.numel() for p in model.parameters() if p.requires_grad), counter.get_total_flops()
 
 
