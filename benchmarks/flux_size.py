@@ -1,11 +1,11 @@
-"""A model of FLUX.1-dev's size on a GPU, with random weights: seconds, matrix rate and memory of an iteration's phases.
+"""Seconds, matrix rate and memory of each phase of an iteration, for a model of FLUX.1-dev's size with random weights.
 
     python benchmarks/flux_size.py [--iterations 3] [CONFIG ...] [key=value ...]
 
 CONFIG: files of configs/flux_dev, each a row of the table (default: the paper's three rows, DanceGRPO and MixGRPO), over
-configs/flux_dev/base.yaml with one prompt a GPU and blank conditioning.  Rewards cost nothing: pictures are scored by their
-brightness.  Utilisation (MFU): the plan's FLOPs over seconds, over the bf16 matrix rate measured on the same device.
-key=value: e.g. model.height=512 model.quantize=nf4, model.compile=true, model.fp8_rollout=true.
+configs/flux_dev/base.yaml with one prompt for each GPU and blank conditioning.  The reward is the brightness of a picture,
+which costs nothing.  Utilisation (MFU): the plan's FLOPs per second over the bf16 matrix rate measured on the same device.
+key=value: for instance model.height=512 model.quantize=nf4, model.compile=true, model.fp8_rollout=true.
 --tiny: a small model instead, on any device, to try the benchmark itself.
 """
 
@@ -64,7 +64,7 @@ TINY_VAE = {"block_out_channels": (8, 8, 8, 8), "layers_per_block": 1, "norm_num
 
 
 def parts(device: torch.device, dtype: torch.dtype, tiny: bool) -> dict:
-    """Of a FluxPipeline without text encoders: random weights, made on the device."""
+    """Build the components of a FluxPipeline without text encoders, with random weights made on the device."""
     torch.manual_seed(0)
     torch.set_default_dtype(dtype)
     with device:
@@ -77,7 +77,7 @@ def parts(device: torch.device, dtype: torch.dtype, tiny: bool) -> dict:
 
 
 def configurations(place: Path, tiny: bool) -> None:
-    """The pipeline's directory without weights, from which the plan is made."""
+    """Write the directory of the pipeline without weights, from which the plan is made."""
     index = {"_class_name": "FluxPipeline"}
     for name, part in parts(torch.device("meta"), torch.bfloat16, tiny).items():
         index[name] = ["diffusers", type(part).__name__] if part is not None else [None, None]
@@ -87,7 +87,7 @@ def configurations(place: Path, tiny: bool) -> None:
 
 
 def model_of(config: Config, device: torch.device, dtype: torch.dtype, tiny: bool) -> Family:
-    """Quantized weights are loaded as they are in a run, from files (24 GB of them, written once)."""
+    """Build the model; quantized weights are loaded from files as in a run (24 GB, written once)."""
     settings, place = config.model.model_settings(), Path(config.model.path)
     if not config.model.quantize:
         return Flux(FluxPipeline(**parts(device, dtype, tiny)), device, dtype, ModelSettings(**settings))
@@ -97,6 +97,7 @@ def model_of(config: Config, device: torch.device, dtype: torch.dtype, tiny: boo
 
 
 def row(name: str, config: Config, iterations: int, tiny: bool) -> None:
+    """Measure one configuration and print its row of the table."""
     accelerator = Accelerator(cpu=not torch.cuda.is_available(), mixed_precision="no")
     device = accelerator.device
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
@@ -143,6 +144,7 @@ def row(name: str, config: Config, iterations: int, tiny: bool) -> None:
 
 
 def main() -> None:
+    """Run the benchmark from the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--iterations", type=int, default=3)
     parser.add_argument("--tiny", action="store_true")

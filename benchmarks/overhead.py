@@ -1,10 +1,10 @@
-"""Time of an iteration over the time of its bare model calls, in one process, the two in turn.
+"""Time of an iteration relative to the time of its bare model calls, measured in turn in one process.
 
     python benchmarks/overhead.py [--iterations 10] [--families flux sd3 wan] [method.name=dance_grpo] [key=value ...]
 
-Bare calls: the rollout's forwards, the decodes and the update's forward-backwards, as many rows as the method runs, on
-random tensors, at the best of several batch sizes each; nothing else.  The reward's time is left out of the iteration and
-reported apart.
+Bare calls are the forwards of the rollout, the decodes and the forward-backwards of the update: as many rows as the method
+runs, on random tensors, each at the best of several batch sizes.  The time of the reward is left out of the iteration and
+reported separately.
 """
 
 import argparse
@@ -22,11 +22,12 @@ from neighbor_grpo.training.trainer import Trainer
 
 
 def chunks(total: int, size: int) -> list[int]:
+    """Divide rows into batches."""
     return [min(size, total - start) for start in range(0, total, size)]
 
 
 def work(method, prompts: int, iteration: int) -> tuple[list[int], list[int]]:
-    """Rows of each model call of the rollout and of each optimizer step, counted on latents of one number."""
+    """Count the rows of each model call of the rollout and of each optimizer step, on latents of one number."""
     forwards, rng = [], torch.Generator().manual_seed(iteration)
 
     def still(x, t):
@@ -41,6 +42,7 @@ def work(method, prompts: int, iteration: int) -> tuple[list[int], list[int]]:
 
 
 def measure(iterations: int, overrides: list[str], title: str) -> None:
+    """Measure one family and print its row."""
     with tempfile.TemporaryDirectory() as directory:
         trainer = Trainer(load_config(None, [f"run_dir={directory}/run", f"iterations={iterations + 1}", *overrides]))
         method, model, p = trainer.config.method, trainer.parts.model, trainer.config.prompts.per_iteration
@@ -108,6 +110,7 @@ def measure(iterations: int, overrides: list[str], title: str) -> None:
 
 
 def main() -> None:
+    """Run the benchmark from the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--iterations", type=int, default=10)
     parser.add_argument("--families", nargs="+", default=["flux"], choices=["flux", *BUILT], help="flux is the bundled model")

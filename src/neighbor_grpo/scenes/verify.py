@@ -92,8 +92,8 @@ def find(image: np.ndarray) -> list[Found]:
         distance = np.square(paint[:, None] - amount[:, :, None] * _PAINTS).sum(-1)
         share = np.bincount(distance.argmin(1), minlength=len(COLOURS)) / area
         radius = (area / np.pi) ** 0.5
-        whole = labels == label
-        fit = {shape: _fit(whole, shape, x, y, radius) for shape in SHAPES}
+        component = labels == label
+        fit = {shape: _fit(component, shape, x, y, radius) for shape in SHAPES}
         found.append(Found(fit, dict(zip(COLOURS, share.tolist(), strict=True)), x, y, radius))
     return found
 
