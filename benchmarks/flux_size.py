@@ -14,6 +14,7 @@ import json
 import statistics
 import tempfile
 from pathlib import Path
+from types import SimpleNamespace
 
 import torch
 from accelerate import Accelerator
@@ -103,6 +104,7 @@ def row(name: str, config: Config, iterations: int, tiny: bool) -> None:
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     model, phases = model_of(config, device, dtype, tiny), Phases(device)
     learner = Learner(model, config, accelerator)
+    config = config.model_copy(update={"reward": config.reward.model_copy(update={"train": {"brightness": 1.0}})})
     cond = model.blank(1).to(device)
     collector = Collector(
         model,
