@@ -1,4 +1,4 @@
-"""Strict correctness by kind of prompt, of an evaluation of the bundled world.
+"""Strict correctness by kind of prompt, from evaluations of the bundled model.
 
 neighbor-grpo evaluate --run RUN --measure scenes_strict --seeds 8 --out DIR
 python benchmarks/families.py DIR [DIR ...]
@@ -16,6 +16,7 @@ from neighbor_grpo.scenes.world import FAMILIES, parse
 
 
 def main() -> None:
+    """Run the benchmark from the command line."""
     families = np.array([parse(prompt.text).family for prompt in read_prompts("scenes", held_out=True)])
     print("| evaluation | all | " + " | ".join(FAMILIES) + " |")
     print("|---" * (2 + len(FAMILIES)) + "|")

@@ -1,11 +1,11 @@
-"""A model of FLUX.1-dev's size on a GPU, with random weights: seconds, matrix rate and memory of an iteration's phases.
+"""Seconds, matrix rate and memory of each phase of an iteration, for a model of FLUX.1-dev's size with random weights.
 
     python benchmarks/flux_size.py [--iterations 3] [CONFIG ...] [key=value ...]
 
 CONFIG: files of configs/flux_dev, each a row of the table (default: the paper's three rows, DanceGRPO and MixGRPO), over
-configs/flux_dev/base.yaml with one prompt a GPU and blank conditioning.  Rewards cost nothing: pictures are scored by their
-brightness.  Utilisation (MFU): the plan's FLOPs over seconds, over the bf16 matrix rate measured on the same device.
-key=value: e.g. model.height=512 model.quantize=nf4, model.compile=true, model.fp8_rollout=true.
+configs/flux_dev/base.yaml with one prompt for each GPU and blank conditioning.  The reward is the brightness of a picture,
+which costs nothing.  Utilisation (MFU): the plan's FLOPs per second over the bf16 matrix rate measured on the same device.
+key=value: for instance model.height=512 model.quantize=nf4, model.compile=true, model.fp8_rollout=true.
 --tiny: a small model instead, on any device, to try the benchmark itself.
 """
 
@@ -14,6 +14,7 @@ import json
 import statistics
 import tempfile
 from pathlib import Path
+from types import SimpleNamespace
 
 import torch
 from accelerate import Accelerator
@@ -21,9 +22,10 @@ from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, FluxPipeli
 
 from neighbor_grpo.cli import _quiet
 from neighbor_grpo.config import Config, load_config
+from neighbor_grpo.models.family import Family
 from neighbor_grpo.models.flux import Flux
-from neighbor_grpo.models.registry import FlowModel, load_model, move
-from neighbor_grpo.models.settings import Drawing
+from neighbor_grpo.models.registry import load_model
+from neighbor_grpo.models.settings import ModelSettings
 from neighbor_grpo.planning.estimate import estimate
 from neighbor_grpo.planning.machine import matrix_rate
 from neighbor_grpo.prompts.reading import Prompt
@@ -63,7 +65,7 @@ TINY_VAE = {"block_out_channels": (8, 8, 8, 8), "layers_per_block": 1, "norm_num
 
 
 def parts(device: torch.device, dtype: torch.dtype, tiny: bool) -> dict:
-    """Of a FluxPipeline without text encoders: random weights, made on the device."""
+    """Build the components of a FluxPipeline without text encoders, with random weights made on the device."""
     torch.manual_seed(0)
     torch.set_default_dtype(dtype)
     with device:
@@ -76,7 +78,7 @@ def parts(device: torch.device, dtype: torch.dtype, tiny: bool) -> dict:
 
 
 def configurations(place: Path, tiny: bool) -> None:
-    """The pipeline's directory without weights, from which the plan is made."""
+    """Write the directory of the pipeline without weights, from which the plan is made."""
     index = {"_class_name": "FluxPipeline"}
     for name, part in parts(torch.device("meta"), torch.bfloat16, tiny).items():
         index[name] = ["diffusers", type(part).__name__] if part is not None else [None, None]
@@ -85,26 +87,28 @@ def configurations(place: Path, tiny: bool) -> None:
     (place / "model_index.json").write_text(json.dumps(index))
 
 
-def model_of(config: Config, device: torch.device, dtype: torch.dtype, tiny: bool) -> FlowModel:
-    """Quantized weights are loaded as they are in a run, from files (24 GB of them, written once)."""
-    drawing, place = config.model.drawing(), Path(config.model.path)
+def model_of(config: Config, device: torch.device, dtype: torch.dtype, tiny: bool) -> Family:
+    """Build the model; quantized weights are loaded from files as in a run (24 GB, written once)."""
+    settings, place = config.model.model_settings(), Path(config.model.path)
     if not config.model.quantize:
-        return Flux(FluxPipeline(**parts(device, dtype, tiny)), device, dtype, Drawing(**drawing))
+        return Flux(FluxPipeline(**parts(device, dtype, tiny)), device, dtype, ModelSettings(**settings))
     if not any(place.glob("transformer/*.safetensors")):
         FluxPipeline(**parts(device, dtype, tiny)).save_pretrained(place)
-    return load_model(place, device, dtype, **drawing)
+    return load_model(place, device, dtype, **settings)
 
 
 def row(name: str, config: Config, iterations: int, tiny: bool) -> None:
+    """Measure one configuration and print its row of the table."""
     accelerator = Accelerator(cpu=not torch.cuda.is_available(), mixed_precision="no")
     device = accelerator.device
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     model, phases = model_of(config, device, dtype, tiny), Phases(device)
     learner = Learner(model, config, accelerator)
-    cond = move(model.blank(1), device)
+    config = config.model_copy(update={"reward": config.reward.model_copy(update={"train": {"brightness": 1.0}})})
+    cond = model.blank(1).to(device)
     collector = Collector(
         model,
-        lambda prompts, coming: cond,
+        SimpleNamespace(encode=lambda prompts, coming: cond),
         [Prompt("")],
         RewardSet({"brightness": make_scorer("brightness", lambda images, prompts, metadata: images.mean((1, 2, 3)))}),
         range(1),
@@ -142,6 +146,7 @@ def row(name: str, config: Config, iterations: int, tiny: bool) -> None:
 
 
 def main() -> None:
+    """Run the benchmark from the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--iterations", type=int, default=3)
     parser.add_argument("--tiny", action="store_true")

@@ -1,12 +1,13 @@
-"""How the time of an iteration grows: with the group (G), the steps (N), what is trained (B·K), and with processes.
+"""Growth of the time of an iteration with the group (G), the steps (N), the trained rows (B·K), and the processes.
 
     python benchmarks/growth.py sizes [--iterations 5] [key=value ...]
     python benchmarks/growth.py processes [--iterations 8] [key=value ...]
 
-sizes: each phase that should grow with a size, at several of it, in turn so that a busy machine disturbs all alike; a line
-through the medians, and how far the largest leaves it.  Linear growth through zero is a slope of 1 in log-log.
-processes: one process of one thread, and two of one thread each on twice the prompts (the batch grows with the processes):
-how much more work they do in a second.
+sizes: measures the phases that should grow with a size at several sizes, in turn, so that a busy machine disturbs all alike.
+Fits a line through the medians and prints how far the largest is from it.  Linear growth through zero is a slope of 1 in
+log-log.
+processes: compares one process of one thread with two such processes on twice the prompts (the batch grows with the
+processes), by the work done in a second.
 """
 
 import argparse
@@ -37,11 +38,13 @@ COMMON = ["watch=[jpeg_size]", "evaluate.prompts=1", "prompts.per_iteration=4"]
 
 
 def seconds_of(trainer: Trainer, n: int, phases: tuple[str, ...]) -> float:
+    """Run an iteration and return the seconds of these phases."""
     trainer._iteration(n)
     return sum(trainer.parts.phases.seconds[phase] for phase in phases)
 
 
 def sizes(iterations: int, overrides: list[str]) -> None:
+    """Measure phases at several sizes and print a line through the medians."""
     for name, (values, changes, phases) in SIZES.items():
         with tempfile.TemporaryDirectory() as directory:
             trainers = [
@@ -76,7 +79,7 @@ def sizes(iterations: int, overrides: list[str]) -> None:
 
 
 def run_of(processes: int, iterations: int, overrides: list[str], directory: str) -> list[float]:
-    """Seconds of each iteration but the first, of phases that are the run's own work."""
+    """Return the seconds of each iteration except the first, without phases that wait for others."""
     run = f"{directory}/{processes}-{len(os.listdir(directory))}"
     keys = [
         f"run_dir={run}",
@@ -104,6 +107,7 @@ def run_of(processes: int, iterations: int, overrides: list[str], directory: str
 
 
 def processes(iterations: int, overrides: list[str], rounds: int = 3) -> None:
+    """Compare one process with two on twice the prompts."""
     ratios = []
     with tempfile.TemporaryDirectory() as directory:
         for _ in range(rounds):
@@ -114,6 +118,7 @@ def processes(iterations: int, overrides: list[str], rounds: int = 3) -> None:
 
 
 def main() -> None:
+    """Run the benchmark from the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=["sizes", "processes"])
     parser.add_argument("--iterations", type=int, default=6)

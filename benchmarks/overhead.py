@@ -1,16 +1,17 @@
-"""Time of an iteration over the time of its bare model calls, in one process, the two in turn.
+"""Time of an iteration relative to the time of its bare model calls, measured in turn in one process.
 
     python benchmarks/overhead.py [--iterations 10] [--families flux sd3 wan] [method.name=dance_grpo] [key=value ...]
 
-Bare calls: the rollout's forwards, the decodes and the update's forward-backwards, as many rows as the method runs, on
-random tensors, at the best of several batch sizes each; nothing else.  The reward's time is left out of the iteration and
-reported apart.
+Bare calls are the forwards of the rollout, the decodes and the forward-backwards of the update: as many rows as the method
+runs, on random tensors, each at the best of several batch sizes.  The time of the reward is left out of the iteration and
+reported separately.
 """
 
 import argparse
 import statistics
 import tempfile
 import time
+from collections.abc import Callable
 
 import torch
 from small import BUILT
@@ -18,19 +19,21 @@ from small import BUILT
 from neighbor_grpo.cli import _quiet
 from neighbor_grpo.config import load_config
 from neighbor_grpo.flow.streams import Iteration
-from neighbor_grpo.models.registry import take
+from neighbor_grpo.methods.protocol import Method
+from neighbor_grpo.models.conditioning import Cond
 from neighbor_grpo.training.trainer import Trainer
 
 
 def chunks(total: int, size: int) -> list[int]:
+    """Divide rows into batches."""
     return [min(size, total - start) for start in range(0, total, size)]
 
 
-def work(method, prompts: int, iteration: int) -> tuple[list[int], list[int]]:
-    """Rows of each model call of the rollout and of each optimizer step, counted on latents of one number."""
+def work(method: Method, prompts: int, iteration: int) -> tuple[list[int], list[int]]:
+    """Count the rows of each model call of the rollout and of each optimizer step, on latents of one number."""
     forwards, rng = [], torch.Generator().manual_seed(iteration)
 
-    def still(x, t):
+    def still(x: torch.Tensor, t: float) -> torch.Tensor:
         forwards.append(x.shape[0] * x.shape[1])
         return torch.zeros_like(x)
 
@@ -41,26 +44,28 @@ def work(method, prompts: int, iteration: int) -> tuple[list[int], list[int]]:
     return forwards, [len(d) for d in method.updates(tree, method.credit(tree, rewards, rewards), [rng] * prompts, here)]
 
 
+def clock(function: Callable[[], object]) -> float:
+    """Return the seconds of a call, with what it started on the GPU."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    began = time.perf_counter()
+    function()
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter() - began
+
+
 def measure(iterations: int, overrides: list[str], title: str) -> None:
+    """Measure one family and print its row."""
     with tempfile.TemporaryDirectory() as directory:
         trainer = Trainer(load_config(None, [f"run_dir={directory}/run", f"iterations={iterations + 1}", *overrides]))
         method, model, p = trainer.config.method, trainer.parts.model, trainer.config.prompts.per_iteration
         samples = p * method.group_size
         cond = model.encode([trainer.parts.prompts[0].text])
-        device, generator = trainer.accelerator.device, torch.Generator().manual_seed(0)
-        x = model.noise(samples, generator)
+        x = model.noise(samples, torch.Generator().manual_seed(0))
 
-        def clock(function) -> float:
-            if device.type == "cuda":
-                torch.cuda.synchronize()
-            began = time.perf_counter()
-            function()
-            if device.type == "cuda":
-                torch.cuda.synchronize()
-            return time.perf_counter() - began
-
-        def rows(n: int):
-            return x[:1].expand(n, *x.shape[1:]).contiguous(), take(cond, torch.zeros(n, dtype=torch.long))
+        def rows(n: int) -> tuple[torch.Tensor, Cond]:
+            return x[:1].expand(n, *x.shape[1:]).contiguous(), cond.take(torch.zeros(n, dtype=torch.long))
 
         def forward(total: int, size: int) -> None:
             with torch.no_grad():
@@ -80,7 +85,7 @@ def measure(iterations: int, overrides: list[str], title: str) -> None:
         per_update = max(work(method, p, 0)[1])
         sizes = [size for size in (4, 8, 16, 32, 64, 128, 256) if size < 2 * samples]
 
-        def best(function, *args) -> int:
+        def best(function: Callable[..., None], *args: int) -> int:
             return min(sizes, key=lambda size: min(clock(lambda: function(*args, size)) for _ in range(3)))
 
         at = {"forward": best(forward, samples), "decode": best(decode), "backward": best(backward, per_update)}
@@ -109,6 +114,7 @@ def measure(iterations: int, overrides: list[str], title: str) -> None:
 
 
 def main() -> None:
+    """Run the benchmark from the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--iterations", type=int, default=10)
     parser.add_argument("--families", nargs="+", default=["flux"], choices=["flux", *BUILT], help="flux is the bundled model")

@@ -1,10 +1,10 @@
-"""Iteration time with a scorer that takes as long as the rollout: after it, and beside it.
+"""Time of an iteration with a scorer that takes as long as the rollout: scored after the rollout, and during it.
 
     python benchmarks/overlap.py [--iterations 6] [key=value ...]
 
-The scorer waits, as for a server or another device, and then gives the bundled graded score.  The floor is the larger of the
-two sums that nothing can shorten: encode + rollout + decode + update, and the first portion's rollout and decode + scoring +
-update.  Both runs have the same seed; their rewards and gradients are compared.
+The scorer waits, as for a server or another device, and then returns the graded score of the bundled model.  No overlap can
+go below the larger of two sums: encode + rollout + decode + update, and rollout and decode of the first batch + scoring +
+update.  Both runs have the same seed, and their rewards and gradients are compared.
 """
 
 import argparse
@@ -18,6 +18,7 @@ from neighbor_grpo.training.trainer import Trainer
 
 
 def main() -> None:
+    """Run the benchmark from the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--iterations", type=int, default=6)
     parser.add_argument("overrides", nargs="*")

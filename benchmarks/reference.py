@@ -1,10 +1,10 @@
-"""The bands that a later run of the shipped configurations must end in, from a finished comparison.
+"""Reference bands for the shipped configurations, from a finished comparison: a later run must end inside them.
 
     neighbor-grpo compare configs/scenes/compare.yaml
     python benchmarks/reference.py runs/compare/scenes        writes configs/scenes/reference.json
-    pytest -m slow                                            trains every row once more and holds the bands
+    pytest -m slow                                            trains every row again and checks the bands
 
-A band is the mean over seeds ± four standard deviations, five percent of the mean at the least.
+A band is the mean over seeds ± four standard deviations, and at least ± five percent of the mean.
 """
 
 import json
@@ -15,11 +15,13 @@ MEASURES = ("scenes", "scenes_strict", "scenes_distance", "diversity")
 
 
 def band(mean: float, std: float) -> list[float]:
+    """Return the band of a measure over seeds."""
     half = max(4 * std, 0.05 * abs(mean))
     return [round(mean - half, 4), round(mean + half, 4)]
 
 
 def main() -> None:
+    """Run the benchmark from the command line."""
     if len(sys.argv) != 2:
         sys.exit(__doc__)
     table = json.loads((Path(sys.argv[1]) / "results.json").read_text())["table"]

@@ -1,10 +1,11 @@
-"""Time and cost of a whole training on 8, 32 and 256 GPUs, on paper.
+"""Estimated time and cost of a whole training on 8, 32 and 256 GPUs.
 
     python benchmarks/scaling.py [--rate 790] [--rollout 0.60] [--update 0.50] [--link 50] [--price 3]
 
-Counted: FLOPs of a forward, a forward-backward and a decode (the model of true size run on the meta device), what an
-iteration runs, bytes that ranks exchange.  Assumed, and to be replaced by what benchmarks/flux_size.py measures on your
-GPUs: the bf16 matrix rate (TFLOP/s), the share of it that the phases reach, the link between ranks (GB/s each), the price.
+Counted: the FLOPs of a forward, a forward-backward and a decode (by running the model in its true size on the meta device),
+the calls of an iteration, and the bytes that ranks exchange.  Assumed: the bf16 matrix rate (TFLOP/s), the share of it that
+the phases reach, the link between ranks (GB/s each) and the price; replace them by what benchmarks/flux_size.py measures on
+your GPUs.
 """
 
 import argparse
@@ -16,7 +17,7 @@ from diffusers import FluxTransformer2DModel, QwenImageTransformer2DModel
 from torch.utils.flop_counter import FlopCounterMode
 
 from neighbor_grpo.config import load_config
-from neighbor_grpo.models.family import Family
+from neighbor_grpo.models.family import ATTENTION
 from neighbor_grpo.models.lora import add_lora
 from neighbor_grpo.planning.kernels import Kernels
 from neighbor_grpo.planning.plan import plan
@@ -32,16 +33,16 @@ META = torch.device("meta")
 
 
 def sizes(model: torch.nn.Module, **inputs) -> tuple[float, float, float]:
-    """(parameters, those of a LoRA of rank 32, FLOPs of a forward)"""
+    """Count (parameters, those of a LoRA of rank 32, FLOPs of a forward)."""
     with torch.no_grad(), Kernels("cuda"), FlopCounterMode(display=False) as counter:
         model(**inputs)
     parameters = sum(p.numel() for p in model.parameters())
-    add_lora(model, 32, 32, list(Family.lora_targets))
+    add_lora(model, 32, 32, list(ATTENTION))
     return parameters, sum(p.numel() for p in model.parameters() if p.requires_grad), counter.get_total_flops()
 
 
 def flux(side: int) -> tuple[float, float, float]:
-    """FLUX.1-dev at side x side pixels."""
+    """Count FLUX.1-dev at side x side pixels."""
     tokens, kind = (side // 16) ** 2, {"dtype": torch.bfloat16}
     with META:
         return sizes(
@@ -57,7 +58,7 @@ def flux(side: int) -> tuple[float, float, float]:
 
 
 def qwen(side: int) -> tuple[float, float, float]:
-    """Qwen-Image at side x side pixels and 512 tokens of text."""
+    """Count Qwen-Image at side x side pixels and 512 tokens of text."""
     rows, kind = side // 16, {"dtype": torch.bfloat16}
     with META:
         return sizes(
@@ -71,6 +72,7 @@ def qwen(side: int) -> tuple[float, float, float]:
 
 
 def main() -> None:
+    """Run the benchmark from the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name, default, text in (
         ("rate", 790, "TFLOP/s"),

@@ -16,7 +16,7 @@ from neighbor_grpo.scenes.pretrain import build_text
 
 
 def sd3() -> StableDiffusion3Pipeline:
-    """64 x 64 pixels in 16 tokens."""
+    """Build SD3 for 64 x 64 pixels in 16 tokens."""
     torch.manual_seed(0)
     tokenizer, clip, t5_tokenizer, t5 = build_text()
     t5_tokenizer.model_max_length = 16
@@ -81,7 +81,7 @@ def sd3() -> StableDiffusion3Pipeline:
 
 
 def wan() -> WanPipeline:
-    """5 frames of 64 x 64 pixels in 32 tokens."""
+    """Build Wan for 5 frames of 64 x 64 pixels in 32 tokens."""
     torch.manual_seed(0)
     _, _, tokenizer, t5 = build_text()
     text = UMT5EncoderModel(
@@ -112,7 +112,7 @@ def wan() -> WanPipeline:
     return WanPipeline(tokenizer=tokenizer, text_encoder=text, vae=vae, scheduler=scheduler, transformer=transformer)
 
 
-BUILT = {  # name: (pipeline, what a run on it sets)
+BUILT = {  # name: (pipeline, settings of a run on it)
     "sd3": (sd3, ["model.height=64", "model.width=64"]),
     "wan": (wan, ["model.height=64", "model.width=64", "model.num_frames=5", "model.max_sequence_length=16"]),
 }

@@ -5,9 +5,9 @@
     python benchmarks/sweep.py sigma         the paper's Table 4; anchors: Table 5; p: Table 6
     python benchmarks/sweep.py --list
 
-Runs go to runs/sweep/<set>/<variant>-<seed>; finished ones are not run again and interrupted ones go on, so a sweep may
-be stopped at any time.  `--jobs 2` trains two at once, each on its share of the cores.  The table is printed and kept,
-with the raw numbers, in benchmarks/results/<set>.md and .json.
+Runs are written to runs/sweep/<set>/<variant>-<seed>.  Finished ones are not run again, and interrupted ones are resumed, so
+a sweep may be stopped at any time.  `--jobs 2` trains two at once, each on its share of the cores.  The table is printed and
+kept, with the raw numbers, in benchmarks/results/<set>.md and .json.
 """
 
 import argparse
@@ -22,7 +22,7 @@ from pathlib import Path
 from neighbor_grpo.run import files
 
 SHORT = ["iterations=30", "evaluate.every=0", "evaluate.prompts=128", "optimizer.lr=1e-4"]
-# The paper's own baseline for its Tables 4-6 is (sigma, B, p) = (0.5, 4, 2); here each stands on demo.yaml's (0.2, 4, 0.8).
+# The paper's baseline for its Tables 4-6 is (sigma, B, p) = (0.5, 4, 2); here it is that of demo.yaml, (0.2, 4, 0.8).
 SETS: dict[str, dict[str, list[str]]] = {
     "demo": {"default": []},
     "reference": {
@@ -42,7 +42,7 @@ SETS: dict[str, dict[str, list[str]]] = {
 
 
 def train(run: Path, overrides: list[str], threads: int) -> None:
-    """Run, go on, or do nothing, as the directory says."""
+    """Run or resume a variant, unless it is finished or has diverged."""
     if files.finished(run) or files.diverged(run):
         return
     begun = (run / "config.yaml").exists()
@@ -59,7 +59,7 @@ def train(run: Path, overrides: list[str], threads: int) -> None:
 
 
 def figures(run: Path) -> dict[str, float] | None:
-    """Held-out measures before and after, and the health and cost of a finished run."""
+    """Collect evaluation measures before and after, and the health and cost of a finished run."""
     if not files.finished(run):
         return None
     lines = files.read_metrics(run)
@@ -79,7 +79,7 @@ def figures(run: Path) -> dict[str, float] | None:
 
 
 def table(results: dict[str, list[dict]]) -> str:
-    """Markdown: the base model, then mean ± standard deviation over the finished seeds of every variant."""
+    """Format as Markdown the base model, then mean ± standard deviation over the finished seeds of every variant."""
     first = next(row for rows in results.values() for row in rows if "diverged" not in row)
     measures = [key[5:] for key in first if key.startswith("base/")]
     extra = ["clipped", "noise_floor", "s/iter"]
@@ -98,6 +98,7 @@ def table(results: dict[str, list[dict]]) -> str:
 
 
 def main() -> None:
+    """Run the benchmark from the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("set", nargs="?", choices=list(SETS))
     parser.add_argument("--list", action="store_true", help="what the sets are")

@@ -65,7 +65,7 @@ def counted(tiny_flux):
 def test_cached_conditioning_is_the_encoders_own_and_gives_the_same_velocity(counted, tmp_path):
     cache = TextCache(counted, tmp_path, 1.0)
     wanted = [PROMPTS[1], PROMPTS[0], PROMPTS[1]]
-    first, second, direct = cache(asked(wanted)), cache(asked(wanted)), counted.encode(wanted)
+    first, second, direct = cache.encode(asked(wanted)), cache.encode(asked(wanted)), counted.encode(wanted)
     assert counted.asked == [PROMPTS[1], PROMPTS[0], *wanted]
     x = counted.noise(3, generator(0))
     for cond in (first, second):
@@ -74,10 +74,10 @@ def test_cached_conditioning_is_the_encoders_own_and_gives_the_same_velocity(cou
 
 def test_coming_prompts_are_encoded_ahead_once(counted, tmp_path):
     cache = TextCache(counted, tmp_path, 1.0)
-    cache(asked(PROMPTS[:1]), coming=asked(PROMPTS))
+    cache.encode(asked(PROMPTS[:1]), coming=asked(PROMPTS))
     assert sorted(counted.asked) == sorted(PROMPTS)
-    cache(asked(PROMPTS))
-    TextCache(counted, tmp_path, 1.0)(asked(PROMPTS))
+    cache.encode(asked(PROMPTS))
+    TextCache(counted, tmp_path, 1.0).encode(asked(PROMPTS))
     assert len(counted.asked) == len(PROMPTS)
 
 
@@ -87,7 +87,7 @@ def test_the_disk_budget_holds_and_what_was_dropped_is_encoded_again(counted, tm
     cache = TextCache(counted, tmp_path, budget / 2**30)
     for _ in range(2):
         for prompt in PROMPTS:
-            cond, direct = cache(asked([prompt])), counted.encode([prompt])
+            cond, direct = cache.encode(asked([prompt])), counted.encode([prompt])
             assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(cond, direct, strict=True))
             assert sum(f.stat().st_size for f in tmp_path.rglob("*.safetensors")) <= budget
     assert counted.asked.count(PROMPTS[0]) > 3

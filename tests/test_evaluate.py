@@ -156,7 +156,7 @@ def test_a_mistake_is_refused_with_its_remedy(capsys, tiny_flux, place):
         Image.new("RGB", (side, 32)).save(place / "empty" / f"{n + 2}.png")
     assert "4.png is 40 x 32 pixels" in mistake(capsys, *folder, place / "empty")
     (place / "empty" / "4.png").write_bytes(b"no picture")
-    assert "no picture that can be read" in mistake(capsys, *folder, place / "empty")
+    assert "4.png cannot be read" in mistake(capsys, *folder, place / "empty")
     assert "leave out --model" in mistake(capsys, *folder, place / "empty", "--model", tiny_flux)
     assert "not a LoRA for this model" in mistake(capsys, *base, "--lora", place / "empty")
     assert "write key=value" in mistake(capsys, *base, "--scorer", "clip", "weights")

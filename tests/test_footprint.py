@@ -15,7 +15,7 @@ from torch.profiler import ProfilerActivity, profile
 from neighbor_grpo.config import load_config
 from neighbor_grpo.models.lora import add_lora, train_all
 from neighbor_grpo.models.registry import load_model
-from neighbor_grpo.models.text_cache import TOGETHER, TextCache
+from neighbor_grpo.models.text_cache import ENCODE_BATCH, TextCache
 from neighbor_grpo.planning.estimate import estimate
 from neighbor_grpo.planning.footprint import Followed, nbytes
 from neighbor_grpo.planning.kernels import Kernels, attention
@@ -146,7 +146,7 @@ def test_autocast_keeps_a_copy_of_every_weight_where_gradients_pass(tiny_flux, t
 def test_encoding_is_the_allocators(tiny_flux, tmp_path):
     """All prompts as long as can be: T5, of FLUX's two encoders."""
     model = load_model(tiny_flux)
-    tokens = torch.zeros(TOGETHER, model.max_sequence_length, dtype=torch.long)
+    tokens = torch.zeros(ENCODE_BATCH, model.max_sequence_length, dtype=torch.long)
     with torch.no_grad():
         real = max(
             allocated(lambda: model.pipe.text_encoder_2(tokens)),
@@ -154,7 +154,7 @@ def test_encoding_is_the_allocators(tiny_flux, tmp_path):
         )
     held = estimate(load_config(None, settings(tiny_flux, tmp_path)), "cpu")
     assert held.phases["encode"]["activations"] == pytest.approx(real, rel=0.1)
-    assert inspect.signature(TextCache.__call__).parameters["chunk"].default == TOGETHER
+    assert inspect.signature(TextCache.encode).parameters["batch"].default == ENCODE_BATCH
 
 
 def test_resident_are_weights_optimizer_and_average(tiny_flux, tmp_path):

@@ -6,12 +6,11 @@ from neighbor_grpo.evaluate.metrics import (
     diversity,
     grid_artefacts,
     jpeg_size,
-    kernel_distance,
     saturation,
-    scenes_distance,
     sharpness,
 )
 from neighbor_grpo.rewards.registry import REWARDS
+from neighbor_grpo.scenes.distance import kernel_distance, scenes_distance
 from neighbor_grpo.scenes.render import render
 from neighbor_grpo.scenes.world import sample_scene, sample_specs
 

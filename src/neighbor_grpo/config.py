@@ -13,21 +13,13 @@ from pydantic import Field, ValidationError, model_validator
 from neighbor_grpo.errors import UserError
 from neighbor_grpo.methods import METHODS
 from neighbor_grpo.methods.neighbor import Neighbor
-from neighbor_grpo.models.settings import Drawing, Positive, Section
+from neighbor_grpo.models.settings import Lora, ModelSettings, Positive, Section
 
 AnyMethod = Annotated[Union[tuple(METHODS.values())], Field(discriminator="name")]  # noqa: UP007
 DEMO = Path(__file__).parent / "presets" / "demo.yaml"
 
 
-class Lora(Section):
-    rank: Positive = Field(16, description="rank of the update of each layer")
-    alpha: float = Field(16.0, gt=0, description="the update is scaled by alpha / rank")
-    targets: list[str] | None = Field(
-        None, description="endings of the names of the layers to adapt; null = the family's attention projections"
-    )
-
-
-class Model(Drawing):
+class Model(ModelSettings):
     path: str = Field("scenes", description="diffusers pipeline directory, hub id, or the bundled 'scenes'")
     lora: Lora | None = Field(Lora(), description="null = full fine-tuning")
     dtype: Literal["auto", "float32", "bfloat16"] = Field("auto", description="auto: bfloat16 on a GPU, float32 on a CPU")

@@ -1,9 +1,9 @@
-"""A user's mistakes: the one kind of error that is theirs to mend, and the rule that finds misspelt settings."""
+"""Mistakes that users can correct, and the rule that finds unknown settings."""
 
 from pydantic import ConfigDict
 
-STRICT = ConfigDict(extra="forbid")  # of dataclasses whose fields are settings: a name that is none is an error
+STRICT = ConfigDict(extra="forbid")  # for dataclasses whose fields are settings: an unknown name is an error
 
 
 class UserError(ValueError):
-    """Says what is wrong and how to mend it; the command line shows it as one line and exits with 2."""
+    """Say what is wrong and how to correct it; the command line prints it as one line and exits with 2."""

@@ -1,6 +1,9 @@
 """FLUX.1 for the contract: a random-weight pipeline, and its own way to draw."""
 
+import torch
+from diffusers import FluxImg2ImgPipeline
 from pipelines import build_flux as build  # noqa: F401
+from pipelines import without_variance
 
 LENGTH = 24  # text tokens of the pipeline that is built
 SIZES = [(32, 32), (48, 32)]
@@ -20,3 +23,10 @@ def call(pipe, model, noise, prompts, steps):
         max_sequence_length=LENGTH,
         output_type="pt",
     ).images
+
+
+def latents(pipe, images):
+    """Clean latents by the image-to-image pipeline, of pictures [n, 3, H, W] in [-1, 1]."""
+    without_variance(pipe.vae)
+    z = FluxImg2ImgPipeline.from_pipe(pipe)._encode_vae_image(images, torch.Generator())
+    return pipe._pack_latents(z, *z.shape)

@@ -72,3 +72,8 @@ def call(pipe, model, noise, prompts, steps):
         max_sequence_length=LENGTH,
         output_type="pt",
     ).images
+
+
+def latents(pipe, images):
+    """Clean latents as the pipeline encodes its source pictures, of pictures [n, 3, H, W] in [-1, 1]."""
+    return pipe._pack_latents(pipe._encode_vae_image(images, torch.Generator()))

@@ -3,7 +3,14 @@
 import json
 
 import torch
-from diffusers import AutoencoderKLQwenImage, FlowMatchEulerDiscreteScheduler, QwenImagePipeline, QwenImageTransformer2DModel
+from diffusers import (
+    AutoencoderKLQwenImage,
+    FlowMatchEulerDiscreteScheduler,
+    QwenImageImg2ImgPipeline,
+    QwenImagePipeline,
+    QwenImageTransformer2DModel,
+)
+from pipelines import without_variance
 from tokenizers import Tokenizer, decoders, pre_tokenizers
 from tokenizers.models import BPE
 from tokenizers.trainers import BpeTrainer
@@ -95,3 +102,10 @@ def call(pipe, model, noise, prompts, steps):
         max_sequence_length=LENGTH,
         output_type="pt",
     ).images
+
+
+def latents(pipe, images):
+    """Clean latents by the image-to-image pipeline, of pictures [n, 3, H, W] in [-1, 1]."""
+    without_variance(pipe.vae)
+    z = QwenImageImg2ImgPipeline.from_pipe(pipe)._encode_vae_image(images[:, :, None], torch.Generator())[:, :, 0]
+    return pipe._pack_latents(z, *z.shape)

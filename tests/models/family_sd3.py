@@ -1,8 +1,13 @@
 """Stable Diffusion 3 for the contract: a random-weight pipeline, and its own way to draw."""
 
 import torch
-from diffusers import FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel, StableDiffusion3Pipeline
-from pipelines import small_t5, small_vae
+from diffusers import (
+    FlowMatchEulerDiscreteScheduler,
+    SD3Transformer2DModel,
+    StableDiffusion3Img2ImgPipeline,
+    StableDiffusion3Pipeline,
+)
+from pipelines import small_t5, small_vae, without_variance
 from transformers import CLIPTextConfig, CLIPTextModelWithProjection
 
 from neighbor_grpo.scenes.pretrain import build_text
@@ -77,3 +82,11 @@ def call(pipe, model, noise, prompts, steps):
         max_sequence_length=model.max_sequence_length,
         output_type="pt",
     ).images
+
+
+def latents(pipe, images):
+    """Clean latents by the image-to-image pipeline, of pictures [n, 3, H, W] in [-1, 1]: at time 0 nothing is added."""
+    without_variance(pipe.vae)
+    pipe.scheduler.set_timesteps(sigmas=[0.0])
+    other = StableDiffusion3Img2ImgPipeline.from_pipe(pipe)
+    return other.prepare_latents(images, torch.zeros(1), len(images), 1, torch.float32, "cpu", torch.Generator())

@@ -1,7 +1,13 @@
 """Wan, text to video, for the contract: a random-weight pipeline, and its own way to draw."""
 
 import torch
-from diffusers import AutoencoderKLWan, FlowMatchEulerDiscreteScheduler, WanPipeline, WanTransformer3DModel
+from diffusers import (
+    AutoencoderKLWan,
+    FlowMatchEulerDiscreteScheduler,
+    WanPipeline,
+    WanTransformer3DModel,
+    WanVideoToVideoPipeline,
+)
 from transformers import UMT5Config, UMT5EncoderModel
 
 from neighbor_grpo.scenes.pretrain import build_text
@@ -69,3 +75,13 @@ def call(pipe, model, noise, prompts, steps):
         latents=noise,
         output_type="pt",
     ).frames
+
+
+def latents(pipe, images):
+    """Clean latents by the video-to-video pipeline, of videos [n, T, 3, H, W] in [-1, 1]: at time 0 nothing is added."""
+    parts = {name: getattr(pipe, name) for name in ("tokenizer", "text_encoder", "transformer", "vae", "scheduler")}
+    parts["scheduler"].set_timesteps(sigmas=[0.0])
+    other, size = WanVideoToVideoPipeline(**parts), images.shape[3:]
+    return other.prepare_latents(
+        images.transpose(1, 2), len(images), 4, *size, torch.float32, "cpu", torch.Generator(), timestep=torch.zeros(1)
+    )

@@ -9,7 +9,7 @@ from PIL import Image
 from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModel
 
 LORA = ["to_q", "to_k", "to_v", "to_out.0", "add_k_proj", "add_v_proj"]
-# of unlike sizes, none of them the film's
+# of unlike sizes, none of them that of the video
 IMAGES = [Image.fromarray(np.random.default_rng(n).integers(0, 255, (40 + n, 50, 3), np.uint8)) for n in range(3)]
 
 
@@ -51,6 +51,6 @@ def call(pipe, model, noise, prompts, steps, images):
                 latents=x[None],
                 output_type="pt",
             ).frames
-            for image, prompt, x in zip(images, prompts, noise, strict=True)
+            for (image,), prompt, x in zip(images, prompts, noise, strict=True)
         ]
     )

@@ -1,8 +1,8 @@
 """Z-Image for the contract: a random-weight pipeline, and its own way to draw."""
 
 import torch
-from diffusers import FlowMatchEulerDiscreteScheduler, ZImagePipeline, ZImageTransformer2DModel
-from pipelines import small_vae
+from diffusers import FlowMatchEulerDiscreteScheduler, ZImageImg2ImgPipeline, ZImagePipeline, ZImageTransformer2DModel
+from pipelines import small_vae, without_variance
 from tokenizers.pre_tokenizers import ByteLevel
 from transformers import Qwen2Tokenizer, Qwen3Config, Qwen3Model
 
@@ -77,3 +77,12 @@ def call(pipe, model, noise, prompts, steps):
         max_sequence_length=LENGTH,
         output_type="pt",  # it writes the chat into the list of prompts
     ).images
+
+
+def latents(pipe, images):
+    """Clean latents by the image-to-image pipeline, of pictures [n, 3, H, W] in [-1, 1]: at time 0 nothing is added."""
+    without_variance(pipe.vae)
+    pipe.scheduler.set_timesteps(sigmas=[0.0])
+    other = ZImageImg2ImgPipeline.from_pipe(pipe)
+    size = images.shape[2:]
+    return other.prepare_latents(images, torch.zeros(1), len(images), 4, *size, torch.float32, "cpu", torch.Generator())

@@ -1,4 +1,4 @@
-"""What every adapter must do, on a random-weight pipeline of its family (a family added here is tested by being here)."""
+"""What every family must do, on its random-weight pipeline: family_NAME.py in this folder is found by itself."""
 
 import json
 from importlib import import_module
@@ -12,12 +12,13 @@ from runs import metrics, settings
 from test_trainer import SMALL
 
 from neighbor_grpo.config import load_config
+from neighbor_grpo.errors import UserError
 from neighbor_grpo.methods import METHODS
 from neighbor_grpo.models.lora import add_lora, save_lora, train_all
-from neighbor_grpo.models.meta_model import skeleton
-from neighbor_grpo.models.registry import load_model, take
+from neighbor_grpo.models.meta_model import meta_model
+from neighbor_grpo.models.registry import load_model
 from neighbor_grpo.models.sampling import sample
-from neighbor_grpo.models.text_cache import TextCache, encoded
+from neighbor_grpo.models.text_cache import TextCache, encode_prompts
 from neighbor_grpo.prompts.reading import Prompt
 from neighbor_grpo.training.trainer import Trainer
 
@@ -36,18 +37,18 @@ class Case:
         self.prompts = [Prompt(text) for text in TEXTS]
         for image, prompt in zip(getattr(family, "IMAGES", []), self.prompts, strict=False):
             prompt.metadata["image"] = str(place / f"{TEXTS.index(prompt.text)}.png")
-            image.save(prompt.image)
+            image.save(prompt.metadata["image"])
 
-    def drawing(self, size: int = 0, **more) -> dict:
+    def settings(self, size: int = 0, **more) -> dict:
         height, width = self.family.SIZES[size]
         return {"height": height, "width": width, **self.frames, **more}
 
-    def load(self, **drawing):
-        return load_model(self.place, **self.drawing(**drawing))
+    def load(self, **settings):
+        return load_model(self.place, **self.settings(**settings))
 
     def encode(self, model, *numbers: int):
         """Conditioning by the prompts of these numbers, by default the first two."""
-        return encoded(model, [self.prompts[n] for n in numbers or (0, 1)])
+        return encode_prompts(model, [self.prompts[n] for n in numbers or (0, 1)])
 
     def drawn(self, model, steps: int):
         """Of the first two prompts."""
@@ -55,12 +56,18 @@ class Case:
 
     def called(self, model, steps: int, pipe=None):
         """The same by the pipeline's own __call__."""
-        pipe, images = pipe or DiffusionPipeline.from_pretrained(self.place), [prompt.image for prompt in self.prompts[:2]]
+        pipe, images = pipe or DiffusionPipeline.from_pretrained(self.place), [prompt.images for prompt in self.prompts[:2]]
         return self.family.call(pipe, model, noise_of(model), TEXTS[:2], steps, *([images] if images[0] else []))
 
 
 def noise_of(model):
     return torch.cat([model.noise(1, torch.Generator().manual_seed(seed)) for seed in (1, 2)])
+
+
+def pictures_of(case, size: int):
+    """Random pictures [2, 3, H, W] or videos [2, T, 3, H, W]."""
+    shape = 2, *case.frames.values(), 3, *case.family.SIZES[size]
+    return torch.rand(shape, generator=torch.Generator().manual_seed(5))
 
 
 @pytest.fixture(scope="session")
@@ -102,17 +109,17 @@ def test_classifier_free_guidance_equals_the_pipelines(name, cases):
 def test_the_picture_does_not_depend_on_the_other_prompts_of_a_batch(case):
     model = case.load()
     noise, together, alone = noise_of(model), case.encode(model, 0, 1, 2), case.encode(model, 1)
-    for a, b in zip(take(together, torch.tensor([1])), alone, strict=True):
+    for a, b in zip(together.take(torch.tensor([1])), alone, strict=True):
         torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-5)
-    v = model.velocity(noise, 0.7, take(together, torch.tensor([0, 1])))
+    v = model.velocity(noise, 0.7, together.take(torch.tensor([0, 1])))
     torch.testing.assert_close(v[1:], model.velocity(noise[1:], 0.7, alone), atol=1e-5, rtol=1e-4)
 
 
 def test_velocity_by_the_disk_cache_is_velocity_without_it(case, tmp_path):
     model = case.load()
     noise, cache = noise_of(model), TextCache(model, tmp_path, 1.0)
-    cache(case.prompts[:2]), TextCache(model, tmp_path, 1.0)  # written, then read by another
-    cached = TextCache(case.load(), tmp_path, 1.0)(case.prompts[:2])
+    cache.encode(case.prompts[:2])  # written, then read by another
+    cached = TextCache(case.load(), tmp_path, 1.0).encode(case.prompts[:2])
     assert torch.equal(model.velocity(noise, 0.4, cached), model.velocity(noise, 0.4, case.encode(model)))
 
 
@@ -120,7 +127,7 @@ def test_a_time_per_row_is_the_same_as_row_by_row(case):
     model = case.load()
     cond, x = case.encode(model), noise_of(model)
     together = model.velocity(x, torch.tensor([0.9, 0.3]), cond)
-    single = [model.velocity(x[i : i + 1], t, take(cond, torch.tensor([i]))) for i, t in enumerate((0.9, 0.3))]
+    single = [model.velocity(x[i : i + 1], t, cond.take(torch.tensor([i]))) for i, t in enumerate((0.9, 0.3))]
     torch.testing.assert_close(together, torch.cat(single), atol=1e-5, rtol=1e-4)
 
 
@@ -132,12 +139,59 @@ def test_times_run_from_one_to_zero(case):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_without_weights_there_are_the_same_shapes_and_types(case, dtype):
-    model, bare = load_model(case.place, dtype=dtype, **case.drawing()), skeleton(case.place, dtype, **case.drawing())
+    model, bare = load_model(case.place, dtype=dtype, **case.settings()), meta_model(case.place, dtype, **case.settings())
     true, blank = case.encode(model), bare.blank(2)
     assert [(c.shape, c.dtype) for c in blank] == [(c.shape, c.dtype) for c in true]
     x, t = bare.noise(2, torch.Generator()), torch.tensor([0.9, 0.3])
     v, w = bare.velocity(x, t, blank), model.velocity(noise_of(model), t, true)
     assert x.is_meta and (v.shape, v.dtype) == (w.shape, w.dtype)
+
+
+@pytest.mark.parametrize("full", [False, True])
+def test_bfloat16_is_near_float32(case, full):
+    """With a guidance that bfloat16 represents: a pipeline rounds it, and so does its family."""
+    exact, model = (case.load(dtype=kind, guidance_scale=4.0) for kind in (torch.float32, torch.bfloat16))
+    if full:
+        train_all(model.transformer)
+    x = noise_of(exact)
+    v, near = (one.velocity(x, 0.6, case.encode(one)) for one in (exact, model))
+    assert near.dtype == torch.float32 and (near - v).norm() < 0.05 * v.norm()
+
+
+def test_without_guidance_the_text_is_empty_and_source_pictures_stay(case):
+    model, images = case.load(), [prompt.images for prompt in case.prompts[:2]]
+    unguided, empty = model.unguided(case.encode(model)), model.encode([model.empty_prompt] * 2, images)
+    for a, b in zip(unguided, empty, strict=True):
+        torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-5)
+    assert any(not torch.equal(a, b) for a, b in zip(unguided, case.encode(model), strict=True))
+
+
+@pytest.mark.parametrize("size", [0, 1])
+def test_pictures_become_the_latents_that_decode_to_them(case, size):
+    """x0 has shape and type of noise; the VAE's own latents of x0 are its posterior mean, so nothing else is scaled."""
+    model, images = case.load(size=size), pictures_of(case, size)
+    x0, noise = model.from_image(images), noise_of(model)
+    assert (x0.shape, x0.dtype, x0.device) == (noise.shape, noise.dtype, noise.device)
+    video = images.transpose(1, 2) if case.frames else images
+    with torch.no_grad():
+        z = model.to_vae(x0)
+        video = video[:, :, None] if z.ndim > video.ndim else video  # a VAE of videos, which takes a picture as a frame
+        mean = model.vae.encode(2 * video - 1).latent_dist.mean
+        decoded = model.vae.decode(mean).sample / 2 + 0.5
+    torch.testing.assert_close(z, mean, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(model.from_vae(model.to_vae(noise)), noise, atol=1e-5, rtol=1e-5)
+    decoded = decoded.transpose(1, 2) if case.frames else decoded.view_as(images)
+    torch.testing.assert_close(model.decode(x0), decoded.clamp(0, 1), atol=1e-4, rtol=0)
+    with pytest.raises(UserError, match="set height, width"):
+        model.from_image(images[..., :-1])
+
+
+@pytest.mark.parametrize("name", [name for name, family in FAMILIES.items() if hasattr(family, "latents")])
+def test_latents_of_pictures_are_the_pipelines(name, cases):
+    case = cases[name]
+    model, images = case.load(size=1), pictures_of(case, 1)
+    theirs = case.family.latents(model.pipe, 2 * images - 1)
+    torch.testing.assert_close(model.from_image(images), theirs, atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize("lora", [True, False])
@@ -181,7 +235,7 @@ def test_one_iteration_of_every_method(case, tmp_path, method):
     file = tmp_path / "prompts.jsonl"
     file.write_text("".join(json.dumps({"prompt": prompt.text, **prompt.metadata}) + "\n" for prompt in case.prompts))
     more = [
-        *(f"model.{key}={value}" for key, value in case.drawing().items()),
+        *(f"model.{key}={value}" for key, value in case.settings().items()),
         f"prompts.path={file}",
         f"prompts.eval_path={file}",
         SMALL[method],

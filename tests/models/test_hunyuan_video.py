@@ -1,11 +1,12 @@
+from dataclasses import replace
+
 import family_hunyuan_video as family
 import pytest
 import torch
 from diffusers import HunyuanVideoPipeline
 
 from neighbor_grpo.errors import UserError
-from neighbor_grpo.models.lora import train_all
-from neighbor_grpo.models.quantization import choose_attention
+from neighbor_grpo.models.backends import choose_attention
 from neighbor_grpo.models.registry import load_model
 from neighbor_grpo.models.sampling import sample
 
@@ -35,9 +36,9 @@ def test_conditioning_is_the_prompts_tokens_and_padding(place):
     noise = model.noise(2, seeded(0))
     v = model.velocity(noise, 0.6, cond)
     torch.testing.assert_close(v, short.velocity(noise, 0.6, short.encode(PROMPTS)), atol=1e-5, rtol=1e-4)
-    nines = cond._replace(text=torch.where(cond.mask[..., None], cond.text, 9.0))
+    nines = replace(cond, text=torch.where(cond.mask[..., None], cond.text, 9.0))
     torch.testing.assert_close(v, model.velocity(noise, 0.6, nines), atol=1e-5, rtol=1e-4)
-    assert (v - model.velocity(noise, 0.6, cond._replace(mask=torch.ones_like(cond.mask)))).abs().max() > 1e-4
+    assert (v - model.velocity(noise, 0.6, replace(cond, mask=torch.ones_like(cond.mask)))).abs().max() > 1e-4
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -80,7 +81,7 @@ def test_a_step_in_bfloat16_is_the_pipelines(place):
 def test_an_attention_backend_that_takes_no_masks_is_a_users_mistake(place):
     model = load_model(place, attention="_native_flash", **SMALL)
     try:
-        with pytest.raises(UserError, match=r"model\.attention: this model masks its text's padding, and `attn_mask` is not"):
+        with pytest.raises(UserError, match=r"model\.attention: .*`attn_mask` is not"):
             model.velocity(model.noise(1, torch.Generator()), 0.5, model.blank(1))
     finally:
         choose_attention(model.transformer, "native")
@@ -103,17 +104,6 @@ def test_defaults_and_noise_are_the_pipelines(place):
 def test_times_are_shifted_by_the_schedulers_constant(place):
     times = load_model(place, **SMALL).times(4)
     assert times == pytest.approx([*(7 * t / (1 + 6 * t) for t in (1.0, 0.75, 0.5, 0.25)), 0.0], abs=1e-6)
-
-
-@pytest.mark.parametrize("full", [False, True])
-def test_bfloat16_is_near_float32(place, full):
-    """With a guidance that bfloat16 has: the pipeline rounds it, and so does the adapter."""
-    exact, model = (load_model(place, dtype=kind, guidance_scale=4.0, **SMALL) for kind in (torch.float32, torch.bfloat16))
-    if full:
-        train_all(model.transformer)
-    x = exact.noise(2, seeded(0))
-    v, near = exact.velocity(x, 0.6, exact.encode(PROMPTS)), model.velocity(x, 0.6, model.encode(PROMPTS))
-    assert near.dtype == torch.float32 and (near - v).norm() < 0.05 * v.norm()
 
 
 def test_films_and_sizes_that_the_vae_cannot_hold_are_refused(place):

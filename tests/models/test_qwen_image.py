@@ -1,4 +1,5 @@
 import math
+from dataclasses import replace
 
 import family_qwen_image as family
 import pytest
@@ -27,7 +28,7 @@ def test_conditioning_is_the_prompts_tokens_and_padding(place):
     noise = model.noise(2, torch.Generator().manual_seed(0))
     v = model.velocity(noise, 0.6, cond)
     torch.testing.assert_close(v, short.velocity(noise, 0.6, short.encode(PROMPTS)), atol=1e-5, rtol=1e-4)
-    other = cond._replace(text=torch.where(cond.mask[..., None], cond.text, 9.0))
+    other = replace(cond, text=torch.where(cond.mask[..., None], cond.text, 9.0))
     torch.testing.assert_close(v, model.velocity(noise, 0.6, other), atol=1e-5, rtol=1e-4)
     assert short.encode(["red circle " * 20]).mask.sum() == 16
 

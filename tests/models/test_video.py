@@ -72,7 +72,7 @@ def test_prompts_bring_the_picture_that_a_video_starts_from(wan_i2v, tmp_path, c
     assert metrics(tmp_path / "run")[1]["grad_norm"] > 0
     without = settings(wan_i2v, tmp_path, *DRAWN, f"run_dir={tmp_path / 'other'}")
     assert main(["train", *without]) == 2
-    assert "this model starts from a picture: give every prompt one" in capsys.readouterr().err
+    assert "give every prompt one" in capsys.readouterr().err
 
 
 def test_pictures_of_prompts_that_are_missing_or_not_taken(wan, tmp_path, capsys):
@@ -81,8 +81,14 @@ def test_pictures_of_prompts_that_are_missing_or_not_taken(wan, tmp_path, capsys
     with pytest.raises(UserError, match=r"p\.jsonl line 1: no picture 'gone\.png'"):
         read_prompts(str(file))
     save_png(torch.zeros(3, 8, 8), tmp_path / "gone.png")
-    assert read_prompts(str(file))[0].image == tmp_path / "gone.png"
+    assert read_prompts(str(file))[0].images == (tmp_path / "gone.png",)
     assert main(["train", *settings(wan, tmp_path, *DRAWN, f"prompts.path={file}", f"prompts.eval_path={file}")]) == 2
-    assert 'this model takes no first picture: leave "image" out' in capsys.readouterr().err
+    assert 'leave "image" out of the prompts' in capsys.readouterr().err
+    file.write_text('{"prompt": "a", "images": ["gone.png", "gone.png"]}\n')
+    assert read_prompts(str(file))[0].images == (tmp_path / "gone.png",) * 2
+    for line, remedy in (('"images": "gone.png"', 'write "image"'), ('"image": "gone.png", "images": []', "give one of them")):
+        file.write_text('{"prompt": "a", ' + line + "}\n")
+        with pytest.raises(UserError, match=f"line 1.*{remedy}"):
+            read_prompts(str(file))
     file.write_text('{"prompt": "a", "image": "gone.png"}\n{"prompt": "b"}\n')
     assert main(["sample", "--model", str(wan), *SIZE, "--prompts", str(file), "--out", str(tmp_path / "out")]) == 2

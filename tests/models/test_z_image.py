@@ -1,10 +1,11 @@
+from dataclasses import replace
+
 import pytest
 import torch
 from diffusers import ZImagePipeline
 from family_z_image import LENGTH, build, call
 
 from neighbor_grpo.errors import UserError
-from neighbor_grpo.models.lora import train_all
 from neighbor_grpo.models.registry import load_model
 from neighbor_grpo.models.sampling import sample
 
@@ -43,24 +44,14 @@ def test_what_is_after_a_prompts_end_is_not_seen(place):
     assert cond.text.shape[:2] == (2, LENGTH) and cond.length.tolist() == [len(prompt) + 3 for prompt in PROMPTS]
     text = cond.text.clone()
     text[1, cond.length[1] :] = 9.0
-    assert torch.equal(model.velocity(x, 0.5, cond), model.velocity(x, 0.5, cond._replace(text=text)))
-    shorter = cond._replace(length=cond.length - 1)
+    assert torch.equal(model.velocity(x, 0.5, cond), model.velocity(x, 0.5, replace(cond, text=text)))
+    shorter = replace(cond, length=cond.length - 1)
     assert (model.velocity(x, 0.5, cond) - model.velocity(x, 0.5, shorter)).abs().max() > 1e-4
-
-
-@pytest.mark.parametrize("full", [False, True])
-def test_bfloat16_is_near_float32(place, full):
-    exact, model = load_model(place), load_model(place, dtype=torch.bfloat16)
-    if full:
-        train_all(model.transformer)
-    cond, x = exact.encode(PROMPTS), exact.noise(2, seeded(0))
-    v, near = exact.velocity(x, 0.6, cond), model.velocity(x, 0.6, model.encode(PROMPTS))
-    assert near.dtype == torch.float32 and (near - v).norm() < 0.05 * v.norm()
 
 
 def test_sides_beyond_the_positions_of_the_model_are_refused(place):
     """16 tokens a side, of 2 x 2 positions of 4 x 4 pixels."""
     model = load_model(place, width=128)
     assert model.velocity(model.noise(1, seeded(0)), 0.5, model.encode(PROMPTS[:1])).isfinite().all()
-    with pytest.raises(UserError, match=r"^this model has positions for sides of up to 128 pixels, not 32 x 136: set .*$"):
+    with pytest.raises(UserError, match=r"sides of up to 128 pixels, not 32 x 136: set height and width"):
         load_model(place, width=136)

@@ -32,7 +32,7 @@ def add(commands) -> None:
 def run(arguments: argparse.Namespace) -> None:
     import torch
 
-    from neighbor_grpo.models.registry import pick_device, pick_dtype
+    from neighbor_grpo.models.devices import pick_device, pick_dtype
     from neighbor_grpo.planning.estimate import estimate
     from neighbor_grpo.planning.fit import refuse
     from neighbor_grpo.planning.machine import matrix_rate, memory_of

@@ -22,7 +22,7 @@ def add(commands) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    from neighbor_grpo.models.registry import pick_device
+    from neighbor_grpo.models.devices import pick_device
     from neighbor_grpo.models.text_cache import TextCache
     from neighbor_grpo.prompts.reading import read_prompts
     from neighbor_grpo.rewards.registry import check_scorers

@@ -22,7 +22,7 @@ def run(arguments: argparse.Namespace) -> None:
 
     from neighbor_grpo.files.images import save_png
     from neighbor_grpo.models.sampling import sample
-    from neighbor_grpo.models.text_cache import encoded
+    from neighbor_grpo.models.text_cache import encode_prompts
     from neighbor_grpo.prompts.reading import Prompt, read_prompts
 
     start = {"image": str(arguments.image)} if arguments.image else {}
@@ -38,7 +38,7 @@ def run(arguments: argparse.Namespace) -> None:
     seeds = arguments.seed or [0]
     noise = torch.stack([model.noise(1, torch.Generator().manual_seed(seed))[0] for seed in seeds])
     for n, prompt in enumerate(prompts):
-        images = sample(model, encoded(model, [prompt]), noise[None], arguments.steps, arguments.solver)
+        images = sample(model, encode_prompts(model, [prompt]), noise[None], arguments.steps, arguments.solver)
         for seed, image in zip(seeds, images[0], strict=True):
             file = arguments.out / f"{n:04d}-seed{seed}.png"
             save_png(image, file)

@@ -78,7 +78,7 @@ class Evaluator:
         images = to_bytes(
             sample(
                 self.model,
-                self.texts([self.prompts[n] for n in drawn]),
+                self.texts.encode([self.prompts[n] for n in drawn]),
                 fixed_noise(self.model, drawn, e.seeds),
                 e.num_steps or self.config.method.num_steps,
                 e.solver,

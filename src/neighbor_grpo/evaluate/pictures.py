@@ -13,7 +13,7 @@ from neighbor_grpo.errors import UserError
 from neighbor_grpo.files.images import read_file, save_png
 from neighbor_grpo.models.family import Family
 from neighbor_grpo.models.sampling import fixed_noise, sample
-from neighbor_grpo.models.text_cache import encoded
+from neighbor_grpo.models.text_cache import encode_prompts
 from neighbor_grpo.prompts.reading import Prompt
 
 KINDS = (".png", ".jpg", ".jpeg", ".webp")
@@ -52,7 +52,7 @@ class Drawn:
         """Read pictures as the files hold them, after drawing those that are missing."""
         missing = [p for p in numbers if not all(self.file(p, s).is_file() for s in range(self.seeds))]
         if missing:
-            cond = encoded(self.model, [self.prompts[p] for p in missing])
+            cond = encode_prompts(self.model, [self.prompts[p] for p in missing])
             noise = fixed_noise(self.model, missing, self.seeds)
             for p, row in zip(missing, sample(self.model, cond, noise, self.num_steps, self.solver), strict=True):
                 for s, image in enumerate(row):

@@ -1,1 +1,1 @@
-"""Directories and pictures as files."""
+"""Files: directories that appear at once, and pictures."""

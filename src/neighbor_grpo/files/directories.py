@@ -1,4 +1,4 @@
-"""Directories that are there whole or not at all."""
+"""Directories that are complete or absent."""
 
 import os
 import shutil
@@ -8,8 +8,8 @@ from pathlib import Path
 
 
 @contextmanager
-def written_whole(directory: Path) -> Iterator[Path]:
-    """A directory beside `directory` to write into, which takes its place in the end; after an error it is gone."""
+def atomic_directory(directory: Path) -> Iterator[Path]:
+    """Write a directory atomically: yield one beside it that replaces it at the end, or is deleted after an error."""
     aside = directory.with_name(f".{directory.name}-{os.getpid()}")
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir(parents=True)

@@ -1,6 +1,6 @@
-"""Pictures [3, H, W] and videos [T, 3, H, W] in [0, 1]: as bytes, as files, as the few frames that are judged, side by side.
+"""Pictures [3, H, W] and videos [T, 3, H, W] in [0, 1]: as bytes, as files, as key frames, and side by side.
 
-A file is a PNG; of a video an animated one, which is as lossless and plays in a browser.
+A file is a PNG.  A video is an animated PNG, which is lossless too and plays in a browser.
 """
 
 from collections.abc import Sequence
@@ -13,48 +13,52 @@ from torch import Tensor
 
 from neighbor_grpo.errors import UserError
 
-FRAMES = 8  # of a video, that stand for it where pictures are judged
-RATE = 16  # frames a second of an animated file; the pipelines' own differ (16 to 24) and write none down
+FRAMES = 8  # key frames, which stand for a video where pictures are scored
+RATE = 16  # frames a second of an animated file; pipelines use 16 to 24 and do not record which
 
 
 def to_bytes(x: Tensor) -> Tensor:
-    """uint8 on the CPU, rounded."""
+    """Round to uint8, on the CPU."""
     return (x.detach().float().cpu().clamp(0, 1) * 255).round().to(torch.uint8)
 
 
 def key_frames(videos: Tensor) -> Tensor:
-    """At most FRAMES of the frames, evenly spaced, the first and the last among them.  [..., T, 3, H, W]"""
+    """Select at most FRAMES frames [..., T, 3, H, W], evenly spaced from the first to the last."""
     total = videos.shape[-4]
     return videos[..., torch.linspace(0, total - 1, min(total, FRAMES)).round().long(), :, :, :]
 
 
 def to_pil(image: Tensor) -> Image.Image:
+    """Turn a picture [3, H, W] into PIL's."""
     return Image.fromarray(to_bytes(image).permute(1, 2, 0).numpy())
 
 
 def save_png(x: Tensor, file: Path) -> None:
-    """A picture, or a video as an animated PNG."""
+    """Save a picture, or a video as an animated PNG."""
     first, *others = [to_pil(frame) for frame in (x if x.ndim == 4 else [x])]
-    blends = [n % 2 for n in range(1 + len(others))]  # alike for opaque frames, but equal ones in a row would become one
-    film = {"save_all": True, "append_images": others, "duration": 1000 / RATE, "blend": blends} if others else {}
-    first.save(file, "PNG", **film)
+    if not others:
+        first.save(file, "PNG")
+        return
+    # both blends draw an opaque frame alike; alternating them keeps equal frames in a row from becoming one
+    blends = [n % 2 for n in range(1 + len(others))]
+    first.save(file, "PNG", save_all=True, append_images=others, duration=1000 / RATE, blend=blends)
 
 
 def read_file(file: Path) -> Tensor:
-    """A picture of any common format, or every frame of an animated one.  Raises UserError where it is none."""
+    """Read a picture of any common format, or every frame of an animated one.  Raises UserError if it cannot be read."""
     try:
         with Image.open(file) as image:
             frames = [np.array(frame.convert("RGB")) for frame in ImageSequence.Iterator(image)]
     except (UnidentifiedImageError, OSError) as error:
-        raise UserError(f"{file} is no picture that can be read: {error}") from error
+        raise UserError(f"{file} cannot be read as a picture: {error}") from error
     x = torch.from_numpy(np.stack(frames)).permute(0, 3, 1, 2) / 255
     return x if len(x) > 1 else x[0]
 
 
 def gallery(columns: dict[str, Tensor], prompts: Sequence[str], height: int = 128) -> Image.Image:
-    """A row for each prompt, a column of S pictures for each title, e.g. before and after.
+    """Draw a page with a row for each prompt and a column of S pictures for each title, for instance before and after.
 
-    Tensors [P, S, 3, H, W]; of videos [P, S, T, 3, H, W], shown by their first, middle and last frame.
+    Pictures are [P, S, 3, H, W].  Videos [P, S, T, 3, H, W] are shown by their first, middle and last frames.
     """
     columns = {title: _strips(images) if images.ndim == 6 else images for title, images in columns.items()}
     gap, caption = 8, 18
@@ -78,6 +82,6 @@ def gallery(columns: dict[str, Tensor], prompts: Sequence[str], height: int = 12
 
 
 def _strips(videos: Tensor) -> Tensor:
-    """Three frames of a video side by side.  [P, S, T, 3, H, W] -> [P, S, 3, H, 3 W]"""
+    """Put three frames of each video side by side: [P, S, T, 3, H, W] -> [P, S, 3, H, 3 W]."""
     frames = videos.shape[2]
     return torch.cat([videos[:, :, at] for at in (0, frames // 2, frames - 1)], -1)

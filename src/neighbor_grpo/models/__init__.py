@@ -1,1 +1,1 @@
-"""Flow models: an adapter for each diffusers pipeline family."""
+"""Flow models: a family for each diffusers pipeline, and how models are loaded, sampled and trained with a LoRA."""

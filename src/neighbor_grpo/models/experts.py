@@ -1,67 +1,88 @@
-"""Two transformers that share the time: one for much noise, the other for the rest, trained together."""
+"""Two transformers that share the time: one for high noise, the other for low noise, trained together."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from typing import Any, TypeAlias
 
 import torch
+from diffusers import ModelMixin
+from peft import LoraConfig
 from torch import Tensor, nn
 
 
 class Experts(nn.Module):
-    """Each row goes to the expert of its own timestep: `transformer` from the boundary up, `transformer_2` below.
+    """Send each row to the expert of its own timestep: `transformer` from the boundary up, `transformer_2` below.
 
-    Weights are named as in the pipeline, `transformer.` or `transformer_2.` before each name, and what the package asks of
-    a transformer (see the end of this file) is asked of both.
+    Weights are named as in the pipeline, with `transformer.` or `transformer_2.` before each name.  The methods below are
+    those of a diffusers transformer that this package calls; each calls both experts.
     """
 
-    def __init__(self, transformer: nn.Module, transformer_2: nn.Module, boundary: float) -> None:
+    def __init__(self, transformer: ModelMixin, transformer_2: ModelMixin, boundary: float) -> None:
         super().__init__()
-        self.transformer, self.transformer_2, self.boundary = transformer, transformer_2, boundary
+        self.transformer: ModelMixin = transformer
+        self.transformer_2: ModelMixin = transformer_2
+        self.boundary = boundary
+
+    @property
+    def experts(self) -> tuple[ModelMixin, ModelMixin]:
+        """Return both experts, the one for high noise first."""
+        return self.transformer, self.transformer_2
 
     @property
     def dtype(self) -> torch.dtype:
+        """Return the data type of the weights."""
         return self.transformer.dtype
 
-    def forward(self, hidden_states: Tensor, timestep: Tensor, **inputs) -> tuple[Tensor]:
-        """Tensors [R, ...]; on the device "meta", where times have no values, all rows go to the first."""
+    def forward(self, hidden_states: Tensor, timestep: Tensor, **inputs: Any) -> tuple[Tensor]:
+        """Compute the output for rows [R, ...], each by its expert.
+
+        On the device "meta", where times have no values, all rows go to the first expert.
+        """
         inputs |= {"hidden_states": hidden_states, "timestep": timestep}
         if timestep.is_meta:
             return self.transformer(**inputs)
         high = (timestep.reshape(len(timestep), -1).amax(1) >= self.boundary).cpu()
-        rows = [mine.nonzero()[:, 0].to(timestep.device) for mine in (high, ~high)]
-        parts = [
-            expert(**{name: value[mine] if isinstance(value, Tensor) else value for name, value in inputs.items()})[0]
-            for expert, mine in zip(self.children(), rows, strict=True)
-            if len(mine)
+        rows = [own.nonzero()[:, 0].to(timestep.device) for own in (high, ~high)]
+        outputs = [
+            expert(**{name: value[own] if isinstance(value, Tensor) else value for name, value in inputs.items()})[0]
+            for expert, own in zip(self.experts, rows, strict=True)
+            if len(own)
         ]
-        return (torch.cat(parts)[torch.cat(rows).argsort()],)
+        return (torch.cat(outputs)[torch.cat(rows).argsort()],)
+
+    def add_adapter(self, config: LoraConfig) -> None:
+        """Attach a LoRA to both experts."""
+        for expert in self.experts:
+            expert.add_adapter(config)
+
+    def enable_gradient_checkpointing(self, checkpoint: Callable[..., Any] | None = None) -> None:
+        """Recompute activations in the backward of both experts."""
+        for expert in self.experts:
+            expert.enable_gradient_checkpointing(checkpoint)
+
+    def set_attention_backend(self, backend: str) -> None:
+        """Choose the attention backend of both experts."""
+        for expert in self.experts:
+            expert.set_attention_backend(backend)
+
+    def compile_repeated_blocks(self) -> None:
+        """Compile the repeated block of both experts."""
+        for expert in self.experts:
+            expert.compile_repeated_blocks()
 
 
-def parts(
-    transformer: nn.Module, weights: dict[str, Tensor] | None = None
-) -> Iterator[tuple[str, nn.Module, dict[str, Tensor] | None]]:
-    """The transformers of a pipeline: name there, module, and its own of these weights, by the names that they have in it."""
+Transformer: TypeAlias = ModelMixin | Experts  # what a family trains
+
+
+def transformers_of(transformer: Transformer) -> dict[str, ModelMixin]:
+    """Return the transformers by their names in the pipeline: one, or both experts."""
+    return dict(transformer.named_children()) if isinstance(transformer, Experts) else {"transformer": transformer}
+
+
+def split_weights(transformer: Transformer, weights: dict[str, Tensor]) -> dict[str, dict[str, Tensor]]:
+    """Divide weights, by their names in `transformer`, into those of each transformer of the pipeline."""
     if not isinstance(transformer, Experts):
-        yield "transformer", transformer, weights
-        return
-    for name, expert in transformer.named_children():
-        own = weights and {key.removeprefix(f"{name}."): w for key, w in weights.items() if key.startswith(f"{name}.")}
-        yield name, expert, own
-
-
-def _of_both(name: str) -> Callable:
-    def ask(self: Experts, *args, **kwargs) -> None:
-        for expert in self.children():
-            getattr(expert, name)(*args, **kwargs)
-
-    return ask
-
-
-for _name in (
-    "add_adapter",
-    "disable_adapters",
-    "enable_adapters",
-    "enable_gradient_checkpointing",
-    "set_attention_backend",
-    "compile_repeated_blocks",
-):
-    setattr(Experts, _name, _of_both(_name))
+        return {"transformer": weights}
+    return {
+        name: {key.removeprefix(f"{name}."): weight for key, weight in weights.items() if key.startswith(f"{name}.")}
+        for name in transformers_of(transformer)
+    }

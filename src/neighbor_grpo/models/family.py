@@ -1,115 +1,152 @@
-"""What the adapters share: the parts of a pipeline and their devices, sizes, precision, classifier-free guidance."""
+"""The type of every model, and what the families share: parts and devices, sizes, precision, guidance, pictures and latents."""
 
 import hashlib
 import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Sequence
+from contextlib import nullcontext
 from copy import deepcopy
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar, Generic, TypeVar
 
 import numpy as np
 import torch
-from accelerate.utils import send_to_device
-from diffusers import DiffusionPipeline
+from diffusers import DiffusionPipeline, SchedulerMixin
 from diffusers.pipelines.flux.pipeline_flux import calculate_shift
 from torch import Tensor, nn
 
 from neighbor_grpo.errors import UserError
 from neighbor_grpo.flow.path import Time
-from neighbor_grpo.models.settings import Drawing
+from neighbor_grpo.models.conditioning import Cond
+from neighbor_grpo.models.experts import Transformer
+from neighbor_grpo.models.placement import on_device, on_device_in_turn
+from neighbor_grpo.models.settings import ModelSettings
 
-Cond = tuple[Tensor, ...]  # conditioning of n prompts, each tensor [n, ...]: a named tuple of the adapter's, its `Cond`
+C = TypeVar("C", bound=Cond)
+ATTENTION = ("to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")
 
 
-class Family(ABC):
-    """A pipeline's transformer on the device, its VAE and text encoders there while in use.  See models.FlowModel.
+class Family(ABC, Generic[C]):
+    """Hold a pipeline as a flow model: its transformer on the device, its VAE and encoders there only while they are used.
 
-    Of the three ways to guide, `guidance_scale` goes to a model that was distilled to take it, and costs nothing; `cfg` is
-    classifier-free guidance, v(empty) + cfg·(v(prompt) - v(empty)), two forwards, 1 = none.
+    n prompts, R rows.  Everything comes from the pipeline's own configuration; there are no loops and no solver.
+    `guidance_scale` is an input of a guidance-distilled model and costs nothing.  `cfg` is classifier-free guidance,
+    v = v(empty) + cfg·(v(prompt) - v(empty)), with two forwards; 1 turns it off.
     """
 
-    Cond: ClassVar[type[Cond]]
-    encoders: ClassVar[tuple[str, ...]]  # the pipeline's encoders of text and of a first picture, by attribute
-    patch: ClassVar[int] = 2  # positions of the VAE's grid along a side of a token
-    empty: ClassVar[str] = ""  # the prompt that classifier-free guidance leads away from
-    starts_from_image: bool = False  # whether every prompt brings a picture
-    # endings of the names of the layers that a LoRA adapts when nothing else is said: the attention's projections
-    lora_targets: Sequence[str] = ("to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")
+    conditioning: type[C]
+    encoders: ClassVar[tuple[str, ...]]  # the pipeline's encoders of texts and source pictures, by attribute
+    empty_prompt: ClassVar[str] = ""  # the prompt that classifier-free guidance leads away from
+    source_images: ClassVar[int] = 0  # source pictures of each prompt
+    frames: int | None  # of a video; None for a picture
 
-    def __init__(self, pipe: DiffusionPipeline, device: torch.device, dtype: torch.dtype, drawing: Drawing) -> None:
+    def __init__(self, pipe: DiffusionPipeline, device: torch.device, dtype: torch.dtype, settings: ModelSettings) -> None:
         self.pipe, self.device, self.dtype = pipe, device, dtype
-        self.transformer = pipe.transformer.requires_grad_(False).eval().to(device)
+        self.transformer: Transformer = pipe.transformer.requires_grad_(False).eval().to(device)
         self.config = pipe.transformer.config
         self.vae = pipe.vae.requires_grad_(False).eval()
         for encoder in self._encoders():
             encoder.requires_grad_(False).eval()
-        scale = drawing.guidance_scale
-        self.guidance_scale = self.default("guidance_scale") if scale is None else scale
-        self.cfg, self._empty = drawing.cfg, None
-        self.max_sequence_length = drawing.max_sequence_length or self.sequence_length()
-        height, width = self.size()
-        self.height, self.width = drawing.height or height, drawing.width or width
-        multiple = self.patch * self.spatial()
-        if self.height % multiple or self.width % multiple:
-            raise UserError(f"height and width must be multiples of {multiple} for this VAE, not {self.height} x {self.width}")
-        self.grid = self.height // multiple, self.width // multiple  # tokens
-        longest = self.longest()
-        if longest and max(self.grid) > longest:
-            raise UserError(
-                f"this model has positions for sides of up to {longest * multiple} pixels, not {self.height} x {self.width}: "
-                "set height and width to no more"
-            )
-        self.frames = self.film(drawing.num_frames)
-        if drawing.vae_tiling:
+        scale = settings.guidance_scale
+        self.guidance_scale: float = self.default("guidance_scale") if scale is None else scale
+        self.cfg = settings.cfg
+        self.empty_text: Cond | None = None  # the conditioning of the empty prompt, once it is encoded
+        self.max_sequence_length = settings.max_sequence_length or self.default_sequence_length()
+        height, width = self.default_size()
+        self.height, self.width = settings.height or height, settings.width or width
+        self.grid = self._token_grid()
+        self.frames = self.frame_count(settings.num_frames)
+        if settings.vae_tiling:
             self.vae.enable_tiling()
 
-    # ---------------------------------------------------------------- what a family is
+    # ---------------------------------------------------------------- what every family defines
 
     @abstractmethod
-    def sequence_length(self) -> int:
-        """Text tokens that its pipeline takes when nothing else is said."""
+    def default_sequence_length(self) -> int:
+        """Return the number of text tokens that the pipeline takes by default."""
 
     @abstractmethod
-    def size(self) -> tuple[int, int]:
-        """Height and width in pixels when nothing else is said."""
+    def default_size(self) -> tuple[int, int]:
+        """Return height and width in pixels that the pipeline draws by default."""
 
-    def longest(self) -> int | None:
-        """Tokens of the longest side that the model has positions for; None: of any side."""
-        return None
+    @abstractmethod
+    def embed_text(self, texts: list[str]) -> Cond:
+        """Encode texts on the device: the text fields of the conditioning, of equal shape for every text."""
 
-    def spatial(self) -> int:
-        """Pixels along a side of a position of the VAE's grid."""
+    @abstractmethod
+    def blank_text(self, n: int) -> Cond:
+        """Build text fields of the shapes and types that `embed_text` returns, from the configuration alone."""
+
+    @abstractmethod
+    def forward(self, x: Tensor, t: Tensor, cond: C) -> Tensor:
+        """Compute v in one pass of the transformer: rows x [R, *latent] in `dtype`, t [R] fp32, conditioning in `dtype`."""
+
+    # ---------------------------------------------------------------- what some families define otherwise
+
+    @property
+    def patch(self) -> int:
+        """Return the positions of the VAE's grid along a side of a token."""
+        return 2
+
+    @property
+    def vae_factor(self) -> int:
+        """Return the pixels along a side of a position of the VAE's grid."""
         return self.pipe.vae_scale_factor
 
-    def film(self, num_frames: int | None) -> int | None:
-        """Frames of what is drawn; None: it is a picture."""
+    @property
+    def lora_targets(self) -> list[str]:
+        """Return the endings of the names of the layers that a LoRA adapts by default: the attention projections."""
+        return list(ATTENTION)
+
+    def max_side(self) -> int | None:
+        """Return the tokens of the longest side that the model has positions for; None if any side will do."""
+        return None
+
+    def frame_count(self, num_frames: int | None) -> int | None:
+        """Return the number of frames for the setting `num_frames`; None for a picture."""
         if num_frames not in (None, 1):
             raise UserError(f"this model draws pictures: leave out num_frames={num_frames}")
         return None
 
-    @abstractmethod
-    def embed(self, prompts: list[str], images: list[Path]) -> Cond:
-        """Conditioning on the device, of equal shape for every prompt; images where prompts start from one."""
+    def embed_images(self, images: list[Sequence[Path]]) -> Cond:
+        """Encode the source pictures of each prompt on the device: the other fields of the conditioning."""
+        return Cond()
 
-    @abstractmethod
-    def blank(self, n: int) -> Cond:
-        """Conditioning of no prompt in particular, of the shapes and types that `embed` gives, from the configuration alone."""
+    def blank_images(self, n: int) -> Cond:
+        """Build fields of the shapes and types that `embed_images` returns, from the configuration alone."""
+        return Cond()
 
-    @abstractmethod
-    def noise(self, n: int, generator: torch.Generator) -> Tensor: ...
+    def noise_shape(self) -> tuple[int, ...]:
+        """Return the shape in which noise is drawn for one row, before it is packed: [channels, rows, columns]."""
+        rows, columns = (self.patch * tokens for tokens in self.grid)
+        return self.config.in_channels, rows, columns
 
-    @abstractmethod
-    def forward(self, x: Tensor, t: Tensor, cond: Cond) -> Tensor:
-        """One pass of the transformer: v of rows x [R, *latent] in `dtype`, t [R] fp32, conditioning in `dtype`."""
+    def pack(self, z: Tensor) -> Tensor:
+        """Arrange z [R, *noise_shape] as the transformer takes it, x [R, *latent]."""
+        return z
 
-    @abstractmethod
+    def unpack(self, x: Tensor) -> Tensor:
+        """Arrange x [R, *latent] as the VAE takes it: the inverse of `pack`."""
+        return x
+
+    def to_vae(self, x: Tensor) -> Tensor:
+        """Turn latents x [R, *latent] into the VAE's own: unpacked and unscaled."""
+        return self.unpack(x) / self.vae.config.scaling_factor + self.vae.config.shift_factor
+
+    def from_vae(self, z: Tensor) -> Tensor:
+        """Turn the VAE's own latents into x [R, *latent]: the inverse of `to_vae`."""
+        return self.pack((z - self.vae.config.shift_factor) * self.vae.config.scaling_factor)
+
     def to_image(self, x: Tensor) -> Tensor:
-        """The VAE's pictures [R, 3, H, W] or videos [R, T, 3, H, W] of x, in [-1, 1]."""
+        """Decode x in one pass of the VAE: pictures [R, 3, H, W] or videos [R, T, 3, H, W] in [-1, 1]."""
+        return self.vae.decode(self.to_vae(x).to(self.vae.dtype), return_dict=False)[0]
+
+    def vae_mean(self, images: Tensor) -> Tensor:
+        """Encode pictures in [-1, 1], of the shapes of `to_image`, in one pass of the VAE: the mean of its posterior."""
+        return self.vae.encode(images.to(self.vae.dtype), return_dict=False)[0].mode()
 
     def mu(self, num_steps: int) -> float:
-        """The grid's shift, for a scheduler that shifts by the picture's size: a line through two sizes."""
+        """Return the shift of a scheduler that shifts by the picture's size: a line through two sizes."""
         config = self.pipe.scheduler.config
         return calculate_shift(
             self.grid[0] * self.grid[1],
@@ -120,40 +157,33 @@ class Family(ABC):
         )
 
     def times(self, num_steps: int) -> list[float]:
-        scheduler = deepcopy(self.pipe.scheduler)
-        scheduler.set_timesteps(sigmas=np.linspace(1.0, 1 / num_steps, num_steps), mu=self.mu(num_steps))
-        return scheduler.sigmas.tolist()
+        """Return the grid 1 = t_0 > ... > t_N = 0 of the model's own scheduler."""
+        return self.scheduled(sigmas=np.linspace(1.0, 1 / num_steps, num_steps), mu=self.mu(num_steps)).sigmas.tolist()
 
     def guide(self, v: Tensor, empty: Tensor) -> Tensor:
-        """Classifier-free guidance."""
+        """Combine the velocities of prompt and empty prompt by classifier-free guidance."""
         return empty + self.cfg * (v - empty)
 
-    def unguided(self, cond: Cond) -> Cond:
-        """Conditioning by the empty prompt in place of these."""
-        if self._empty is None:
-            self._empty = self.encode([self.empty])
-        return self.Cond(*(c.expand(len(cond[0]), *c.shape[1:]) for c in self._empty))
-
-    # ---------------------------------------------------------------- what all do alike
+    # ---------------------------------------------------------------- what all families share
 
     @property
     def autocast(self) -> bool:
-        """Whether forwards run under autocast: only for weights that are trained in fp32.
+        """Return whether forwards run under autocast: only for weights that are trained in fp32.
 
-        A LoRA's layers cast their own (models.lora), and a frozen transformer runs as in its pipeline, in `dtype` but for what
+        A LoRA casts its own products (models.lora).  A frozen transformer runs as in its pipeline: in `dtype`, except what
         its architecture keeps in fp32.
         """
         return self.dtype != torch.float32 and self.transformer.dtype == torch.float32
 
-    def default(self, name: str):
-        """What the pipeline takes when it is called without an argument."""
-        return inspect.signature(type(self.pipe).__call__).parameters[name].default
-
     @property
     def fingerprint(self) -> str:
-        """Of the encoders' weights (the ends of every tensor) and the sequence length; with first pictures of the VAE too."""
+        """Return a hash that changes with what conditioning depends on, apart from the prompt.
+
+        That is the sequence length and the encoders' weights (the ends of every tensor); with source pictures also the VAE's
+        weights, size and frames.
+        """
         digest, encoders = hashlib.sha256(str(self.max_sequence_length).encode()), self._encoders()
-        if self.starts_from_image:
+        if self.source_images:
             digest.update(str((self.height, self.width, self.frames)).encode())
             encoders.append(self.vae)
         for encoder in encoders:
@@ -162,19 +192,50 @@ class Family(ABC):
                 digest.update(name.encode() + str(tuple(weight.shape)).encode() + ends.numpy().tobytes())
         return digest.hexdigest()[:16]
 
+    def default(self, name: str) -> Any:
+        """Return the default of an argument of the pipeline's `__call__`."""
+        return inspect.signature(type(self.pipe).__call__).parameters[name].default
+
+    def scheduled(self, **arguments: Any) -> SchedulerMixin:
+        """Return a copy of the pipeline's scheduler after `set_timesteps`."""
+        scheduler = deepcopy(self.pipe.scheduler)
+        scheduler.set_timesteps(**arguments)
+        return scheduler
+
+    def noise(self, n: int, generator: torch.Generator) -> Tensor:
+        """Draw standard normal latents [n, *latent], on the CPU so that a seed means the same picture on every device."""
+        return self.pack(torch.randn(n, *self.noise_shape(), generator=generator)).to(self.device)
+
     @torch.no_grad()
-    def encode(self, prompts: Sequence[str], images: Sequence[Path] = ()) -> Cond:
-        if self.starts_from_image != bool(images):
+    def encode(self, texts: Sequence[str], images: Sequence[Sequence[Path]] = ()) -> C:
+        """Encode each prompt, its text and its source pictures if the model takes any: conditioning [n, ...] on the CPU.
+
+        Raises UserError for a prompt with another number of source pictures than the model takes.
+        """
+        pictures = list(images) or [()] * len(texts)
+        if any(len(own) != self.source_images for own in pictures):
             raise UserError(
                 'this model starts from a picture: give every prompt one, {"prompt": ..., "image": FILE}'
-                if self.starts_from_image
-                else 'this model takes no first picture: leave "image" out of the prompts'
+                if self.source_images
+                else 'this model takes no source picture: leave "image" out of the prompts'
             )
-        with visiting(self._encoders(), self.device):
-            cond = self.embed(list(prompts), list(images))
-        return self.Cond(*(tensor.cpu() for tensor in cond))
+        with on_device_in_turn(self._encoders(), self.device):
+            cond = self.conditioning.of(self.embed_text(list(texts)), self.embed_images(pictures))
+        return cond.map(lambda tensor: tensor.cpu())
 
-    def velocity(self, x: Tensor, t: Time, cond: Cond) -> Tensor:
+    def blank(self, n: int) -> C:
+        """Build conditioning of the shapes and types that `encode` returns, on the device, from the configuration alone."""
+        return self.conditioning.of(self.blank_text(n), self.blank_images(n))
+
+    def unguided(self, cond: C) -> C:
+        """Replace the text of each prompt by the empty prompt; source pictures stay."""
+        if self.empty_text is None:
+            with torch.no_grad(), on_device_in_turn(self._encoders(), self.device):
+                self.empty_text = self.embed_text([self.empty_prompt]).to(self.device)
+        return cond.updated(self.empty_text.map(lambda tensor: tensor.expand(len(cond), *tensor.shape[1:])))
+
+    def velocity(self, x: Tensor, t: Time, cond: C) -> Tensor:
+        """Compute v(x, t), fp32, for rows x [R, *latent], t a float or [R], and the conditioning of each row [R, ...]."""
         t = t.to(self.device, torch.float32) if isinstance(t, Tensor) else torch.full((len(x),), t, device=self.device)
         v = self._forward(x, t, cond)
         if self.cfg == 1:
@@ -182,59 +243,57 @@ class Family(ABC):
         return self.guide(v, self._forward(x, t, self.unguided(cond)))
 
     @torch.no_grad()
-    def decode(self, x: Tensor, rows: int = 16) -> Tensor:
-        with placed(self.vae, self.device):
-            parts = [(self.to_image(part).float() / 2 + 0.5).clamp(0, 1).cpu() for part in x.to(self.device).split(rows)]
-        return torch.cat(parts)
+    def decode(self, x: Tensor, batch: int = 16) -> Tensor:
+        """Decode latents to pictures [R, 3, H, W] or videos [R, T, 3, H, W] in [0, 1], fp32, on the CPU."""
+        with on_device(self.vae, self.device):
+            images = [(self.to_image(rows).float() / 2 + 0.5).clamp(0, 1).cpu() for rows in x.to(self.device).split(batch)]
+        return torch.cat(images)
 
-    def _forward(self, x: Tensor, t: Tensor, cond: Cond) -> Tensor:
-        """Conditioning that is no number but a count or a mask stays on the CPU, where reading it does not wait for the GPU."""
-        cond = self.Cond(*(c.to(self.device, self.dtype) if c.is_floating_point() else c.cpu() for c in cond))
-        cast = self.autocast and self.device.type != "meta"  # which has none: footprint.Kernels stands in for it
-        keep = torch.is_grad_enabled()  # the copies of weights, which a rollout would hold for nothing
+    @torch.no_grad()
+    def from_image(self, images: Tensor, batch: int = 16) -> Tensor:
+        """Encode pictures [R, 3, H, W] or videos [R, T, 3, H, W] in [0, 1] to clean latents x0 [R, *latent], as `noise` is.
+
+        x0 is the mean of the VAE's posterior, so nothing is drawn.  Raises UserError for another shape than the model draws.
+        """
+        shape = (3, self.height, self.width) if self.frames is None else (self.frames, 3, self.height, self.width)
+        if images.shape[1:] != shape:
+            raise UserError(
+                f"this model takes pictures of {' x '.join(map(str, shape))}, not {' x '.join(map(str, images.shape[1:]))}: "
+                "resize them, or set height, width and num_frames"
+            )
+        with on_device(self.vae, self.device):
+            means = [self.vae_mean(2 * rows.to(self.device, torch.float32) - 1).float() for rows in images.split(batch)]
+            return torch.cat([self.from_vae(mean) for mean in means])
+
+    def zeros(self, *shape: int) -> Tensor:
+        """Return zeros on the device, in `dtype`."""
+        return torch.zeros(shape, device=self.device, dtype=self.dtype)
+
+    def _forward(self, x: Tensor, t: Tensor, cond: C) -> Tensor:
+        # lengths and masks stay on the CPU, where reading them does not wait for the GPU
+        cond = cond.map(lambda c: c.to(self.device, self.dtype) if c.is_floating_point() else c.cpu())
+        cast = self.autocast and self.device.type != "meta"  # on meta, footprint.Kernels stands in for autocast
+        keep = torch.is_grad_enabled()  # a rollout would keep autocast's copies of the weights for nothing
         with torch.autocast(self.device.type, self.dtype, cache_enabled=keep) if cast else nullcontext():
             try:
                 return self.forward(x.to(self.device, self.dtype), t, cond).float()
             except ValueError as error:
                 if "attn_mask" not in str(error):
                     raise
-                raise UserError(f"model.attention: this model masks its text's padding, and {error}") from error
+                raise UserError(f"model.attention: this model masks the padding of its text, and {error}") from error
 
     def _encoders(self) -> list[nn.Module]:
         return [encoder for name in self.encoders if (encoder := getattr(self.pipe, name)) is not None]
 
-
-@contextmanager
-def placed(module: nn.Module, device: torch.device) -> Iterator[None]:
-    """A module on the device, and afterwards on the CPU again."""
-    module.to(device)
-    try:
-        yield
-    finally:
-        module.to("cpu")
-
-
-@contextmanager
-def visiting(modules: Sequence[nn.Module], device: torch.device) -> Iterator[None]:
-    """Each module on the device during its own forward only: the largest of them decides the peak, not their sum.
-
-    Its inputs come along, for some pipelines send them to where they find the module before it.
-    """
-
-    def arrive(module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
-        module.to(device)
-        return send_to_device(args, device), send_to_device(kwargs, device)
-
-    def leave(module: nn.Module, *_) -> None:
-        module.to("cpu")
-
-    hooks = [
-        hook
-        for module in modules
-        for hook in (module.register_forward_pre_hook(arrive, with_kwargs=True), module.register_forward_hook(leave))
-    ]
-    try:
-        yield
-    finally:
-        for hook in hooks:
-            hook.remove()
+    def _token_grid(self) -> tuple[int, int]:
+        """Return rows and columns of tokens.  Raises UserError for a size that the VAE or the model cannot take."""
+        multiple = self.patch * self.vae_factor
+        if self.height % multiple or self.width % multiple:
+            raise UserError(f"height and width must be multiples of {multiple} for this VAE, not {self.height} x {self.width}")
+        grid, longest = (self.height // multiple, self.width // multiple), self.max_side()
+        if longest and max(grid) > longest:
+            raise UserError(
+                f"this model has positions for sides of up to {longest * multiple} pixels, not {self.height} x {self.width}: "
+                "set height and width to at most that"
+            )
+        return grid

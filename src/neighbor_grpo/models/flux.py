@@ -1,57 +1,62 @@
-"""FLUX.1 (dev, schnell and whatever has their architecture) through diffusers' FluxPipeline.
+"""FLUX.1 (dev, schnell and every model of their architecture) through diffusers' FluxPipeline.
 
-A latent is packed: [tokens, channels], a token being 2 x 2 positions of the VAE's grid.  dev was distilled to take a
-guidance_scale, schnell to need none, in four steps, from 256 text tokens: more are given it unless max_sequence_length says so.
+dev was distilled to take a guidance_scale.  schnell was distilled to need none, in four steps and with 256 text tokens; it
+takes more if max_sequence_length says so.
 """
 
-from pathlib import Path
-from typing import NamedTuple
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from neighbor_grpo.models.family import Family
+from neighbor_grpo.models.conditioning import Cond
+from neighbor_grpo.models.latents import Packed
 
 
-class FluxCond(NamedTuple):
+@dataclass(frozen=True, eq=False)
+class FluxCond(Cond):
+    """Hold the text in two encodings."""
+
     text: Tensor  # [n, L, d]  T5 sequence
     pooled: Tensor  # [n, d']  CLIP
 
 
-class Flux(Family):
-    Cond = FluxCond
+class Flux(Packed[FluxCond]):
+    """Adapt FLUX.1.  A latent is [tokens, channels]."""
+
+    conditioning = FluxCond
     encoders = ("text_encoder", "text_encoder_2")
 
-    def __init__(self, *args) -> None:
+    def __init__(self, *args: Any) -> None:
         super().__init__(*args)
         self.image_ids = self.pipe._prepare_latent_image_ids(1, *self.grid, self.device, self.dtype)
-        self.text_ids = torch.zeros(self.max_sequence_length, 3, device=self.device, dtype=self.dtype)
+        self.text_ids = self.zeros(self.max_sequence_length, 3)
 
-    def sequence_length(self) -> int:
+    def default_sequence_length(self) -> int:
+        """Return the pipeline's own length, as far as the tokenizer allows."""
         return min(self.default("max_sequence_length"), self.pipe.tokenizer_2.model_max_length)
 
-    def size(self) -> tuple[int, int]:
+    def default_size(self) -> tuple[int, int]:
+        """Return the size that the VAE was trained for."""
         return (self.vae.config.sample_size,) * 2
 
-    def embed(self, prompts: list[str], images: list[Path]) -> FluxCond:
+    def embed_text(self, texts: list[str]) -> FluxCond:
+        """Encode texts by T5 and CLIP."""
         text, pooled, _ = self.pipe.encode_prompt(
-            prompts, prompt_2=None, device=self.device, max_sequence_length=self.max_sequence_length
+            texts, prompt_2=None, device=self.device, max_sequence_length=self.max_sequence_length
         )
         return FluxCond(text, pooled)
 
-    def blank(self, n: int) -> FluxCond:
-        kind = {"device": self.device, "dtype": self.dtype}
+    def blank_text(self, n: int) -> FluxCond:
+        """Build zeros of the shapes of `embed_text`."""
         return FluxCond(
-            torch.zeros(n, self.max_sequence_length, self.config.joint_attention_dim, **kind),
-            torch.zeros(n, self.config.pooled_projection_dim, **kind),
+            self.zeros(n, self.max_sequence_length, self.config.joint_attention_dim),
+            self.zeros(n, self.config.pooled_projection_dim),
         )
 
-    def noise(self, n: int, generator: torch.Generator) -> Tensor:
-        channels, rows, columns = self.config.in_channels // 4, 2 * self.grid[0], 2 * self.grid[1]
-        x = torch.randn(n, channels, rows, columns, generator=generator)
-        return self.pipe._pack_latents(x, n, channels, rows, columns).to(self.device)
-
     def forward(self, x: Tensor, t: Tensor, cond: FluxCond) -> Tensor:
+        """Compute v in one pass of the transformer."""
         guidance = torch.full_like(t, self.guidance_scale) if self.config.guidance_embeds else None
         return self.transformer(
             hidden_states=x,
@@ -63,8 +68,3 @@ class Flux(Family):
             pooled_projections=cond.pooled,
             return_dict=False,
         )[0]
-
-    def to_image(self, x: Tensor) -> Tensor:
-        x = self.pipe._unpack_latents(x, self.height, self.width, self.pipe.vae_scale_factor)
-        x = x / self.vae.config.scaling_factor + self.vae.config.shift_factor
-        return self.vae.decode(x.to(self.vae.dtype), return_dict=False)[0]

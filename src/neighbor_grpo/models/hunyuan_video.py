@@ -6,48 +6,54 @@ Text is padded, and the transformer masks the padding in every attention layer: 
 (torch's own and flash_varlen do, flash and sage do not).
 """
 
-from pathlib import Path
-from typing import NamedTuple
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from neighbor_grpo.models.conditioning import Cond
 from neighbor_grpo.models.video import Video
 
 
-class HunyuanVideoCond(NamedTuple):
-    text: Tensor  # [n, L, d]  what LLaMA made of the prompt and the template's end; the template's beginning is dropped
+@dataclass(frozen=True, eq=False)
+class HunyuanVideoCond(Cond):
+    """Hold the text in two encodings."""
+
+    text: Tensor  # [n, L, d]  LLaMA's output for the prompt and the end of the template, without the template's beginning
     pooled: Tensor  # [n, d']  CLIP
-    mask: Tensor  # [n, L]  bool: a token, not padding, which is at the end
+    mask: Tensor  # [n, L]  bool: true for a token, false for padding, which is at the end
 
 
-class HunyuanVideo(Video):
-    Cond = HunyuanVideoCond
+class HunyuanVideo(Video[HunyuanVideoCond]):
+    """Adapt HunyuanVideo."""
+
+    conditioning = HunyuanVideoCond
     encoders = ("text_encoder", "text_encoder_2")
 
     @property
     def patch(self) -> int:
+        """Return the positions along a side of a token."""
         return self.config.patch_size
 
-    def sequence_length(self) -> int:
-        return self.default("max_sequence_length")
-
     def channels(self) -> int:
+        """Return the channels of a latent."""
         return self.config.in_channels
 
-    def embed(self, prompts: list[str], images: list[Path]) -> HunyuanVideoCond:
-        text, pooled, mask = self.pipe.encode_prompt(prompts, device=self.device, max_sequence_length=self.max_sequence_length)
+    def embed_text(self, texts: list[str]) -> HunyuanVideoCond:
+        """Encode texts by LLaMA and CLIP."""
+        text, pooled, mask = self.pipe.encode_prompt(texts, device=self.device, max_sequence_length=self.max_sequence_length)
         return HunyuanVideoCond(text, pooled, mask.bool())
 
-    def blank(self, n: int) -> HunyuanVideoCond:
-        shape, kind = (n, self.max_sequence_length), {"device": self.device, "dtype": self.dtype}
+    def blank_text(self, n: int) -> HunyuanVideoCond:
+        """Build zeros of the shapes of `embed_text`, and a mask without padding."""
         return HunyuanVideoCond(
-            torch.zeros(*shape, self.config.text_embed_dim, **kind),
-            torch.zeros(n, self.config.pooled_projection_dim, **kind),
-            torch.ones(shape, dtype=torch.bool),
+            self.zeros(n, self.max_sequence_length, self.config.text_embed_dim),
+            self.zeros(n, self.config.pooled_projection_dim),
+            torch.ones(n, self.max_sequence_length, dtype=torch.bool),
         )
 
     def forward(self, x: Tensor, t: Tensor, cond: HunyuanVideoCond) -> Tensor:
+        """Compute v in one pass of the transformer."""
         guidance = 1000 * x.new_full((len(x),), self.guidance_scale) if self.config.guidance_embeds else None
         return self.transformer(
             hidden_states=x,
@@ -59,6 +65,10 @@ class HunyuanVideo(Video):
             return_dict=False,
         )[0]
 
-    def to_image(self, x: Tensor) -> Tensor:
-        x = x / self.vae.config.scaling_factor
-        return self.vae.decode(x.to(self.vae.dtype), return_dict=False)[0].transpose(1, 2)
+    def to_vae(self, x: Tensor) -> Tensor:
+        """Undo the VAE's scale; it has no shift."""
+        return x / self.vae.config.scaling_factor
+
+    def from_vae(self, z: Tensor) -> Tensor:
+        """Apply the VAE's scale."""
+        return z * self.vae.config.scaling_factor

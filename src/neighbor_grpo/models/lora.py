@@ -1,4 +1,4 @@
-"""What is trained: a LoRA on the transformer, or all of it; and how it is saved so that diffusers loads it back."""
+"""What is trained, a LoRA on the transformer or all its weights, and how it is saved so that diffusers loads it back."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,52 +14,70 @@ from peft.utils import get_peft_model_state_dict
 from torch import Tensor, nn
 
 from neighbor_grpo.errors import UserError
-from neighbor_grpo.models.experts import parts
-from neighbor_grpo.models.registry import FlowModel
+from neighbor_grpo.models.experts import Transformer, split_weights, transformers_of
+from neighbor_grpo.models.family import Family
+from neighbor_grpo.models.settings import Lora
 
 
-class Casting(nn.Linear):
-    """fp32 weights that multiply in their input's type.
+class CastingLinear(nn.Linear):
+    """Multiply by the fp32 weights of a linear layer in the data type of the input.
 
-    With it the frozen transformer runs in bf16 throughout, as in its pipeline; autocast, or peft's own cast of the input to
-    the weights' type, would run norms, or the LoRA's products, in fp32.
+    With it the frozen transformer runs in bf16 throughout, as in its pipeline.  Autocast would run norms in fp32, and peft's
+    own cast of the input to the data type of the weights would run the LoRA's products in fp32.
     """
 
+    def __init__(self, linear: nn.Linear) -> None:
+        # on the meta device it takes no memory and draws nothing random
+        super().__init__(linear.in_features, linear.out_features, bias=False, device="meta")
+        self.weight = linear.weight
+
     def forward(self, x: Tensor) -> Tensor:
+        """Compute x @ weight.T."""
         return F.linear(x, self.weight.to(x.dtype))
 
 
-def add_lora(transformer: nn.Module, rank: int, alpha: float, targets: list[str]) -> None:
-    """Attach a trainable LoRA (fp32) to the linear layers whose names end in `targets`; at first it changes nothing."""
+def add_lora(transformer: Transformer, rank: int, alpha: float, targets: list[str]) -> None:
+    """Attach a trainable LoRA (fp32) to the linear layers whose names end in `targets`; at first it changes nothing.
+
+    Raises UserError if no layer has such a name.
+    """
+    config = LoraConfig(
+        r=rank,
+        lora_alpha=alpha,  # type: ignore[arg-type]  # declared as an integer, but only divided by the rank
+        target_modules=targets,
+        init_lora_weights="gaussian",
+    )
     try:
-        transformer.add_adapter(LoraConfig(r=rank, lora_alpha=alpha, target_modules=targets, init_lora_weights="gaussian"))
+        transformer.add_adapter(config)
     except ValueError as error:
         linear = {name.split(".")[-1] for name, module in transformer.named_modules() if isinstance(module, nn.Linear)}
-        raise UserError(f"lora.targets {targets} fit no layer; linear layers end in {', '.join(sorted(linear))}") from error
+        known = ", ".join(sorted(linear))
+        raise UserError(f"model.lora.targets {targets} fit no layer: choose from the linear layers {known}") from error
     cast_training_params(transformer, torch.float32)
-    for layer in transformer.modules():
-        if isinstance(layer, LoraLayer):
-            layer.cast_input_dtype_enabled = False
-            for product in (*layer.lora_A.values(), *layer.lora_B.values()):
-                product.__class__ = Casting
+    for layer in _lora_layers(transformer):
+        layer.cast_input_dtype_enabled = False
+        for products in (layer.lora_A, layer.lora_B):
+            for name, product in products.items():
+                if isinstance(product, nn.Linear):
+                    products[name] = CastingLinear(product)
 
 
-def make_trainable(model: FlowModel, lora) -> None:
-    """A LoRA of a run's settings (config.Lora) on the model's transformer, or without them all of its weights."""
+def make_trainable(model: Family, lora: Lora | None) -> None:
+    """Attach the LoRA of a run's settings to the model's transformer, or without one unfreeze all its weights."""
     if lora:
-        add_lora(model.transformer, lora.rank, lora.alpha, lora.targets or list(model.lora_targets))
+        add_lora(model.transformer, lora.rank, lora.alpha, lora.targets or model.lora_targets)
     else:
         train_all(model.transformer)
 
 
 @contextmanager
 def lora_off(transformer: nn.Module) -> Iterator[None]:
-    """The model as it was before the LoRA.
+    """Switch the LoRA off: the model is then the one before training.
 
-    diffusers' own switch also freezes the LoRA and thaws it afterwards, which FSDP2, whose weights come and go with every
-    forward, would see half of.
+    diffusers' own switch also freezes the LoRA and unfreezes it afterwards.  FSDP2, which gathers and frees weights around
+    every forward, would see only half of that.
     """
-    layers = [layer for layer in transformer.modules() if isinstance(layer, LoraLayer)]
+    layers = _lora_layers(transformer)
     for layer in layers:
         layer._disable_adapters = True
     try:
@@ -70,51 +88,60 @@ def lora_off(transformer: nn.Module) -> Iterator[None]:
 
 
 def train_all(transformer: nn.Module) -> None:
-    """Full fine-tuning, with fp32 weights."""
+    """Unfreeze all weights, in fp32."""
     transformer.requires_grad_(True).to(torch.float32)
 
 
 def save_lora(
-    pipe: DiffusionPipeline, transformer: nn.Module, directory: Path, weights: dict[str, Tensor] | None = None
+    pipe: DiffusionPipeline, transformer: Transformer, directory: Path, weights: dict[str, Tensor] | None = None
 ) -> None:
-    """Weights (by name, as in the transformer; by default its own) and metadata, alpha among them, in the layout that
-    `load_lora_weights` reads; a second expert's in directory/transformer_2."""
-    for name, part, own in parts(transformer, weights):
+    """Save the LoRA in the layout that `load_lora_weights` reads; a second expert's in directory/transformer_2.
+
+    `weights` by their names in the transformer replace its own.  The metadata hold alpha, without which diffusers would
+    assume another scale.
+    """
+    own = split_weights(transformer, weights) if weights else {}
+    for name, part in transformers_of(transformer).items():
         type(pipe).save_lora_weights(
-            _place(directory, name),
-            transformer_lora_layers=get_peft_model_state_dict(part, own),
+            _directory_of(name, directory),
+            transformer_lora_layers=get_peft_model_state_dict(part, own.get(name)),
             transformer_lora_adapter_metadata=part.peft_config["default"].to_dict(),
         )
 
 
-def load_lora(pipe: DiffusionPipeline, transformer: nn.Module, source: str | Path) -> None:
-    """What `save_lora` wrote, or any LoRA that diffusers reads.  Raises UserError where it has not one for every expert."""
-    experts = [name for name, _, _ in parts(transformer)]
-    if missing := [name for name in experts[1:] if not _place(Path(source), name).is_dir()]:
+def load_lora(pipe: DiffusionPipeline, transformer: Transformer, source: str | Path) -> None:
+    """Load what `save_lora` wrote, or any LoRA that diffusers reads.  Raises UserError if an expert has none."""
+    experts = list(transformers_of(transformer))
+    if missing := [name for name in experts[1:] if not _directory_of(name, Path(source)).is_dir()]:
         raise UserError(
             f"{source} has no directory {missing[0]}: this model has {len(experts)} experts, and a LoRA for it is a directory "
-            f"with the first one's .safetensors, and with the other's in {missing[0]}"
+            f"with the .safetensors of the first, and that of the second in {missing[0]}"
         )
     pipe.load_lora_weights(source, use_safetensors=True)
     for name in experts[1:]:
-        pipe.load_lora_weights(_place(Path(source), name), use_safetensors=True, **{f"load_into_{name}": True})
+        pipe.load_lora_weights(_directory_of(name, Path(source)), use_safetensors=True, **{f"load_into_{name}": True})
 
 
-def save_all(transformer: nn.Module, directory: Path, weights: dict[str, Tensor]) -> None:
-    """A transformer like this one with these weights (by name), in the layout that `from_pretrained` reads."""
-    for name, part, own in parts(transformer, weights):
+def save_all(transformer: Transformer, directory: Path, weights: dict[str, Tensor]) -> None:
+    """Save the transformer with `weights`, by their names, in the layout that `from_pretrained` reads."""
+    own = split_weights(transformer, weights)
+    for name, part in transformers_of(transformer).items():
         with torch.device("meta"):
-            like = type(part).from_config(part.config)
-        like.load_state_dict(part.state_dict() | own, assign=True)
-        like.save_pretrained(_place(directory, name))
+            copy = type(part).from_config(part.config)
+        copy.load_state_dict(part.state_dict() | own[name], assign=True)
+        copy.save_pretrained(_directory_of(name, directory))
 
 
-def load_all(transformer: nn.Module, directory: Path) -> None:
-    """What `save_all` wrote."""
-    for name, part, _ in parts(transformer):
-        part.load_state_dict(type(part).from_pretrained(_place(directory, name)).state_dict())
+def load_all(transformer: Transformer, directory: Path) -> None:
+    """Load what `save_all` wrote."""
+    for name, part in transformers_of(transformer).items():
+        part.load_state_dict(type(part).from_pretrained(_directory_of(name, directory)).state_dict())
 
 
-def _place(directory: Path, name: str) -> Path:
-    """Of one of a pipeline's transformers, where the first one's is `directory`."""
+def _directory_of(name: str, directory: Path) -> Path:
+    """Return the directory of one of a pipeline's transformers, where the first one's is `directory`."""
     return directory if name == "transformer" else directory / name
+
+
+def _lora_layers(transformer: nn.Module) -> list[LoraLayer]:
+    return [layer for layer in transformer.modules() if isinstance(layer, LoraLayer)]

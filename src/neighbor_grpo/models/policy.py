@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from neighbor_grpo.flow.path import Time
-from neighbor_grpo.models.family import Cond, Family
+from neighbor_grpo.models.conditioning import Cond
+from neighbor_grpo.models.family import Family
 from neighbor_grpo.models.lora import lora_off
 
 Copy = Sequence[Tensor]  # values for all trained weights, in their order
@@ -64,7 +65,7 @@ class ModelPolicy:
 
     def _cond(self, states: int) -> Cond:
         """Repeat each row's conditioning for its states, which lie side by side."""
-        per_row = states // len(self.cond[0])
+        per_row = states // len(self.cond)
         if per_row == 1:
             return self.cond
-        return type(self.cond)(*(tensor.repeat_interleave(per_row, 0) for tensor in self.cond))
+        return self.cond.map(lambda tensor: tensor.repeat_interleave(per_row, 0))

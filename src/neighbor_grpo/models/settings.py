@@ -1,4 +1,4 @@
-"""How a model is loaded and draws: the settings that a run, a command and `load_model` share."""
+"""The settings that load a model, shared by runs, commands and `load_model`."""
 
 from typing import Annotated, Any, Literal
 
@@ -8,26 +8,40 @@ Positive = Annotated[int, Field(ge=1)]
 
 
 class Section(BaseModel):
-    """Settings that find a misspelt key."""
+    """Hold settings of which an unknown key is an error."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
 
 
-class Drawing(Section):
-    height: Positive | None = Field(None, description="pixels; null = the family's own")
-    width: Positive | None = Field(None, description="pixels; null = the family's own")
-    num_frames: Positive | None = Field(None, description="of a video; null = the family's own")
-    guidance_scale: float | None = Field(
-        None, description="for models with a guidance embedding, no second forward; null = the pipeline's own"
-    )
-    cfg: float = Field(1.0, ge=1, description="classifier-free guidance, a second forward each; 1 = none")
-    max_sequence_length: Positive | None = Field(None, description="text tokens; null = what the pipeline takes")
-    quantize: Literal["nf4", "int8", "fp8"] | None = Field(
-        None, description="of the frozen transformer under a LoRA: nf4 by bitsandbytes, int8 and fp8 by torchao"
-    )
-    attention: str | None = Field(None, description="diffusers' attention backend, e.g. flash, sage, _flash_3; null = torch's")
-    vae_tiling: bool = Field(False, description="decode in tiles: for memory only, the reward sees their seams")
+class Lora(Section):
+    """Describe the LoRA that is trained."""
 
-    def drawing(self) -> dict[str, Any]:
-        """These settings alone, of a section that adds others to them."""
-        return self.model_dump(include=set(Drawing.model_fields))
+    rank: Positive = Field(16, description="rank of the update of each layer")
+    alpha: float = Field(16.0, gt=0, description="the update is scaled by alpha / rank")
+    targets: list[str] | None = Field(
+        None, description="endings of the names of the layers to adapt; null = the attention projections of the model"
+    )
+
+
+class ModelSettings(Section):
+    """Describe how a model is loaded: size of its pictures, guidance, text length, memory and speed."""
+
+    height: Positive | None = Field(None, description="height in pixels; null = the model's default")
+    width: Positive | None = Field(None, description="width in pixels; null = the model's default")
+    num_frames: Positive | None = Field(None, description="frames of a video; null = the model's default")
+    guidance_scale: float | None = Field(
+        None, description="input of a guidance-distilled model, no second forward; null = the default of its pipeline"
+    )
+    cfg: float = Field(1.0, ge=1, description="classifier-free guidance, a second forward each time; 1 = off")
+    max_sequence_length: Positive | None = Field(None, description="text tokens; null = the default of the pipeline")
+    quantize: Literal["nf4", "int8", "fp8"] | None = Field(
+        None, description="weights of the frozen transformer under a LoRA: nf4 by bitsandbytes, int8 and fp8 by torchao"
+    )
+    attention: str | None = Field(
+        None, description="attention backend of diffusers, for instance flash, sage, _flash_3; null = torch's own"
+    )
+    vae_tiling: bool = Field(False, description="decode in tiles to save memory; the reward sees their seams")
+
+    def model_settings(self) -> dict[str, Any]:
+        """Return these settings only, without those that a subclass adds."""
+        return self.model_dump(include=set(ModelSettings.model_fields))

@@ -11,12 +11,12 @@ from neighbor_grpo.config import Model
 from neighbor_grpo.flow.streams import Iteration
 from neighbor_grpo.methods.protocol import Method
 from neighbor_grpo.methods.rows import Rows
+from neighbor_grpo.models.devices import pick_dtype
 from neighbor_grpo.models.lora import make_trainable
-from neighbor_grpo.models.meta_model import META, skeleton
+from neighbor_grpo.models.meta_model import META, meta_model
 from neighbor_grpo.models.policy import ModelPolicy
 from neighbor_grpo.models.quantization import fp8_products
-from neighbor_grpo.models.registry import pick_dtype, take
-from neighbor_grpo.models.text_cache import TOGETHER
+from neighbor_grpo.models.text_cache import ENCODE_BATCH
 from neighbor_grpo.planning.footprint import BLOCK, Followed, nbytes
 from neighbor_grpo.planning.kernels import Kernels
 
@@ -31,7 +31,7 @@ class Trial:
     def __init__(self, settings: Model, device: str) -> None:
         self.device, self.done, dtype = device, {}, pick_dtype(settings.dtype, torch.device(device))
         plain = settings.model_copy(update={"quantize": None, "attention": None})
-        self.model = skeleton(settings.path, dtype, **plain.drawing())
+        self.model = meta_model(settings.path, dtype, **plain.model_settings())
         pipe, transformer, lora = self.model.pipe, self.model.transformer, settings.lora
         self.shape = self.model.noise(1, torch.Generator())[0].shape
         self.latent, self.vae = self.shape.numel(), nbytes(pipe.vae.parameters())
@@ -65,7 +65,7 @@ class Trial:
     def update(self, method: Method, rows: Rows, checkpointing: bool, packed: str | None, several: bool) -> Followed:
         """Run the loss of rows and its gradient.  several: there are gradients already, to add to."""
         model, copy = self.model, [weight.data for weight in self.weights]
-        cond = take(model.blank(1), torch.zeros(len(rows), dtype=torch.long))
+        cond = model.blank(1).take(torch.zeros(len(rows), dtype=torch.long))
 
         def work() -> None:
             loss, _ = method.loss(ModelPolicy(model, cond, self.weights, dict.fromkeys(method.copies, copy)), rows)
@@ -93,7 +93,7 @@ class Trial:
 
     def encode(self) -> dict[str, float]:
         """Return the bytes of the encoder that needs most: of text, or the VAE for a picture to start from."""
-        needed = [{"VAE": self.vae, "activations": self._first_picture().peak}] if self.model.starts_from_image else []
+        needed = [{"VAE": self.vae, "activations": self._first_picture().peak}] if self.model.source_images else []
         for name, encoder in self.encoders.items():
             needed.append({"encoder": nbytes(encoder.parameters())})
             if encoder.main_input_name == "input_ids":
@@ -104,7 +104,7 @@ class Trial:
         """Encode prompts of the greatest length.  T5 gives its last layer, other encoders all layers."""
         config = encoder.config.get_text_config()
         length = min(self.model.max_sequence_length, getattr(config, "max_position_embeddings", self.model.max_sequence_length))
-        tokens = torch.zeros(TOGETHER, length, dtype=torch.long, device=META)
+        tokens = torch.zeros(ENCODE_BATCH, length, dtype=torch.long, device=META)
 
         def work() -> None:
             with torch.no_grad():

@@ -1,1 +1,1 @@
-"""Prompts: files of them, and the order in which they are trained on."""
+"""Prompts: how they are read, and in which order they are trained on."""

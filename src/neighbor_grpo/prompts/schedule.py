@@ -1,4 +1,4 @@
-"""Which prompts an iteration trains on."""
+"""The prompts of each iteration."""
 
 from functools import lru_cache
 
@@ -13,6 +13,6 @@ def _epoch(prompts: int, seed: int, number: int) -> list[int]:
 
 
 def scheduled(prompts: int, per_iteration: int, iteration: int, seed: int) -> list[int]:
-    """Indices of an iteration's prompts: epochs, each in an order of its own, one after the other."""
+    """Return the indices of an iteration's prompts: one epoch after another, each in an order of its own."""
     places = range(iteration * per_iteration, (iteration + 1) * per_iteration)
     return [_epoch(prompts, seed, place // prompts)[place % prompts] for place in places]

@@ -16,9 +16,9 @@ from safetensors.torch import save_file
 
 from neighbor_grpo.config import Config
 from neighbor_grpo.errors import UserError
-from neighbor_grpo.files.directories import written_whole
-from neighbor_grpo.models.experts import parts
-from neighbor_grpo.models.registry import adapter_of
+from neighbor_grpo.files.directories import atomic_directory
+from neighbor_grpo.models.experts import transformers_of
+from neighbor_grpo.models.registry import family_of
 from neighbor_grpo.models.video import Video
 from neighbor_grpo.prompts.reading import prompt_hash, read_prompts
 from neighbor_grpo.run import files
@@ -39,9 +39,9 @@ def export(run: Path, form: Format, out: Path, best: bool = False) -> Path:
         raise UserError(f"{out} is not empty: choose another --out")
     if form == "comfyui" and not config.model.lora:
         raise UserError("--format comfyui needs a LoRA, and this run trained all weights: choose --format merged")
-    if form == "comfyui" and issubclass(adapter_of(config.model.path)[0], Video):
+    if form == "comfyui" and issubclass(family_of(config.model.path)[0], Video):
         raise UserError("ComfyUI names the layers of video models differently: choose --format diffusers or merged")
-    with written_whole(out) as aside:
+    with atomic_directory(out) as aside:
         if form == "diffusers":
             shutil.copytree(weights, aside / weights.name)
         elif form == "comfyui":
@@ -70,7 +70,7 @@ def _write_merged(run: Path, best: bool, directory: Path) -> None:
     model = load_trained(None, run, "cpu", best=best).model
     pipe: Any = model.pipe  # the methods for LoRAs are those of mixins that diffusers' base class does not declare
     if files.read_config(run).model.lora:
-        pipe.fuse_lora(components=[name for name, _, _ in parts(model.transformer)])
+        pipe.fuse_lora(components=list(transformers_of(model.transformer)))
         pipe.unload_lora_weights()
     pipe.save_pretrained(directory)
 

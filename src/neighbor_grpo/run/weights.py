@@ -10,9 +10,10 @@ import torch
 
 from neighbor_grpo.config import Config
 from neighbor_grpo.errors import UserError
+from neighbor_grpo.models.devices import pick_device, pick_dtype
 from neighbor_grpo.models.family import Family
 from neighbor_grpo.models.lora import load_all, load_lora
-from neighbor_grpo.models.registry import load_model, pick_device, pick_dtype
+from neighbor_grpo.models.registry import load_model
 from neighbor_grpo.run.files import read_config, resume_command
 
 
@@ -27,7 +28,7 @@ class Loaded:
 def load_base(config: Config, device: torch.device) -> Family:
     """Load the model that a run starts from."""
     m = config.model
-    return load_model(m.path, device, pick_dtype(m.dtype, device), **m.drawing())
+    return load_model(m.path, device, pick_dtype(m.dtype, device), **m.model_settings())
 
 
 def load_trained(
@@ -50,7 +51,7 @@ def load_trained(
     config = read_config(run) if run else None
     path = path or (config.model.path if config else "scenes")
     chosen = {key: value for key, value in (settings or {}).items() if value is not None}
-    model = load_model(path, where, pick_dtype("auto", where), **((config.model.drawing() if config else {}) | chosen))
+    model = load_model(path, where, pick_dtype("auto", where), **((config.model.model_settings() if config else {}) | chosen))
     if run and config:
         _load_run(model, run, config, best)
     if lora:

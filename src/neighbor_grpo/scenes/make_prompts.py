@@ -1,4 +1,4 @@
-"""Writes the prompt files that ship with the bundled model: python -m neighbor_grpo.scenes.make_prompts"""
+"""Write the prompt files that ship with the bundled model: python -m neighbor_grpo.scenes.make_prompts."""
 
 import numpy as np
 

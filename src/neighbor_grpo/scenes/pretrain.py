@@ -1,8 +1,8 @@
 """The recipe of the bundled model: renderer -> VAE -> flow matching with the text encoders -> FluxPipeline directory.
 
-Every component is a diffusers or transformers class, so that what comes out loads with
-`DiffusionPipeline.from_pretrained` like any published FLUX.  Sizes are chosen for a laptop: 16 image tokens, 12 text
-tokens, a transformer of 2.2 M parameters and a VAE of 0.7 M.
+Every component is a diffusers or transformers class, so that the result loads with `DiffusionPipeline.from_pretrained` like
+any published FLUX.  Sizes suit a laptop: 16 image tokens, 12 text tokens, a transformer of 2.2 M parameters and a VAE of
+0.7 M.
 """
 
 import json
@@ -26,10 +26,11 @@ from neighbor_grpo.scenes.render import render
 from neighbor_grpo.scenes.world import SIZE, all_specs, sample_scene, sample_specs
 
 TEXT_LENGTH = 12
-SHIFT = 3.0  # of the sampling grid and of the times seen in training
+SHIFT = 3.0  # time shift of sampling and of training
 
 
 def build_vae() -> AutoencoderKL:
+    """Build an f8 VAE of 16 channels with random weights."""
     return AutoencoderKL(
         down_block_types=("DownEncoderBlock2D",) * 4,
         up_block_types=("UpDecoderBlock2D",) * 4,
@@ -45,6 +46,7 @@ def build_vae() -> AutoencoderKL:
 
 
 def build_transformer() -> FluxTransformer2DModel:
+    """Build a FLUX transformer of 2.2 M random weights."""
     return FluxTransformer2DModel(
         in_channels=64,
         num_layers=2,
@@ -59,13 +61,17 @@ def build_transformer() -> FluxTransformer2DModel:
 
 
 def build_text() -> tuple[CLIPTokenizer, CLIPTextModel, T5Tokenizer, T5EncoderModel]:
-    """Two encoders whose tokens are the whole words of the scenes grammar (other words are unknown to them)."""
+    """Build two encoders whose tokens are the words of the prompts; other words are unknown to them."""
     words = sorted(set(re.findall(r"\w+", " ".join(spec.prompt for spec in all_specs()))))
     bpe = Tokenizer(BPE(end_of_word_suffix="</w>"))
     bpe.pre_tokenizer = Whitespace()
     bpe.train_from_iterator(words, BpeTrainer(special_tokens=["<|startoftext|>", "<|endoftext|>"], end_of_word_suffix="</w>"))
     merges = [tuple(pair) for pair in json.loads(bpe.to_str())["model"]["merges"]]
-    clip_tokenizer = CLIPTokenizer(vocab=bpe.get_vocab(), merges=merges, model_max_length=TEXT_LENGTH)
+    clip_tokenizer = CLIPTokenizer(
+        vocab=bpe.get_vocab(),
+        merges=merges,  # type: ignore[arg-type]  # declared as strings, but it takes the pairs of a tokenizer's file
+        model_max_length=TEXT_LENGTH,
+    )
     clip = CLIPTextModel(
         CLIPTextConfig(
             vocab_size=bpe.get_vocab_size(),
@@ -97,14 +103,16 @@ def build_text() -> tuple[CLIPTokenizer, CLIPTextModel, T5Tokenizer, T5EncoderMo
 
 
 def pictures(n: int, rng: np.random.Generator) -> tuple[list[str], torch.Tensor]:
-    """n training prompts and their pictures, uint8.  [n, 3, SIZE, SIZE]"""
-    specs = sample_specs(n, rng, held_out=False, shares=(0.15, 0.25, 0.25, 0.35))  # more of what is harder
+    """Draw n training prompts and their pictures [n, 3, SIZE, SIZE], uint8."""
+    specs = sample_specs(n, rng, held_out=False, shares=(0.15, 0.25, 0.25, 0.35))  # more of the harder families
     drawn = np.stack([render(sample_scene(spec, rng), rng) for spec in specs])
     return [spec.prompt for spec in specs], torch.from_numpy((drawn * 255).round().astype(np.uint8))
 
 
-def cosine(parameters: Iterator[torch.Tensor], lr: float, steps: int):
-    """AdamW whose rate warms up over 200 steps and falls to 2 % on a cosine."""
+def cosine(
+    parameters: Iterator[torch.nn.Parameter], lr: float, steps: int
+) -> tuple[torch.optim.AdamW, torch.optim.lr_scheduler.LambdaLR]:
+    """Build AdamW with a learning rate that warms up over 200 steps and falls to 2 % on a cosine."""
     optimizer = torch.optim.AdamW(parameters, lr=lr, betas=(0.9, 0.98), weight_decay=1e-2)
     scheduler = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda n: min(1.0, (n + 1) / 200) * (0.51 + 0.49 * math.cos(math.pi * n / steps))
@@ -113,7 +121,7 @@ def cosine(parameters: Iterator[torch.Tensor], lr: float, steps: int):
 
 
 def train_vae(steps: int, batch: int, seed: int, device: str) -> AutoencoderKL:
-    """Mean squared error and a faint KL; latents are then shifted and scaled to zero mean and unit variance."""
+    """Train the VAE by mean squared error and a weak KL; then give latents mean 0 and variance 1 by its shift and scale."""
     torch.manual_seed(seed)
     rng = np.random.default_rng(seed)
     vae = build_vae().to(device, memory_format=torch.channels_last)
@@ -137,13 +145,13 @@ def train_vae(steps: int, batch: int, seed: int, device: str) -> AutoencoderKL:
 
 @torch.no_grad()
 def encode(vae: AutoencoderKL, images: torch.Tensor, device: str) -> torch.Tensor:
-    """Raw latent means of uint8 images, on the CPU.  [n, 16, 8, 8]"""
+    """Encode uint8 pictures to the means of the VAE's posterior [n, 16, 8, 8], on the CPU."""
     chunks = images.split(64)
     return torch.cat([vae.encode(chunk.to(device).float() / 127.5 - 1).latent_dist.mean.cpu() for chunk in chunks])
 
 
 def train_flow(vae: AutoencoderKL, out: Path, scenes: int, steps: int, batch: int, seed: int, device: str) -> None:
-    """Flow matching on x = (1 - t)·x0 + t·eps towards eps - x0, transformer and text encoders together, with EMA."""
+    """Train transformer and text encoders together by flow matching, with EMA: x = (1 - t)·x0 + t·eps, target eps - x0."""
     torch.manual_seed(seed)
     prompts, images = pictures(scenes, np.random.default_rng(seed + 1))
     x0 = (encode(vae, images, device) - vae.config.shift_factor) * vae.config.scaling_factor
@@ -165,7 +173,7 @@ def train_flow(vae: AutoencoderKL, out: Path, scenes: int, steps: int, batch: in
     for step in track(range(steps), "flow"):
         rows = torch.randint(scenes, (batch,))
         u = torch.sigmoid(torch.randn(batch, device=device))
-        t = shift_time(u, SHIFT)
+        t = torch.as_tensor(shift_time(u, SHIFT))
         eps = torch.randn_like(x0[rows])
         x = (1 - t)[:, None, None] * x0[rows] + t[:, None, None] * eps
         with torch.autocast(device, torch.bfloat16):
@@ -187,7 +195,7 @@ def train_flow(vae: AutoencoderKL, out: Path, scenes: int, steps: int, batch: in
         average.update_parameters(model)
         losses.append(loss.detach())
         if step % 1000 == 999 or step == steps - 1:
-            best = average.module
+            best = dict(average.module.named_children())
             FluxPipeline(
                 vae=vae,
                 transformer=best["transformer"],
@@ -203,9 +211,9 @@ def train_flow(vae: AutoencoderKL, out: Path, scenes: int, steps: int, batch: in
 
 
 def pretrain(out: Path, vae_steps: int, steps: int, scenes: int, seed: int, device: str) -> None:
-    """The whole recipe; `out` becomes a FluxPipeline directory and is brought up to date every 1,000 steps.
+    """Run the whole recipe; `out` becomes a FluxPipeline directory, written every 1,000 steps.
 
-    At the end transformer and VAE are stored in half precision, 7 MB in all; they load as float32 all the same.
+    At the end transformer and VAE are stored in half precision, 7 MB in all; they load as float32.
     """
     vae = train_vae(vae_steps, 16, seed, device)
     train_flow(vae, out, scenes, steps, 64, seed, device)

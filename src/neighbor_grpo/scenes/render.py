@@ -1,4 +1,4 @@
-"""Draws scenes, and the ideal shapes that the verifier compares with, by distance to the shape's outline."""
+"""The renderer: scenes, and the ideal shapes that the verifier compares with, by the distance to a shape's outline."""
 
 import numpy as np
 
@@ -8,7 +8,7 @@ _Y, _X = np.mgrid[0:SIZE, 0:SIZE].astype(np.float32) + 0.5  # pixel centres
 
 
 def outline_distance(shape: str, x: float, y: float, radius: float) -> np.ndarray:
-    """Signed distance in pixels to the outline, negative inside (exact but near corners).  [SIZE, SIZE]"""
+    """Compute the signed distance [SIZE, SIZE] to the outline in pixels, negative inside (exact except near corners)."""
     dx, dy = _X - x, _Y - y
     form = SHAPES[shape]
     if not form.normals:
@@ -19,14 +19,14 @@ def outline_distance(shape: str, x: float, y: float, radius: float) -> np.ndarra
 
 
 def coverage(shape: str, x: float, y: float, radius: float) -> np.ndarray:
-    """Share of each pixel that the shape covers, in [0, 1].  [SIZE, SIZE]"""
+    """Compute the share of each pixel [SIZE, SIZE] that the shape covers, in [0, 1]."""
     return np.clip(0.5 - outline_distance(shape, x, y, radius), 0, 1)
 
 
 def render(scene: Scene, rng: np.random.Generator | None = None) -> np.ndarray:
-    """Picture of a scene in [0, 1].  [3, SIZE, SIZE] float32
+    """Draw a scene as a picture [3, SIZE, SIZE] in [0, 1], float32.
 
-    With `rng`, background and objects get a small random shade each, so that the data has texture to be learned.
+    With `rng`, background and objects each get a small random shade, which gives a model something to learn.
     """
 
     def shade(colour: tuple[float, ...]) -> np.ndarray:

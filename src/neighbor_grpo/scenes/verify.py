@@ -1,20 +1,22 @@
-"""Reads a picture and says how well it meets a prompt: the bundled model's metric and its rewards.
+"""The verifier: how well a picture meets a prompt, as the metric and the rewards of the bundled model.
 
 Pixels unlike the background are split into connected components; a component's colour is the palette colour most of
 its pixels are nearest to (pure or mixed with the background, as at edges), its shape the ideal template of equal area
-and centre that overlaps it best.  Only the picture and the prompt are read, never a latent or a layout.
+and centre that overlaps it best.  Its input is the picture and the prompt, never a latent or a layout.
 
     scenes_strict   1 when the prompt is met exactly, else 0: the metric
     scenes_sparse   share of the prompt's constraints that are met
-    scenes          graded: shape fit, colour purity, bold size and clear relations, a surplus object costs its share
+    scenes          graded by shape fit, colour purity, bold size and clear relations; a surplus object costs its share
 """
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 
 import numpy as np
 from scipy import ndimage
 from scipy.optimize import linear_sum_assignment
+from torch import Tensor
 
 from neighbor_grpo.errors import UserError
 from neighbor_grpo.scenes.render import coverage
@@ -32,7 +34,7 @@ BOLD = {1: 16.0, 2: 12.0, 3: 10.0, 4: 9.0}  # radius that is as bold as can be, 
 
 @dataclass(frozen=True)
 class Found:
-    """One component: overlap with each shape's template, share of pixels nearest each colour, centre, radius."""
+    """Describe a component: overlap with each shape's template, share of pixels nearest each colour, centre, radius."""
 
     fit: dict[str, float]
     purity: dict[str, float]
@@ -42,20 +44,20 @@ class Found:
 
     @property
     def kind(self) -> tuple[str, str] | None:
-        """(colour, shape), or None when it is no clear drawing of anything."""
+        """Return (colour, shape), or None if neither is clear."""
         colour, shape = max(self.purity, key=self.purity.__getitem__), max(self.fit, key=self.fit.__getitem__)
         return (colour, shape) if self.purity[colour] >= MIN_PURITY and self.fit[shape] >= MIN_FIT else None
 
 
 @cache
 def _template(shape: str, dx: int, dy: int, radius: int) -> np.ndarray:
-    """Ideal shape as a mask about the middle of the picture; offset and radius in quarters of a pixel."""
+    """Draw an ideal shape as a mask around the middle of the picture; offset and radius in quarters of a pixel."""
     middle = SIZE // 2
     return coverage(shape, middle + dx / 4, middle + dy / 4, radius / 4) > 0.5
 
 
 def _fit(mask: np.ndarray, shape: str, x: float, y: float, radius: float) -> float:
-    """Intersection over union of a component (given as its mask) with the ideal shape of its centre and area."""
+    """Compute the intersection over union of a component, given as a mask, with the ideal shape of its centre and area."""
     column, row = int(x), int(y)
     middle, reach = SIZE // 2, int(np.ceil(radius * SHAPES[shape].reach)) + 2
     template = _template(shape, round(4 * (x - column)), round(4 * (y - row)), round(4 * radius))
@@ -71,9 +73,10 @@ def _fit(mask: np.ndarray, shape: str, x: float, y: float, radius: float) -> flo
 
 
 def find(image: np.ndarray) -> list[Found]:
-    """Objects in a picture.  image [3, SIZE, SIZE] in [0, 1]"""
+    """Find the objects in a picture [3, SIZE, SIZE] in [0, 1].  Raises UserError for another size."""
     if image.shape != (3, SIZE, SIZE):
-        raise UserError(f"the scenes verifier reads pictures of 3 x {SIZE} x {SIZE}, not {' x '.join(map(str, image.shape))}")
+        size = " x ".join(map(str, image.shape))
+        raise UserError(f"scenes are pictures of 3 x {SIZE} x {SIZE}, not {size}: set height and width to {SIZE}")
     pixels = np.moveaxis(image, 0, -1)
     labels, _ = ndimage.label(np.abs(pixels - _BACKGROUND).max(-1) > FOREGROUND)
     found = []
@@ -89,19 +92,20 @@ def find(image: np.ndarray) -> list[Found]:
         distance = np.square(paint[:, None] - amount[:, :, None] * _PAINTS).sum(-1)
         share = np.bincount(distance.argmin(1), minlength=len(COLOURS)) / area
         radius = (area / np.pi) ** 0.5
-        whole = labels == label
-        fit = {shape: _fit(whole, shape, x, y, radius) for shape in SHAPES}
+        component = labels == label
+        fit = {shape: _fit(component, shape, x, y, radius) for shape in SHAPES}
         found.append(Found(fit, dict(zip(COLOURS, share.tolist(), strict=True)), x, y, radius))
     return found
 
 
 def _cosine(first: Found, second: Found, relation: str) -> float:
+    """Compute the cosine between the way from second to first and the axis of the relation."""
     way = np.array([first.x - second.x, first.y - second.y])
     return float(way @ RELATIONS[relation] / max(np.hypot(*way), 1e-6))
 
 
 def constraints(spec: Spec, found: list[Found]) -> list[bool]:
-    """Each object kind in its number, nothing else in the picture, and the relation if one is asked for."""
+    """Check each kind of object for its number, the picture for anything else, and the relation if the prompt names one."""
     kinds = [thing.kind for thing in found]
     met = [kinds.count(kind) == spec.objects.count(kind) for kind in dict.fromkeys(spec.objects)]
     met.append(all(kind in spec.objects for kind in kinds))
@@ -112,13 +116,13 @@ def constraints(spec: Spec, found: list[Found]) -> list[bool]:
 
 
 def graded(spec: Spec, found: list[Found]) -> float:
-    """Mean quality of the required objects, matched to components at best, in [0, 1].
+    """Compute the mean quality of the required objects, in [0, 1], under the best match to components.
 
     quality = fit' · purity · min(1, radius / BOLD)⁴   with fit' = 0 at overlap 0.7, 1 at 0.95
     score   = mean quality · (0.25 + 0.75·clip(cosine, 0, 1)) if related · required / (required + surplus)
 
-    The fourth power makes a change of size within the renderer's own range worth a good deal, so that the score can be
-    raised without leaving that range.
+    The fourth power rewards a change of size within the renderer's own range strongly, so that the score can rise without
+    leaving that range.
     """
     if not found:
         return 0.0
@@ -142,14 +146,22 @@ def graded(spec: Spec, found: list[Found]) -> float:
     return float(score)
 
 
-def _score(judge):
-    def reward(images, prompts, metadata=None):
-        pictures = images.detach().float().cpu().numpy()
-        return [float(judge(parse(prompt), find(picture))) for picture, prompt in zip(pictures, prompts, strict=True)]
-
-    return reward
+def scenes_strict(images: Tensor, prompts: Sequence[str], metadata: object = None) -> list[float]:
+    """Score pictures 1 if they meet their prompt exactly, else 0."""
+    return [float(all(constraints(spec, found))) for spec, found in _read(images, prompts)]
 
 
-scenes_strict = _score(lambda spec, found: all(constraints(spec, found)))
-scenes_sparse = _score(lambda spec, found: np.mean(constraints(spec, found)))
-scenes = _score(graded)
+def scenes_sparse(images: Tensor, prompts: Sequence[str], metadata: object = None) -> list[float]:
+    """Score pictures by the share of their prompt's constraints that they meet."""
+    return [float(np.mean(constraints(spec, found))) for spec, found in _read(images, prompts)]
+
+
+def scenes(images: Tensor, prompts: Sequence[str], metadata: object = None) -> list[float]:
+    """Score pictures by the mean quality of the objects that their prompt requires."""
+    return [graded(spec, found) for spec, found in _read(images, prompts)]
+
+
+def _read(images: Tensor, prompts: Sequence[str]) -> Iterator[tuple[Spec, list[Found]]]:
+    """Iterate over what each prompt requires and what its picture [3, SIZE, SIZE] shows."""
+    for picture, prompt in zip(images.detach().float().cpu().numpy(), prompts, strict=True):
+        yield parse(prompt), find(picture)

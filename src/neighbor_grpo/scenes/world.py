@@ -1,8 +1,8 @@
-"""The world of the bundled model: coloured shapes, how they are asked for and where they are put.
+"""The world of the bundled model: coloured shapes, their prompts and their layouts.
 
-A `Spec` is what a prompt demands; a `Scene` is one layout that meets it. Pictures are 64 x 64 pixels, x grows to the
-right and y downwards, lengths are in pixels, and an object's `radius` is that of the circle of equal area, whatever its
-shape, so that "bold" means the same for a star and for a square.
+A `Spec` is what a prompt requires; a `Scene` is one layout that meets it.  Pictures are 64 x 64 pixels, x grows to the
+right and y downwards, lengths are in pixels.  The `radius` of an object is that of the circle of equal area, whatever its
+shape, so that a star and a square of one radius are equally bold.
 """
 
 import itertools
@@ -30,15 +30,18 @@ NUMBERS = {"a": 1, "an": 1, "two": 2, "three": 3, "four": 4}
 RELATIONS = {"left of": (-1, 0), "right of": (1, 0), "above": (0, -1), "below": (0, 1)}
 
 
-# A shape is the set of points that at least `inside` of the lines with these outward normals (degrees) keep on their
-# inner side, all at one distance from the centre. The star is a pentagram: inside four of its five lines.
-# `reach` is the distance of the farthest point from the centre, both lengths in units of the radius.
 @dataclass(frozen=True)
 class Shape:
-    normals: tuple[float, ...]
+    """Describe the set of points that lie on the inner side of at least `inside` lines.
+
+    All lines have one distance from the centre.  The star is a pentagram: inside four of its five lines.  Lengths are in
+    units of the radius.
+    """
+
+    normals: tuple[float, ...]  # outward normals of the lines, in degrees
     inside: int
-    inradius: float
-    reach: float
+    inradius: float  # distance of the lines from the centre
+    reach: float  # distance of the farthest point from the centre
 
 
 SHAPES = {
@@ -54,19 +57,21 @@ Kind = tuple[str, str]  # (colour, shape)
 
 @dataclass(frozen=True)
 class Spec:
-    """What a prompt asks for: its objects in the order named and how the first stands to the second, if it says."""
+    """Describe what a prompt requires: its objects, in their order, and the relation of the first to the second if any."""
 
     objects: tuple[Kind, ...]
     relation: str | None = None
 
     @property
     def family(self) -> str:
+        """Return the kind of prompt, one of FAMILIES."""
         if len(self.objects) == 1:
             return "single"
         return "relation" if self.relation else "count" if len(set(self.objects)) == 1 else "pair"
 
     @property
     def prompt(self) -> str:
+        """Return the prompt, for instance "two red stars"."""
         if self.family == "count":
             colour, shape = self.objects[0]
             number = next(word for word, n in NUMBERS.items() if n == len(self.objects))
@@ -76,7 +81,7 @@ class Spec:
 
     @property
     def held_out(self) -> bool:
-        """True for one combination of objects in five: these never appear in training, in no order or relation."""
+        """Return whether these objects are left for evaluation: one combination in five, in every order and relation."""
         return zlib.crc32(repr(sorted(self.objects)).encode()) % 5 == 0
 
 
@@ -85,11 +90,11 @@ _PROMPT = re.compile(rf"{_OBJECT}(?: ({'|'.join(RELATIONS)}|and) {_OBJECT})?")
 
 
 def parse(prompt: str) -> Spec:
-    """Read a prompt of the scenes grammar, e.g. "two red stars" or "a red circle left of a blue square"."""
+    """Read a prompt, for instance "two red stars" or "a red circle left of a blue square".  Raises UserError."""
     match = _PROMPT.fullmatch(" ".join(prompt.lower().split()).rstrip("."))
     if not match:
         raise UserError(
-            f"not a scenes prompt: {prompt!r}; write for instance 'three green triangles' or "
+            f"not a prompt of scenes: {prompt!r}; write for instance 'three green triangles' or "
             f"'a red circle left of a blue square' (colours {', '.join(COLOURS)}; shapes {', '.join(SHAPES)}; "
             f"relations {', '.join(RELATIONS)}, and)"
         )
@@ -101,7 +106,7 @@ def parse(prompt: str) -> Spec:
 
 
 def all_specs() -> list[Spec]:
-    """Every prompt of the world once: 24 single objects, 72 counts, 552 pairs and 2,208 relations."""
+    """List every prompt of the world once: 24 single objects, 72 counts, 552 pairs and 2,208 relations."""
     singles = [Spec((kind,)) for kind in OBJECTS]
     counts = [Spec((kind,) * n) for n in (2, 3, 4) for kind in OBJECTS]
     pairs = [Spec(two) for two in itertools.permutations(OBJECTS, 2)]
@@ -115,7 +120,7 @@ FAMILIES = ("single", "count", "pair", "relation")
 def sample_specs(
     n: int, rng: np.random.Generator, held_out: bool, shares: tuple[float, ...] = (0.25, 0.25, 0.25, 0.25)
 ) -> list[Spec]:
-    """n prompts, the families in these shares, all from the held-out combinations or none."""
+    """Draw n prompts, the families in these shares, all from the held-out combinations or all from the others."""
     by_family: dict[str, list[Spec]] = {family: [] for family in FAMILIES}
     for spec in all_specs():
         if spec.held_out == held_out:
@@ -129,6 +134,8 @@ PROMPTS = Path(__file__).parent / "prompts"  # train.txt and heldout.txt, writte
 
 @dataclass(frozen=True)
 class Thing:
+    """Describe an object in a picture: its centre and radius in pixels."""
+
     colour: str
     shape: str
     x: float
@@ -142,7 +149,7 @@ _GAP = 2.5  # pixels kept free between objects and at the border
 
 
 def sample_scene(spec: Spec, rng: np.random.Generator) -> Scene:
-    """A random layout that meets `spec`: objects apart from each other, a relation within 35 degrees of its axis."""
+    """Draw a random layout that meets `spec`: no objects touch, and a relation is within 35 degrees of its axis."""
     shapes = [SHAPES[shape] for _, shape in spec.objects]
     while True:
         radii = rng.uniform(*_RADIUS[len(shapes)], size=len(shapes))

@@ -15,9 +15,9 @@ from neighbor_grpo.config import Config
 from neighbor_grpo.flow.streams import DRAW, NOISE, Iteration
 from neighbor_grpo.methods.advantage import combine
 from neighbor_grpo.methods.tree import Tree, side_by_side
-from neighbor_grpo.models.family import Cond, Family
+from neighbor_grpo.models.conditioning import Cond
+from neighbor_grpo.models.family import Family
 from neighbor_grpo.models.quantization import fp8_products
-from neighbor_grpo.models.registry import move, take
 from neighbor_grpo.models.sampling import batched_velocity, decode
 from neighbor_grpo.models.text_cache import TextCache
 from neighbor_grpo.prompts.reading import Prompt
@@ -80,11 +80,11 @@ class Collector:
             prompts = self._prompts_of(n)
             epoch = range(n + 1, min(n + 2 + len(self.prompts) // len(self.slots), self.config.iterations))
             coming = (prompt for later in epoch for prompt in self._prompts_of(later))
-            cond = move(self.texts(prompts, coming), self.accelerator.device)
+            cond = self.texts.encode(prompts, coming).to(self.accelerator.device)
         trees, pending = [], []
         size = max(1, self.config.batch.rollout // self.config.method.group_size)
         for rows in torch.arange(len(prompts)).split(size):  # as many groups as are rolled out at once
-            tree, images = self._roll_out(n, rows, take(cond, rows))
+            tree, images = self._roll_out(n, rows, cond.take(rows))
             trees.append(tree)
             with self.phases.time("reward"):
                 pending.append(self.rewards.submit(images, [prompts[p] for p in rows]))

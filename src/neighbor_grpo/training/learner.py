@@ -14,16 +14,17 @@ from diffusers.training_utils import EMAModel
 
 from neighbor_grpo.config import Config
 from neighbor_grpo.errors import UserError
-from neighbor_grpo.files.directories import written_whole
+from neighbor_grpo.files.directories import atomic_directory
 from neighbor_grpo.methods.rows import Rows
+from neighbor_grpo.models.backends import compile_blocks
+from neighbor_grpo.models.conditioning import Cond
 from neighbor_grpo.models.experts import Experts
-from neighbor_grpo.models.family import Cond, Family
+from neighbor_grpo.models.family import Family
 from neighbor_grpo.models.lora import make_trainable, save_all, save_lora
 from neighbor_grpo.models.policy import ModelPolicy, exchanged
-from neighbor_grpo.models.quantization import adamw, compile_blocks
-from neighbor_grpo.models.registry import take
 from neighbor_grpo.training import checkpoint
 from neighbor_grpo.training.gradients import accumulate
+from neighbor_grpo.training.optimizer import build_optimizer
 from neighbor_grpo.training.ranks import divided, on_main, reshard, whole
 
 
@@ -50,7 +51,7 @@ class Learner:
         if m.compile:
             compile_blocks(self.transformer)
         self.weights = checkpoint.trainable(self.transformer)
-        self.optimizer = adamw(o.name)(self.weights.values(), lr=o.lr, weight_decay=o.weight_decay)
+        self.optimizer = build_optimizer(o.name, self.weights.values(), o.lr, o.weight_decay)
         if accelerator.is_fsdp2:
             accelerator.prepare(self.transformer, self.optimizer)  # divides the weights of both, in place
             self.weights = checkpoint.trainable(self.transformer)
@@ -82,7 +83,7 @@ class Learner:
         weights = list(self.weights.values())
 
         def policy_of(part: Rows) -> ModelPolicy:
-            return ModelPolicy(self.model, take(cond, part.prompt), weights, self.copies)
+            return ModelPolicy(self.model, cond.take(part.prompt), weights, self.copies)
 
         figures = accumulate(
             self.config.method, policy_of, self.transformer, rows, self.config.batch.update, weights, self.accelerator
@@ -201,7 +202,7 @@ class Learner:
         if not self.accelerator.is_main_process:
             self.export(directory)
             return True
-        with written_whole(directory) as aside:
+        with atomic_directory(directory) as aside:
             self.export(aside)
             (aside / record.name).write_text(json.dumps({"iteration": iteration, "measure": measure, "value": value}) + "\n")
         return True

@@ -12,8 +12,9 @@ from neighbor_grpo.config import Config
 from neighbor_grpo.errors import UserError
 from neighbor_grpo.evaluate.evaluator import Evaluator
 from neighbor_grpo.evaluate.measures import Measures, load_measures
-from neighbor_grpo.models.family import Cond, Family
-from neighbor_grpo.models.registry import move, pick_device
+from neighbor_grpo.models.conditioning import Cond
+from neighbor_grpo.models.devices import pick_device
+from neighbor_grpo.models.family import Family
 from neighbor_grpo.models.text_cache import TextCache
 from neighbor_grpo.planning.estimate import Estimate, estimate
 from neighbor_grpo.planning.fit import refuse
@@ -92,7 +93,7 @@ class Parts:
 
     def conditioning(self, numbers: Sequence[int]) -> Cond:
         """Return the conditioning of prompts by their numbers, on the device."""
-        return move(self.texts([self.prompts[n] for n in numbers]), self.accelerator.device)
+        return self.texts.encode([self.prompts[n] for n in numbers]).to(self.accelerator.device)
 
 
 def _best(config: Config, watched: str | None) -> str | None:

@@ -12,7 +12,7 @@ from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
 
 from neighbor_grpo.errors import STRICT
-from neighbor_grpo.models.registry import pick_device
+from neighbor_grpo.models.devices import pick_device
 
 M = TypeVar("M", bound=nn.Module)
 

@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from neighbor_grpo.models.family import placed, visiting
+from neighbor_grpo.models.placement import on_device, on_device_in_turn
 
 ELSEWHERE = torch.device("meta")  # a second device that every machine has; weights do not come back from it
 
@@ -26,7 +26,7 @@ class Encoder(nn.Module):
 def test_encoders_visit_the_device_one_at_a_time_with_their_inputs():
     first, second = Encoder(), Encoder()
     x = torch.zeros(2)
-    with visiting([first, second], ELSEWHERE):
+    with on_device_in_turn([first, second], ELSEWHERE):
         assert first.log == second.log == []
         assert first(x, mask=x).is_meta
         assert first.log == ["meta", ("forward", "meta", "meta"), "cpu"] and second.log == []
@@ -37,6 +37,6 @@ def test_encoders_visit_the_device_one_at_a_time_with_their_inputs():
 
 def test_a_module_leaves_the_device_also_after_an_error():
     module = Encoder()
-    with pytest.raises(RuntimeError), placed(module, ELSEWHERE):
+    with pytest.raises(RuntimeError), on_device(module, ELSEWHERE):
         raise RuntimeError
     assert module.log == ["meta", "cpu"]

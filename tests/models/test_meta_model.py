@@ -10,9 +10,10 @@ import torch
 from neighbor_grpo.config import load_config
 from neighbor_grpo.errors import UserError
 from neighbor_grpo.methods import METHODS
+from neighbor_grpo.models.devices import pick_dtype
 from neighbor_grpo.models.lora import train_all
-from neighbor_grpo.models.meta_model import skeleton
-from neighbor_grpo.models.registry import load_model, pick_dtype
+from neighbor_grpo.models.meta_model import meta_model
+from neighbor_grpo.models.registry import load_model
 from neighbor_grpo.planning.estimate import estimate
 from neighbor_grpo.planning.footprint import nbytes
 
@@ -28,7 +29,7 @@ def made(request, tmp_path_factory):
     return FAMILIES[request.param], place / "whole", place / "bare"
 
 
-def drawing(family) -> dict:
+def model_settings(family) -> dict:
     height, width = family.SIZES[0]
     frames = {"num_frames": family.FRAMES} if hasattr(family, "FRAMES") else {}
     return {"height": height, "width": width, **frames}
@@ -37,7 +38,7 @@ def drawing(family) -> dict:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_parameters_are_the_loaded_ones_but_for_their_values(made, dtype):
     family, whole, bare = made
-    true, model = load_model(whole, dtype=dtype, **drawing(family)), skeleton(bare, dtype, **drawing(family))
+    true, model = load_model(whole, dtype=dtype, **model_settings(family)), meta_model(bare, dtype, **model_settings(family))
     names = ("transformer", "vae", *model.encoders)
     for name in names:
         there, here = (getattr(pipe, name).state_dict() if getattr(pipe, name) else {} for pipe in (true.pipe, model.pipe))
@@ -50,7 +51,7 @@ def test_parameters_are_the_loaded_ones_but_for_their_values(made, dtype):
 @pytest.mark.parametrize("lora", [True, False])
 def test_every_family_is_planned_without_weights(made, device, lora):
     family, whole, bare = made
-    settings = [f"model.{key}={value}" for key, value in drawing(family).items()]
+    settings = [f"model.{key}={value}" for key, value in model_settings(family).items()]
     targets = f"model.lora.targets=[{', '.join(family.LORA)}]" if lora else "model.lora=null"
     held = estimate(load_config(None, [f"model.path={bare}", *settings, targets]), device)
     assert held.update > 2 * held.forward * 0.9 > 0 and held.decode > 0
@@ -73,6 +74,6 @@ def test_a_configuration_that_is_broken_is_a_users_mistake(made):
     (bare / "transformer" / "config.json").rename(bare / "transformer" / "aside.json")
     try:
         with pytest.raises(UserError, match="does not load"):
-            skeleton(bare)
+            meta_model(bare)
     finally:
         (bare / "transformer" / "aside.json").rename(bare / "transformer" / "config.json")
