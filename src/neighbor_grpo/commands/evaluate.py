@@ -1,40 +1,45 @@
-"""neighbor-grpo evaluate"""
+"""The command `evaluate`: measure a model, a run, a LoRA or a folder of pictures."""
 
 import argparse
 from pathlib import Path
 
-from neighbor_grpo.commands.options import loaded, model_options, scorer_option, scorers
+from neighbor_grpo.commands.options import Commands, count, loaded, model_options, number, scorer_option, scorers
 from neighbor_grpo.errors import UserError
 
 GENERAL = ["diversity", "jpeg_size", "grid_artefacts", "saturation", "sharpness"]
 SCENES = ["scenes", "scenes_strict", "scenes_sparse", "scenes_distance"]
 
 
-def add(commands) -> None:
+def add(commands: Commands) -> None:
+    """Add the command."""
     evaluate = commands.add_parser(
         "evaluate",
         help="measure a model, a run, a LoRA or a folder of pictures",
-        description="Draw pictures of fixed prompts and seeds, or take a folder of them, and measure them. What the output "
-        "directory holds is not computed again. Under torchrun the prompts are divided over the processes.",
+        description="Sample pictures of fixed prompts and seeds, or read a folder of pictures, and measure them. Scores that "
+        "are in the output directory already are not computed again. Under torchrun the processes divide the prompts.",
     )
     model_options(evaluate)
-    evaluate.add_argument("--images", type=Path, metavar="DIR", help="pictures to measure, instead of a model's")
-    evaluate.add_argument("--measure", action="append", metavar="NAME", help="reward or metric; may be repeated")
+    evaluate.add_argument(
+        "--images", type=Path, metavar="DIR", help="measure the pictures in this folder, instead of a model's"
+    )
+    evaluate.add_argument("--measure", action="append", metavar="NAME", help="a reward or metric; may be repeated")
     scorer_option(evaluate)
-    evaluate.add_argument("--seeds", type=int, default=2, help="pictures of each prompt (default %(default)s)")
-    evaluate.add_argument("--limit", type=int, help="only so many prompts, from the first on")
-    evaluate.add_argument("--out", type=Path, help="directory of all that comes of it (default: a free evaluations/NNN)")
-    evaluate.add_argument("--against", type=Path, metavar="DIR", help="another evaluation: picture by picture, which is better")
+    evaluate.add_argument("--seeds", type=count, default=2, help="pictures of each prompt (default %(default)s)")
+    evaluate.add_argument("--limit", type=count, metavar="N", help="use the first N prompts only")
+    evaluate.add_argument("--out", type=Path, help="output directory (default: the first free evaluations/NNN)")
+    evaluate.add_argument("--against", type=Path, metavar="DIR", help="compare with another evaluation, picture by picture")
     evaluate.add_argument(
         "--max-failed",
-        type=float,
+        type=number(float, 0, 1),
         default=0.1,
-        help="share of pictures without a score beyond which no mean is given (default %(default)s)",
+        metavar="SHARE",
+        help="largest share of pictures without a score; above it no mean is given (default %(default)s)",
     )
     evaluate.set_defaults(command=run)
 
 
 def run(arguments: argparse.Namespace) -> None:
+    """Measure pictures, write the evaluation and print its table."""
     from accelerate import PartialState
 
     from neighbor_grpo.evaluate import page

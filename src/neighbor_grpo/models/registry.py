@@ -17,7 +17,7 @@ from neighbor_grpo.models.hunyuan_video import HunyuanVideo
 from neighbor_grpo.models.quantization import choose_attention, quantization
 from neighbor_grpo.models.qwen_image import QwenImage
 from neighbor_grpo.models.sd3 import SD3
-from neighbor_grpo.models.settings import Drawing
+from neighbor_grpo.models.settings import Drawing, known_device
 from neighbor_grpo.models.wan import Wan, WanImage
 from neighbor_grpo.models.z_image import ZImage
 
@@ -108,9 +108,8 @@ def pick_device(name: str) -> torch.device:
     here = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if name == "auto":
         return torch.device(next(kind for kind, available in here.items() if available))
-    if not here.get(name):
-        known = "is not available here" if name in here else f"is none of auto, {', '.join(here)}"
-        raise UserError(f"device {name!r} {known}: set device=auto or device=cpu")
+    if not here[known_device(name)]:
+        raise UserError(f"device {name!r} is not available here: set device=auto or device=cpu")
     return torch.device(name)
 
 

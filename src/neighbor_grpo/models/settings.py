@@ -2,9 +2,22 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+
+from neighbor_grpo.errors import UserError
 
 Positive = Annotated[int, Field(ge=1)]
+DEVICES = ("auto", "cuda", "mps", "cpu")
+
+
+def known_device(name: str) -> str:
+    """Return `name` unless it is not one of DEVICES.  Raises UserError."""
+    if name not in DEVICES:
+        raise UserError(f"unknown device {name!r}: choose auto, cuda, mps or cpu")
+    return name
+
+
+Device = Annotated[str, AfterValidator(known_device)]
 
 
 class Section(BaseModel):
@@ -14,20 +27,22 @@ class Section(BaseModel):
 
 
 class Drawing(Section):
-    height: Positive | None = Field(None, description="pixels; null = the family's own")
-    width: Positive | None = Field(None, description="pixels; null = the family's own")
-    num_frames: Positive | None = Field(None, description="of a video; null = the family's own")
+    """Describe how a model draws: size, guidance, precision of its frozen weights."""
+
+    height: Positive | None = Field(None, description="height in pixels; null = the model's default")
+    width: Positive | None = Field(None, description="width in pixels; null = the model's default")
+    num_frames: Positive | None = Field(None, description="frames of a video; null = the model's default")
     guidance_scale: float | None = Field(
-        None, description="for models with a guidance embedding, no second forward; null = the pipeline's own"
+        None, description="guidance embedding, for models that have one; null = the pipeline's default"
     )
-    cfg: float = Field(1.0, ge=1, description="classifier-free guidance, a second forward each; 1 = none")
-    max_sequence_length: Positive | None = Field(None, description="text tokens; null = what the pipeline takes")
+    cfg: float = Field(1.0, ge=1, description="classifier-free guidance, which doubles every forward; 1 = without")
+    max_sequence_length: Positive | None = Field(None, description="text tokens; null = the pipeline's default")
     quantize: Literal["nf4", "int8", "fp8"] | None = Field(
-        None, description="of the frozen transformer under a LoRA: nf4 by bitsandbytes, int8 and fp8 by torchao"
+        None, description="quantize the frozen transformer under a LoRA: nf4 by bitsandbytes, int8 and fp8 by torchao"
     )
     attention: str | None = Field(None, description="diffusers' attention backend, e.g. flash, sage, _flash_3; null = torch's")
-    vae_tiling: bool = Field(False, description="decode in tiles: for memory only, the reward sees their seams")
+    vae_tiling: bool = Field(False, description="decode in tiles to save memory; the rewards see their seams")
 
     def drawing(self) -> dict[str, Any]:
-        """These settings alone, of a section that adds others to them."""
+        """Return these settings without those that a subclass adds."""
         return self.model_dump(include=set(Drawing.model_fields))

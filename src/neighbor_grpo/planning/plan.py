@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from neighbor_grpo.config import Config
+from neighbor_grpo.config import Config, settings_lines
 from neighbor_grpo.planning.estimate import Estimate
 from neighbor_grpo.planning.units import duration, quantity
 from neighbor_grpo.planning.work import work_of
@@ -75,7 +75,7 @@ class Plan:
                 f"time        {', '.join(times)} an iteration, {duration(total)} in all, at {EFFICIENCY:.0%} of "
                 f"{quantity(rate, 'FLOP')}/s"
             )
-        return rows
+        return rows + settings_lines(config)
 
 
 def plan(config: Config) -> Plan:

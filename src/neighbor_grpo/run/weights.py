@@ -8,11 +8,11 @@ from typing import Any
 
 import torch
 
-from neighbor_grpo.config import Config
+from neighbor_grpo.config import Config, check_family
 from neighbor_grpo.errors import UserError
 from neighbor_grpo.models.family import Family
 from neighbor_grpo.models.lora import load_all, load_lora
-from neighbor_grpo.models.registry import load_model, pick_device, pick_dtype
+from neighbor_grpo.models.registry import adapter_of, load_model, pick_device, pick_dtype
 from neighbor_grpo.run.files import read_config, resume_command
 
 
@@ -27,6 +27,8 @@ class Loaded:
 def load_base(config: Config, device: torch.device) -> Family:
     """Load the model that a run starts from."""
     m = config.model
+    if config.families:
+        check_family(config.families, m.path, adapter_of(m.path)[1]["_class_name"])
     return load_model(m.path, device, pick_dtype(m.dtype, device), **m.drawing())
 
 

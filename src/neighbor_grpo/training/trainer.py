@@ -18,8 +18,9 @@ from neighbor_grpo.errors import UserError
 from neighbor_grpo.rewards.score import RewardError
 from neighbor_grpo.run import files, report
 from neighbor_grpo.training import checkpoint
+from neighbor_grpo.training.display import progress
 from neighbor_grpo.training.experience import Experience
-from neighbor_grpo.training.figures import phase_figures, progress, reward_gap
+from neighbor_grpo.training.figures import phase_figures, reward_gap
 from neighbor_grpo.training.gradients import iteration_figures
 from neighbor_grpo.training.learner import NotFiniteError, RanksDifferError
 from neighbor_grpo.training.parts import Parts
