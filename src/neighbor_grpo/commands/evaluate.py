@@ -5,6 +5,8 @@ from pathlib import Path
 
 from neighbor_grpo.commands.options import Commands, count, loaded, model_options, number, scorer_option, scorers
 from neighbor_grpo.errors import UserError
+from neighbor_grpo.prompts.reading import read_prompts
+from neighbor_grpo.rewards.names import check_measures
 
 GENERAL = ["diversity", "jpeg_size", "grid_artefacts", "saturation", "sharpness"]
 SCENES = ["scenes", "scenes_strict", "scenes_sparse", "scenes_distance"]
@@ -40,31 +42,30 @@ def add(commands: Commands) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Measure pictures, write the evaluation and print its table."""
+    if arguments.images and (arguments.model or arguments.run or arguments.lora):
+        raise UserError("--images are measured as they are: leave out --model, --run and --lora")
+    file, known = arguments.prompts or "scenes", scorers(arguments)
+    prompts = read_prompts(file, held_out=True)[: arguments.limit]
+    check_measures(arguments.measure or [], known)
+
     from accelerate import PartialState
 
     from neighbor_grpo.evaluate import page
     from neighbor_grpo.evaluate.evaluation import begin, compare_with, measure_all, read_tables, summarize
     from neighbor_grpo.evaluate.measures import load_measures
     from neighbor_grpo.evaluate.pictures import Drawn, Folder
-    from neighbor_grpo.prompts.reading import prompt_hash, read_prompts
+    from neighbor_grpo.prompts.reading import prompt_hash
     from neighbor_grpo.rewards.registry import check_scorers
     from neighbor_grpo.run.files import free_directory
 
     state = PartialState(cpu=arguments.device == "cpu")
     if state.num_processes > 1 and not arguments.out:
-        raise UserError("several processes must be told where: give --out DIR")
+        raise UserError("several processes need one output directory: give --out DIR")
     out = arguments.out or Path(free_directory("evaluations"))
-    if arguments.seeds < 1:
-        raise UserError(f"--seeds must be 1 or more, not {arguments.seeds}")
-    file = arguments.prompts or "scenes"
-    prompts = read_prompts(file, held_out=True)[: arguments.limit]
     if arguments.images:
-        if arguments.model or arguments.run or arguments.lora:
-            raise UserError("--images are measured as they are: leave out --model, --run and --lora")
         pictures = Folder.of(arguments.images, len(prompts))
     seeds = pictures.seeds if arguments.images else arguments.seeds
     names = arguments.measure or [*(SCENES if file == "scenes" else []), *GENERAL[0 if seeds > 1 else 1 :]]
-    known = scorers(arguments)
     check_scorers(known, names)
     measures = load_measures(names, known)
     settings = {"prompts": file, "number_of_prompts": len(prompts), "prompts_sha256": prompt_hash(prompts), "seeds": seeds}

@@ -11,8 +11,8 @@ def add(commands: Commands) -> None:
     plan = commands.add_parser(
         "plan",
         help="estimate the memory and time of a configuration, without loading weights",
-        description="Estimate counts, memory and time of a run. Weights are not read. A run that does not fit "
-        "ends with exit code 2 and the keys to change. The memory is that of tensors: the GPU's context, workspaces of its libraries, "
+        description="Estimate counts, memory and time of a run, without reading weights. A run that does not fit ends with "
+        "exit code 2 and the keys to change. The memory is that of tensors: the GPU's context, workspaces of its libraries, "
         "fragmentation and rewards on the device need more.",
     )
     configuration_options(plan)
