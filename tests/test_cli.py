@@ -37,10 +37,10 @@ def mistake(capsys, *args):
         ("method.num_train_steps=4", "exceeds the 3"),
         ("method.sigma=1.5", "method.sigma"),
         ("method.p=0", "method.p"),
-        ("reward=beauty", "no reward 'beauty'"),
-        ("reward=nofile.py:f", "no file nofile.py"),
+        ("reward=beauty", "unknown reward 'beauty'"),
+        ("reward=nofile.py:f", "file nofile.py"),
         ("reward=scene", "did you mean scenes"),
-        ("watch=[beauty]", "no metric or reward"),
+        ("watch=[beauty]", "metric or reward"),
         ("evaluate.best=beauty", "evaluate.best"),
         ("method.name=dance", "did you mean dance_grpo?"),
         ("prompts.path=none.txt", "no prompt file"),
@@ -110,7 +110,7 @@ def test_train_then_sample_then_evaluate(capsys, tiny_flux, tmp_path):
 
 def test_evaluate_needs_a_finished_run_and_known_measures(capsys, tiny_flux, tmp_path):
     assert "no run in" in mistake(capsys, "evaluate", "--run", tmp_path)
-    assert "no metric or reward" in mistake(capsys, "evaluate", "--model", tiny_flux, "--measure", "beauty")
+    assert "metric or reward" in mistake(capsys, "evaluate", "--model", tiny_flux, "--measure", "beauty")
     assert "--prompt TEXT" in mistake(capsys, "sample", "--model", tiny_flux)
 
 

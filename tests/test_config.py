@@ -59,6 +59,48 @@ def test_another_method_starts_from_its_own_defaults():
     assert load_config(None, ["method.num_steps=5"]).method.num_steps == 5
 
 
+def test_ones_own_method_has_its_own_keys(tmp_path):
+    file = tmp_path / "mine.py"
+    file.write_text(MINE)
+    config = load_config(None, [f"method.name={file}:Mine", "method.width=3", "method.group_size=4"])
+    assert (config.method.width, config.method.group_size, type(config.method).__name__) == (3, 4, "Mine")
+    rows = {d.key: d.value for d in config.differences()}
+    assert rows == {"method.name": f"{file}:Mine", "method.width": 3, "method.group_size": 4}
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(config.model_dump(mode="json")))
+    again = load_config(tmp_path / "config.yaml").method
+    assert (again.width, again.group_size) == (3, 4)
+    keys = {key.name for key in describe(Config, method=type(config.method))}
+    assert {"method.name", "method.width", "method.group_size"} <= keys and "method.sigma" not in keys
+    with pytest.raises(UserError, match=r"unknown key method\.widht .*did you mean method\.width\?"):
+        load_config(None, [f"method.name={file}:Mine", "method.widht=3"])
+    with pytest.raises(UserError, match="no file nowhere.py"):
+        load_config(None, ["method.name=nowhere.py:Mine"])
+
+
+MINE = """
+from pydantic.dataclasses import dataclass
+
+from neighbor_grpo.methods.neighbor import Neighbor
+from neighbor_grpo.methods.protocol import Method
+
+
+@dataclass(frozen=True)
+class Mine(Method):
+    group_size: int = 2
+    num_steps: int = 4
+    width: int = 1
+
+    def rollout(self, velocity, noise, times, iteration):
+        return Neighbor(group_size=self.group_size, num_anchors=1).rollout(velocity, noise, times, iteration)
+
+    def updates(self, tree, adv, generators, iteration):
+        return []
+
+    def loss(self, policy, rows):
+        return policy(rows.x, rows.t).flatten(1).sum(1), {}
+"""
+
+
 # ---------------------------------------------------------------- where values came from
 
 

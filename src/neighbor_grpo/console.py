@@ -60,14 +60,14 @@ def drawing() -> Iterator[None]:
 def bar(items: Iterable[T], title: str, stream: IO[str] | None = None) -> Iterator[T]:
     """Yield `items`, with a progress bar on a terminal; it vanishes at the end."""
     stream = stream or sys.stderr
-    if _busy or not is_live(stream):
+    total = len(items) if isinstance(items, Sized) else None
+    if _busy or total in (0, 1) or not is_live(stream):
         yield from items
         return
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    total = len(items) if isinstance(items, Sized) else None
     with drawing(), Progress(*columns, console=Console(file=stream), transient=True) as progress:
         yield from progress.track(items, total=total, description=title)
 

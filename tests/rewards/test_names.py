@@ -8,5 +8,4 @@ from neighbor_grpo.rewards import names, registry
 def test_they_are_the_registries():
     assert tuple(registry.REWARDS) == names.REWARDS
     assert tuple(metrics.METRICS) == names.METRICS
-    assert registry.WIN_RATE == names.WIN_RATE
     assert set(CONVERTED) <= set(names.REWARDS)

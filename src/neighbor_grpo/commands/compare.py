@@ -5,7 +5,7 @@ import re
 import sys
 
 from neighbor_grpo.commands.options import Commands, key_lines
-from neighbor_grpo.compare.settings import Comparison, with_budgets, read_comparison
+from neighbor_grpo.compare.settings import Comparison, read_comparison, with_budgets
 from neighbor_grpo.config import check_names, describe
 from neighbor_grpo.errors import UserError
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from neighbor_grpo.commands.options import Commands, count, loaded, model_options, number, scorer_option, scorers
 from neighbor_grpo.errors import UserError
 from neighbor_grpo.prompts.reading import read_prompts
-from neighbor_grpo.rewards.names import check_measures
+from neighbor_grpo.rewards.names import check_measures, check_scorers
 
 GENERAL = ["diversity", "jpeg_size", "grid_artefacts", "saturation", "sharpness"]
 SCENES = ["scenes", "scenes_strict", "scenes_sparse", "scenes_distance"]
@@ -55,7 +55,6 @@ def run(arguments: argparse.Namespace) -> None:
     from neighbor_grpo.evaluate.measures import load_measures
     from neighbor_grpo.evaluate.pictures import Drawn, Folder
     from neighbor_grpo.prompts.reading import prompt_hash
-    from neighbor_grpo.rewards.registry import check_scorers
     from neighbor_grpo.run.files import free_directory
 
     state = PartialState(cpu=arguments.device == "cpu")

@@ -37,14 +37,12 @@ def run(arguments: argparse.Namespace) -> None:
     from neighbor_grpo.models.registry import pick_device
     from neighbor_grpo.models.text_cache import TextCache
     from neighbor_grpo.prompts.reading import read_prompts
-    from neighbor_grpo.rewards.registry import check_scorers
     from neighbor_grpo.rewards.set import load_rewards
     from neighbor_grpo.run.weights import load_base
     from neighbor_grpo.training.probe import SIGMAS, choose, probe, table
 
     sigmas = sorted(arguments.sigma or SIGMAS)
     prompts = read_prompts(config.prompts.path)
-    check_scorers(config.reward.scorers, [*config.reward.train, *config.watched])
     rewards = load_rewards(list(config.reward.train), config.reward.scorers)
     model = load_base(config, pick_device(config.device))
     texts = TextCache(model, Path(config.prompts.cache_dir).expanduser(), config.prompts.cache_gb)

@@ -3,7 +3,7 @@
 from neighbor_grpo.config.schema import Config
 from neighbor_grpo.errors import UserError
 from neighbor_grpo.prompts.reading import read_prompts
-from neighbor_grpo.rewards.names import check_measures, check_rewards, check_scorer_names
+from neighbor_grpo.rewards.names import check_measures, check_rewards, check_scorers
 
 
 def check_names(config: Config, prompts: bool = True) -> None:
@@ -14,7 +14,7 @@ def check_names(config: Config, prompts: bool = True) -> None:
     trained, watched, scorers = config.reward.train, config.watched, config.reward.scorers
     check_rewards(trained, scorers)
     check_measures(watched, scorers)
-    check_scorer_names(scorers, [*trained, *watched])
+    check_scorers(scorers, [*trained, *watched])
     best = config.evaluate.best
     if best and best.removeprefix("-") not in [*trained, *watched]:
         raise UserError(f"evaluate.best: {best!r} is not measured: choose among {', '.join([*trained, *watched])}")

@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file, save_file
 
+from neighbor_grpo.console import bar
 from neighbor_grpo.errors import UserError
 from neighbor_grpo.models.registry import Cond, FlowModel
 from neighbor_grpo.prompts.reading import Prompt
@@ -68,7 +69,8 @@ class TextCache:
 
     def _encode(self, prompts: dict[str, Prompt], chunk: int) -> dict[str, Cond]:
         done, keys = {}, list(prompts)
-        for part in (keys[start : start + chunk] for start in range(0, len(keys), chunk)):
+        parts = [keys[start : start + chunk] for start in range(0, len(keys), chunk)]
+        for part in bar(parts, "encoding prompts"):
             conds = encoded(self.model, [prompts[key] for key in part])
             for n, key in enumerate(part):
                 done[key] = type(conds)(*(tensor[n].contiguous() for tensor in conds))

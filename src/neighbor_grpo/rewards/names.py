@@ -41,12 +41,17 @@ def check_measures(names: Iterable[str], scorers: Mapping[str, Mapping[str, Any]
         _check(name.removeprefix(WIN_RATE), scorers, (*METRICS, *REWARDS), "metric or reward")
 
 
-def check_scorer_names(scorers: Iterable[str], used: Iterable[str]) -> None:
-    """Raise UserError for settings of a scorer that is neither used nor known: a misspelt name would leave the defaults."""
-    known = [*(name.removeprefix(WIN_RATE) for name in used), *REWARDS]
-    for name in scorers:
+def check_scorers(settings: Iterable[str], names: Iterable[str]) -> None:
+    """Check that settings belong to one of the rewards `names`, or to a known one.  Raises UserError otherwise.
+
+    Settings under a misspelt name would have no effect.
+    """
+    known = [*(name.removeprefix(WIN_RATE) for name in names), *REWARDS]
+    for name in settings:
         if name not in known:
-            raise UserError(f"scorers.{name}: no such reward is used: {_hint(name, known)}")
+            near = get_close_matches(name, known, n=1, cutoff=0.5)
+            remedy = f"did you mean {near[0]}?" if near else "remove it, or use that reward"
+            raise UserError(f"scorers.{name}: unknown reward: {remedy}")
 
 
 def _check(name: str, scorers: Mapping[str, Mapping[str, Any]], known: tuple[str, ...], kind: str) -> None:
@@ -54,9 +59,9 @@ def _check(name: str, scorers: Mapping[str, Mapping[str, Any]], known: tuple[str
         return
     path, colon, _ = name.rpartition(":")
     if not colon or not path.endswith(".py"):
-        raise UserError(f"no {kind} {name!r}: {_hint(name, known)}, or give your own as path/to/file.py:function")
+        raise UserError(f"unknown {kind} {name!r}: {_hint(name, known)}, or give your own as path/to/file.py:function")
     if not Path(path).is_file():
-        raise UserError(f"reward {name!r}: no file {path}: give the path of a Python file, then :function")
+        raise UserError(f"reward {name!r}: no such file {path}: correct the path")
 
 
 def _hint(name: str, known: Iterable[str]) -> str:

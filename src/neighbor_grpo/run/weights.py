@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from neighbor_grpo.config import Config, check_family
+from neighbor_grpo.console import working
 from neighbor_grpo.errors import UserError
 from neighbor_grpo.models.family import Family
 from neighbor_grpo.models.lora import load_all, load_lora
@@ -29,7 +30,8 @@ def load_base(config: Config, device: torch.device) -> Family:
     m = config.model
     if config.families:
         check_family(config.families, m.path, adapter_of(m.path)[1]["_class_name"])
-    return load_model(m.path, device, pick_dtype(m.dtype, device), **m.drawing())
+    with working(f"loading {m.path}"):
+        return load_model(m.path, device, pick_dtype(m.dtype, device), **m.drawing())
 
 
 def load_trained(
