@@ -67,13 +67,12 @@ def test_ones_own_method_has_its_own_keys(tmp_path):
     rows = {d.key: d.value for d in config.differences()}
     assert rows == {"method.name": f"{file}:Mine", "method.width": 3, "method.group_size": 4}
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(config.model_dump(mode="json")))
-    again = load_config(tmp_path / "config.yaml").method
-    assert (again.width, again.group_size) == (3, 4)
+    assert load_config(tmp_path / "config.yaml") == config
     keys = {key.name for key in describe(Config, method=type(config.method))}
     assert {"method.name", "method.width", "method.group_size"} <= keys and "method.sigma" not in keys
-    with pytest.raises(UserError, match=r"unknown key method\.widht .*did you mean method\.width\?"):
+    with pytest.raises(UserError, match=r"did you mean method\.width\?"):
         load_config(None, [f"method.name={file}:Mine", "method.widht=3"])
-    with pytest.raises(UserError, match="no file nowhere.py"):
+    with pytest.raises(UserError, match=r"no file nowhere\.py"):
         load_config(None, ["method.name=nowhere.py:Mine"])
 
 

@@ -5,7 +5,7 @@ import errno
 import os
 import sys
 from collections.abc import Sequence
-from typing import NoReturn
+from typing import NoReturn, TextIO
 
 from neighbor_grpo import __version__, console
 from neighbor_grpo.commands import compare, evaluate, export, plan, presets, probe, rewards, sample, scenes, train
@@ -32,7 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         finally:
             sys.stdout.flush()  # here, where a closed pipe can be caught
     except OSError as error:
-        if error.errno not in (errno.EPIPE, errno.EIO):  # nobody reads: `| head -1`, or a terminal that was closed
+        if error.errno not in (errno.EPIPE, errno.EIO) or not _is_closed(sys.stdout):
             raise
         _discard_output()
         return CLOSED
@@ -57,6 +57,15 @@ def _leave_ranks() -> None:
     distributed = sys.modules.get("torch.distributed")
     if distributed and distributed.is_initialized():
         distributed.destroy_process_group()
+
+
+def _is_closed(stream: TextIO) -> bool:
+    """Return whether nobody reads a stream any more: after `| head -1`, or on a terminal that was closed."""
+    try:
+        print(file=stream, flush=True)
+    except OSError:
+        return True
+    return False
 
 
 def _discard_output() -> None:

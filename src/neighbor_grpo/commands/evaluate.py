@@ -53,7 +53,7 @@ def run(arguments: argparse.Namespace) -> None:
     from neighbor_grpo.evaluate import page
     from neighbor_grpo.evaluate.evaluation import begin, compare_with, measure_all, read_tables, summarize
     from neighbor_grpo.evaluate.measures import load_measures
-    from neighbor_grpo.evaluate.pictures import Drawn, Folder
+    from neighbor_grpo.evaluate.pictures import Drawn, Folder, Pictures
     from neighbor_grpo.prompts.reading import prompt_hash
     from neighbor_grpo.run.files import free_directory
 
@@ -61,15 +61,16 @@ def run(arguments: argparse.Namespace) -> None:
     if state.num_processes > 1 and not arguments.out:
         raise UserError("several processes need one output directory: give --out DIR")
     out = arguments.out or Path(free_directory("evaluations"))
-    if arguments.images:
-        pictures = Folder.of(arguments.images, len(prompts))
-    seeds = pictures.seeds if arguments.images else arguments.seeds
+    folder = Folder.of(arguments.images, len(prompts)) if arguments.images else None
+    seeds = folder.seeds if folder else arguments.seeds
     names = arguments.measure or [*(SCENES if file == "scenes" else []), *GENERAL[0 if seeds > 1 else 1 :]]
     check_scorers(known, names)
     measures = load_measures(names, known)
     settings = {"prompts": file, "number_of_prompts": len(prompts), "prompts_sha256": prompt_hash(prompts), "seeds": seeds}
-    if arguments.images:
+    pictures: Pictures
+    if folder:
         settings |= {"images": str(arguments.images)}
+        pictures = folder
     else:
         source = loaded(arguments)
         settings |= source.settings | {"steps": arguments.steps, "solver": arguments.solver}

@@ -51,12 +51,12 @@ def run(arguments: argparse.Namespace) -> None:
         config.device == "cuda" or (config.device == "auto" and arguments.memory is not None)
     )
     device = torch.device("cuda") if elsewhere else pick_device(config.device)
-    held = estimate(config, device.type, processes, arguments.fsdp2)
+    estimated = estimate(config, device.type, processes, arguments.fsdp2)
     limit = arguments.memory and arguments.memory * 1e9
     rate = arguments.tflops and arguments.tflops * 1e12
     if not elsewhere:
         limit = limit or memory_of(device)
         rate = rate or matrix_rate(device, pick_dtype(config.model.dtype, device))
-    print("\n".join(plan(config).lines(config, processes, held, rate)))
+    print("\n".join(plan(config).lines(config, processes, estimated, rate)))
     if limit:
-        refuse(config, held, device.type, limit, processes, arguments.fsdp2)
+        refuse(config, estimated, device.type, limit, processes, arguments.fsdp2)

@@ -4,6 +4,7 @@ import argparse
 from pathlib import Path
 
 from neighbor_grpo.commands.options import Commands, configuration, configuration_options, number
+from neighbor_grpo.config import method_name
 from neighbor_grpo.errors import UserError
 from neighbor_grpo.methods.neighbor import Neighbor
 
@@ -33,7 +34,7 @@ def run(arguments: argparse.Namespace) -> None:
     """Print the table of the spreads and the override that chooses sigma."""
     config = configuration(arguments)
     if not isinstance(config.method, Neighbor):
-        raise UserError(f"{config.method.name} has no sigma: the probe is for method.name=neighbor")
+        raise UserError(f"{method_name(config.method)} has no sigma: the probe is for method.name=neighbor")
     from neighbor_grpo.models.registry import pick_device
     from neighbor_grpo.models.text_cache import TextCache
     from neighbor_grpo.prompts.reading import read_prompts

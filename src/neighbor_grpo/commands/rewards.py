@@ -4,6 +4,7 @@ import argparse
 from pathlib import Path
 
 from neighbor_grpo.commands.options import Commands, count, scorer_option, scorers
+from neighbor_grpo.console import working
 from neighbor_grpo.errors import UserError
 from neighbor_grpo.rewards.names import REWARDS, check_rewards
 
@@ -71,11 +72,10 @@ def run_convert(arguments: argparse.Namespace) -> None:
         raise UserError(f"no checkpoint {arguments.source}: give the path of the published file")
     from neighbor_grpo.rewards.learned.convert import convert
 
-    print(
-        convert(
-            arguments.name, arguments.source, arguments.out, arguments.tokenizer, arguments.vision_heads, arguments.text_heads
-        )
-    )
+    a = arguments
+    with working(f"converting {a.source}"):
+        out = convert(a.name, a.source, a.out, a.tokenizer, a.vision_heads, a.text_heads)
+    print(out)
 
 
 def run_check(arguments: argparse.Namespace) -> None:

@@ -25,11 +25,16 @@ def one_line(error: ValidationError, section: type, prefix: str = "", of: str = 
     return word(place, first, keys, of) + more
 
 
-def _unknown_key(place: str, first: ErrorDetails, keys: list[str], of: str) -> str:
+def unknown_key(place: str, keys: Iterable[str], of: str = "") -> str:
+    """Word an unknown key, with the nearest known one; `of`: the method whose keys they are."""
     sections = {key.rsplit(".", depth)[0] for key in keys for depth in (1, 2) if "." in key}
     near = nearest(place, [*keys, *sections])
     hint = f"did you mean {near}?" if near else "see neighbor-grpo train --help for the keys"
     return f"unknown key {place}{f' of {of}' if of else ''}: {hint}"
+
+
+def _unknown_key(place: str, first: ErrorDetails, keys: list[str], of: str) -> str:
+    return unknown_key(place, keys, of)
 
 
 def _missing(place: str, first: ErrorDetails, keys: list[str], of: str) -> str:

@@ -1,4 +1,4 @@
-"""The schema: everything that a run can be told, typed, with its default and its meaning."""
+"""The schema: the settings of a run, typed, each with its default and its meaning."""
 
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal

@@ -54,7 +54,8 @@ def load_trained(
     config = read_config(run) if run else None
     path = path or (config.model.path if config else "scenes")
     chosen = {key: value for key, value in (settings or {}).items() if value is not None}
-    model = load_model(path, where, pick_dtype("auto", where), **((config.model.drawing() if config else {}) | chosen))
+    with working(f"loading {path}"):
+        model = load_model(path, where, pick_dtype("auto", where), **((config.model.drawing() if config else {}) | chosen))
     if run and config:
         _load_run(model, run, config, best)
     if lora:
