@@ -1,10 +1,10 @@
 """Seconds, matrix rate and memory of each phase of an iteration, for a model of FLUX.1-dev's size with random weights.
 
-    python benchmarks/flux_size.py [--iterations 3] [CONFIG ...] [key=value ...]
+    python benchmarks/flux_size.py [--iterations 3] [ROW ...] [key=value ...]
 
-CONFIG: files of configs/flux_dev, each a row of the table (default: the paper's three rows, DanceGRPO and MixGRPO), over
-configs/flux_dev/base.yaml with one prompt for each GPU and blank conditioning.  The reward is the brightness of a picture,
-which costs nothing.  Utilisation (MFU): the plan's FLOPs per second over the bf16 matrix rate measured on the same device.
+ROW: a preset flux_dev/ROW, a row of the table (default: the paper's three rows, DanceGRPO and MixGRPO), with one prompt for
+each GPU and blank conditioning.  The reward is the brightness of a picture, which costs nothing.  Utilisation (MFU): the
+plan's FLOPs per second over the bf16 matrix rate measured on the same device.
 key=value: for instance model.height=512 model.quantize=nf4, model.compile=true, model.fp8_rollout=true.
 --tiny: a small model instead, on any device, to try the benchmark itself.
 """
@@ -20,8 +20,8 @@ import torch
 from accelerate import Accelerator
 from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, FluxPipeline, FluxTransformer2DModel
 
-from neighbor_grpo.cli import _quiet
 from neighbor_grpo.config import Config, load_config
+from neighbor_grpo.console import silence_libraries
 from neighbor_grpo.models.family import Family
 from neighbor_grpo.models.flux import Flux
 from neighbor_grpo.models.registry import load_model
@@ -35,7 +35,6 @@ from neighbor_grpo.training.collector import Collector
 from neighbor_grpo.training.learner import Learner
 from neighbor_grpo.training.phases import Phases
 
-HERE = Path(__file__).parent.parent / "configs" / "flux_dev"
 PHASES = ("rollout", "decode", "update")
 ENCODERS = ("text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2")
 ROWS = ["neighbor_8", "neighbor_16", "neighbor_25", "mix_grpo", "dance_grpo"]
@@ -150,13 +149,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--iterations", type=int, default=3)
     parser.add_argument("--tiny", action="store_true")
-    parser.add_argument("what", nargs="*", metavar="CONFIG | key=value")
+    parser.add_argument("what", nargs="*", metavar="ROW | key=value")
     arguments = parser.parse_args()
     overrides = [item for item in arguments.what if "=" in item]
-    files = [Path(item) for item in arguments.what if "=" not in item] or [HERE / f"{name}.yaml" for name in ROWS]
+    rows = [item for item in arguments.what if "=" not in item] or ROWS
     small = ["model.height=64", "model.width=64"] if arguments.tiny else []
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    _quiet()
+    silence_libraries()
     name = torch.cuda.get_device_name() if device.type == "cuda" else "this machine's CPU"
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     rate = matrix_rate(device, dtype) / 1e12
@@ -169,8 +168,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as place:
         configurations(Path(place), arguments.tiny)
         own = [f"model.path={place}", "model.max_sequence_length=512", "prompts.per_iteration=1", "iterations=100", *small]
-        for file in files:
-            row(file.stem, load_config([HERE / "base.yaml", file], [*own, *overrides]), arguments.iterations, arguments.tiny)
+        for name in rows:
+            config = load_config(None, [*own, *overrides], [f"flux_dev/{name}"])
+            row(name, config, arguments.iterations, arguments.tiny)
             if device.type == "cuda":
                 torch.cuda.empty_cache()
 

@@ -21,8 +21,8 @@ from pathlib import Path
 
 import numpy as np
 
-from neighbor_grpo.cli import _quiet
 from neighbor_grpo.config import load_config
+from neighbor_grpo.console import silence_libraries
 from neighbor_grpo.training.trainer import Trainer
 
 SIZES = {  # name: (values, overrides of one, phases that grow with it)
@@ -58,6 +58,7 @@ def sizes(iterations: int, overrides: list[str]) -> None:
                             *changes(value),
                             *overrides,
                         ],
+                        ["demo"],
                     )
                 )
                 for value in values
@@ -124,7 +125,7 @@ def main() -> None:
     parser.add_argument("--iterations", type=int, default=6)
     parser.add_argument("overrides", nargs="*")
     arguments = parser.parse_args()
-    _quiet()
+    silence_libraries()
     {"sizes": sizes, "processes": processes}[arguments.what](arguments.iterations, arguments.overrides)
 
 

@@ -16,8 +16,8 @@ from collections.abc import Callable
 import torch
 from small import BUILT
 
-from neighbor_grpo.cli import _quiet
 from neighbor_grpo.config import load_config
+from neighbor_grpo.console import silence_libraries
 from neighbor_grpo.flow.streams import Iteration
 from neighbor_grpo.methods.protocol import Method
 from neighbor_grpo.models.conditioning import Cond
@@ -58,7 +58,7 @@ def clock(function: Callable[[], object]) -> float:
 def measure(iterations: int, overrides: list[str], title: str) -> None:
     """Measure one family and print its row."""
     with tempfile.TemporaryDirectory() as directory:
-        trainer = Trainer(load_config(None, [f"run_dir={directory}/run", f"iterations={iterations + 1}", *overrides]))
+        trainer = Trainer(load_config(None, [f"run_dir={directory}/run", f"iterations={iterations + 1}", *overrides], ["demo"]))
         method, model, p = trainer.config.method, trainer.parts.model, trainer.config.prompts.per_iteration
         samples = p * method.group_size
         cond = model.encode([trainer.parts.prompts[0].text])
@@ -120,7 +120,7 @@ def main() -> None:
     parser.add_argument("--families", nargs="+", default=["flux"], choices=["flux", *BUILT], help="flux is the bundled model")
     parser.add_argument("overrides", nargs="*")
     arguments = parser.parse_args()
-    _quiet()
+    silence_libraries()
     for name in arguments.families:
         with tempfile.TemporaryDirectory() as place:
             own = []

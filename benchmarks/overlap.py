@@ -27,7 +27,7 @@ def main() -> None:
     for overlap in ("false", "true"):
         with tempfile.TemporaryDirectory() as directory:
             own = [f"run_dir={directory}/run", f"iterations={arguments.iterations + 1}", "batch.rollout=12"]
-            trainer = Trainer(load_config(None, [*own, *arguments.overrides, f"reward.overlap={overlap}"]))
+            trainer = Trainer(load_config(None, [*own, *arguments.overrides, f"reward.overlap={overlap}"], ["demo"]))
             (scorer,) = trainer.parts.rewards.scorers.values()
             config = trainer.config
             pictures = config.prompts.per_iteration * config.method.group_size
@@ -35,7 +35,7 @@ def main() -> None:
             if overlap == "false":
                 trainer._iteration(0)  # warms up, and says how long a rollout takes
                 each = trainer.parts.phases.seconds["rollout"] / pictures
-                trainer = Trainer(load_config(None, [*own, *arguments.overrides, "reward.overlap=false"]))
+                trainer = Trainer(load_config(None, [*own, *arguments.overrides, "reward.overlap=false"], ["demo"]))
                 (scorer,) = trainer.parts.rewards.scorers.values()
 
             def slow(images, prompts, metadata, reward=scorer.function, each=each):

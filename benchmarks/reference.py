@@ -1,7 +1,7 @@
 """Reference bands for the shipped configurations, from a finished comparison: a later run must end inside them.
 
-    neighbor-grpo compare configs/scenes/compare.yaml
-    python benchmarks/reference.py runs/compare/scenes        writes configs/scenes/reference.json
+    neighbor-grpo compare scenes/compare
+    python benchmarks/reference.py runs/compare/scenes        writes tests/reference.json
     pytest -m slow                                            trains every row again and checks the bands
 
 A band is the mean over seeds ± four standard deviations, and at least ± five percent of the mean.
@@ -28,7 +28,7 @@ def main() -> None:
     reference = {
         row["run"]: {"lr": row["lr"], **{name: band(row[name], row[f"{name}_std"]) for name in MEASURES}} for row in table
     }
-    file = Path(__file__).parents[1] / "configs" / "scenes" / "reference.json"
+    file = Path(__file__).parents[1] / "tests" / "reference.json"
     file.write_text(json.dumps(reference, indent=1) + "\n")
     print(file)
 

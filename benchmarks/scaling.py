@@ -10,7 +10,6 @@ your GPUs.
 
 import argparse
 from math import ceil
-from pathlib import Path
 
 import torch
 from diffusers import FluxTransformer2DModel, QwenImageTransformer2DModel
@@ -22,7 +21,6 @@ from neighbor_grpo.models.lora import add_lora
 from neighbor_grpo.planning.kernels import Kernels
 from neighbor_grpo.planning.plan import plan
 
-CONFIGS = Path(__file__).parent.parent / "configs" / "flux_dev"
 ROWS = {
     "neighbor_8": "Neighbor, 8 steps",
     "neighbor_25": "Neighbor, 25 steps",
@@ -95,7 +93,7 @@ def main() -> None:
         )
         print("|---" * 10 + "|")
         for name, method in ROWS.items():
-            config = load_config([CONFIGS / "base.yaml", CONFIGS / f"{name}.yaml"])
+            config = load_config(presets=[f"flux_dev/{name}"])
             work, groups = plan(config), config.prompts.per_iteration
             for gpus in (8, 32, 256):
                 prompts = max(groups, gpus)  # a group is one GPU's

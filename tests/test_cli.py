@@ -37,11 +37,14 @@ def mistake(capsys, *args):
         ("method.num_train_steps=4", "exceeds the 3"),
         ("method.sigma=1.5", "method.sigma"),
         ("method.p=0", "method.p"),
-        ("reward=beauty", "no reward 'beauty'"),
-        ("reward=nofile.py:f", "no file nofile.py"),
-        ("watch=[beauty]", "no metric or reward"),
+        ("reward=beauty", "unknown reward 'beauty'"),
+        ("reward=nofile.py:f", "file nofile.py"),
+        ("reward=scene", "did you mean scenes"),
+        ("watch=[beauty]", "metric or reward"),
+        ("evaluate.best=beauty", "evaluate.best"),
+        ("method.name=dance", "did you mean dance_grpo?"),
         ("prompts.path=none.txt", "no prompt file"),
-        ("device=tpu", "tpu"),
+        ("device=tpu", "unknown device 'tpu': choose auto, cuda, mps or cpu"),
         ("model.lora.targets=[nothing]", "fit no layer"),
         ("model.height=33", "multiples of 8"),
     ],
@@ -107,8 +110,8 @@ def test_train_then_sample_then_evaluate(capsys, tiny_flux, tmp_path):
 
 def test_evaluate_needs_a_finished_run_and_known_measures(capsys, tiny_flux, tmp_path):
     assert "no run in" in mistake(capsys, "evaluate", "--run", tmp_path)
-    assert "no metric or reward" in mistake(capsys, "evaluate", "--model", tiny_flux, "--measure", "beauty")
-    assert "nothing to draw" in mistake(capsys, "sample", "--model", tiny_flux)
+    assert "metric or reward" in mistake(capsys, "evaluate", "--model", tiny_flux, "--measure", "beauty")
+    assert "--prompt TEXT" in mistake(capsys, "sample", "--model", tiny_flux)
 
 
 def test_scenes_render_draws_by_rule(capsys, tmp_path):
@@ -120,13 +123,14 @@ def test_scenes_render_draws_by_rule(capsys, tmp_path):
 
 
 def test_help_lists_every_key(capsys):
-    with pytest.raises(SystemExit) as stop:
-        main(["train", "--help"])
-    assert stop.value.code == 0
-    text = capsys.readouterr().out
+    code, text, _ = run(capsys, "train", "--help")
+    assert code == 0
     keys = ("method.sigma=0.3", "model.lora.rank=", "optimizer.lr=", "prompts.per_iteration=", "reward.train=", "save_every=")
     for key in keys:
         assert re.search(rf"^  {re.escape(key)}", text, re.M)
+    assert "method.eta" not in text
+    assert re.search(r"^  method\.eta=0\.3", run(capsys, "train", "--help", "--method", "dance_grpo")[1], re.M)
+    assert "did you mean dance_grpo?" in mistake(capsys, "train", "--help", "--method", "dance_gpro")
 
 
 def test_the_command_is_installed():

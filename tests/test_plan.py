@@ -15,7 +15,7 @@ from neighbor_grpo.planning.estimate import estimate
 from neighbor_grpo.planning.fit import SPARED, Place, fit, refuse
 from neighbor_grpo.planning.plan import plan
 
-FLUX = ["configs/flux_dev/base.yaml", "configs/flux_dev/neighbor_8.yaml"]
+FLUX = ["flux_dev/neighbor_8"]
 
 
 @pytest.fixture(scope="module")
@@ -113,16 +113,16 @@ def test_a_runs_plan_is_the_commands(capsys, tiny_flux, tmp_path):
 
 def test_flux_dev_is_as_published(flux):
     """11.9 billion parameters; a forward at 720 x 720 is 37 TFLOP: two for each weight and token, and attention."""
-    held = estimate(load_config(FLUX, [f"model.path={flux}", "model.lora=null"]), "cuda")
+    held = estimate(load_config(None, [f"model.path={flux}", "model.lora=null"], FLUX), "cuda")
     assert held.parameters == 11_901_408_320 and held.latent == 45 * 45 * 64
     assert held.resident["transformer"] == 4 * held.parameters and held.forward == pytest.approx(37.3e12, rel=0.01)
     assert held.peak > 200e9
     with pytest.raises(UserError, match=r"does not fit: .* GB too much; it fits .* with .*model\.lora\.rank=16"):
-        refuse(load_config(FLUX, [f"model.path={flux}", "model.lora=null"]), held, "cuda", 80e9)
+        refuse(load_config(None, [f"model.path={flux}", "model.lora=null"], FLUX), held, "cuda", 80e9)
 
 
 def test_sharding_divides_weights_gradients_and_optimizer(flux):
-    config = load_config(FLUX, [f"model.path={flux}", "model.lora=null"])
+    config = load_config(None, [f"model.path={flux}", "model.lora=null"], FLUX)
     whole, eighth = estimate(config, "cuda", 8), estimate(config, "cuda", 8, sharded=True)
     assert sum(eighth.resident.values()) == pytest.approx(sum(whole.resident.values()) / 8)
     assert eighth.phases["update"]["gradients"] == 4 * whole.trained  # whole until a step's last backward
@@ -134,7 +134,7 @@ def test_sharding_divides_weights_gradients_and_optimizer(flux):
 
 def test_all_weights_of_flux_dev_are_planned_for_fsdp2(capsys, flux):
     """Advice names nothing that FSDP2 refuses."""
-    keys, ranks = [*FLUX, f"model.path={flux}", "model.lora=null"], ["--processes", 8, "--fsdp2"]
+    keys, ranks = ["--preset", *FLUX, f"model.path={flux}", "model.lora=null"], ["--processes", 8, "--fsdp2"]
     code, _, err = run(capsys, "plan", *keys, *ranks, "--memory", 60)
     assert code == 2 and "8bit" not in err and "quantize" not in err
     assert run(capsys, "plan", *keys, "batch.update=16", *ranks, "--memory", 141)[0] == 0
@@ -142,9 +142,8 @@ def test_all_weights_of_flux_dev_are_planned_for_fsdp2(capsys, flux):
 
 def test_what_takes_less(flux):
     """Each setting that is for memory makes what it is for smaller, and only that."""
-    config = load_config(
-        FLUX, [f"model.path={flux}", "batch.update=2", "model.gradient_checkpointing=false", "prompts.per_iteration=1"]
-    )
+    changes = [f"model.path={flux}", "batch.update=2", "model.gradient_checkpointing=false", "prompts.per_iteration=1"]
+    config = load_config(None, changes, FLUX)
     plain = estimate(config, "cuda")
     less = {
         text: estimate(changed(config, [text]), "cuda")

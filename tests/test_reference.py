@@ -9,12 +9,11 @@ from neighbor_grpo.compare.runs import train, with_rate
 from neighbor_grpo.compare.settings import load_comparison
 from neighbor_grpo.run import files
 
-CONFIGS = Path(__file__).parents[1] / "configs" / "scenes"
-REFERENCE = json.loads((CONFIGS / "reference.json").read_text())
+REFERENCE = json.loads((Path(__file__).parent / "reference.json").read_text())
 
 
 def test_every_row_of_the_comparison_has_its_bands():
-    _, entries = load_comparison(CONFIGS / "compare.yaml")
+    _, entries = load_comparison("scenes/compare")
     assert {entry.name for entry in entries} == REFERENCE.keys()
 
 
@@ -22,7 +21,7 @@ def test_every_row_of_the_comparison_has_its_bands():
 @pytest.mark.parametrize("name", REFERENCE)
 def test_a_row_ends_in_its_bands(tmp_path, name):
     bands = dict(REFERENCE[name])
-    _, entries = load_comparison(CONFIGS / "compare.yaml")
+    _, entries = load_comparison("scenes/compare")
     entry = next(entry for entry in entries if entry.name == name)
     train(with_rate(entry.config, bands.pop("lr")), tmp_path / name, 0, print)
     last = files.read_metrics(tmp_path / name)[-1]

@@ -1,51 +1,88 @@
 """The command line.  A user's mistake is one line on stderr and exit code 2."""
 
 import argparse
+import errno
 import os
 import sys
+from collections.abc import Sequence
+from typing import NoReturn, TextIO
 
-from neighbor_grpo.commands import compare, evaluate, export, plan, probe, rewards, sample, scenes, train
+from neighbor_grpo import __version__, console
+from neighbor_grpo.commands import compare, evaluate, export, plan, presets, probe, rewards, sample, scenes, train
 from neighbor_grpo.errors import UserError
 
-os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # read when it is imported, by the commands
+COMMANDS = (train, plan, probe, compare, presets, sample, evaluate, export, rewards, scenes)
+STOPPED, CLOSED = 130, 141  # exit codes of a process that SIGINT or SIGPIPE ended
 
 
-def main(argv: list[str] | None = None) -> int:
-    arguments = _parser().parse_args(argv)
+class Parser(argparse.ArgumentParser):
+    """Parse a command line; a mistake is a UserError, as everywhere else."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raise UserError with the message of argparse and where help is."""
+        raise UserError(f"{message} (see {self.prog} --help)")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command and return the exit code."""
+    console.silence_libraries()
     try:
-        _quiet()
+        try:
+            return _run(argv)
+        finally:
+            sys.stdout.flush()  # here, where a closed pipe can be caught
+    except OSError as error:
+        if error.errno not in (errno.EPIPE, errno.EIO) or not _is_closed(sys.stdout):
+            raise
+        _discard_output()
+        return CLOSED
+
+
+def _run(argv: Sequence[str] | None) -> int:
+    try:
+        arguments = _parser().parse_args(argv)
         return arguments.command(arguments) or 0
     except UserError as error:
-        sys.stderr.write(f"neighbor-grpo: {' '.join(str(error).split())}\n")  # in one piece: other ranks write theirs
+        console.mistake(str(error))
         return 2
     except KeyboardInterrupt:
         print("neighbor-grpo: stopped", file=sys.stderr)
-        return 130
+        return STOPPED
     finally:
-        _part()
+        _leave_ranks()
 
 
-def _part() -> None:
-    """Ranks that leave without a word may abort while they are taken down."""
+def _leave_ranks() -> None:
+    """Take the process group down: a rank that exits without doing so may abort."""
     distributed = sys.modules.get("torch.distributed")
     if distributed and distributed.is_initialized():
         distributed.destroy_process_group()
 
 
-def _quiet() -> None:
-    """The libraries' own progress bars and hints go; what a run says is the run's to say."""
-    import diffusers
-    import transformers
+def _is_closed(stream: TextIO) -> bool:
+    """Return whether nobody reads a stream any more: after `| head -1`, or on a terminal that was closed."""
+    try:
+        print(file=stream, flush=True)
+    except OSError:
+        return True
+    return False
 
-    for library in (diffusers, transformers):
-        library.utils.logging.disable_progress_bar()
-        library.utils.logging.set_verbosity_error()
+
+def _discard_output() -> None:
+    """Send what is still buffered nowhere; Python would write it at its end and fail again."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except OSError:
+            os.dup2(nowhere, stream.fileno())
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="neighbor-grpo", description="Align flow-matching models with rewards.")
+    parser = Parser(prog="neighbor-grpo", description="Align flow-matching image and video models with rewards.")
+    parser.add_argument("--version", action="version", version=f"neighbor-grpo {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for command in (train, plan, probe, compare, sample, evaluate, export, rewards, scenes):
+    for command in COMMANDS:
         command.add(commands)
     return parser
 

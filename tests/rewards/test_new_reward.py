@@ -10,7 +10,8 @@ import torch
 from neighbor_grpo.config import load_config
 from neighbor_grpo.errors import UserError
 from neighbor_grpo.rewards.check import check
-from neighbor_grpo.rewards.registry import check_scorers, load_reward
+from neighbor_grpo.rewards.names import check_scorers
+from neighbor_grpo.rewards.registry import load_reward
 from neighbor_grpo.rewards.score import score
 
 PAGE = Path(__file__).parents[2] / "docs" / "new-reward.md"

@@ -1,43 +1,51 @@
-"""neighbor-grpo compare"""
+"""The command `compare`: several methods and seeds side by side."""
 
 import argparse
 import re
 import sys
 
-from neighbor_grpo.commands.options import keys
-from neighbor_grpo.compare.settings import Comparison, load_comparison
+from neighbor_grpo.commands.options import Commands, key_lines
+from neighbor_grpo.compare.settings import Comparison, read_comparison, with_budgets
+from neighbor_grpo.config import check_names, describe
 from neighbor_grpo.errors import UserError
 
 
-def add(commands) -> None:
+def add(commands: Commands) -> None:
+    """Add the command."""
     compare = commands.add_parser(
         "compare",
-        help="several methods and seeds side by side",
+        help="train several methods and seeds, side by side",
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        description="Train every method of a comparison on every seed and set them side by side. What is finished is not "
-        "run again,\nwhat was stopped goes on.",
-        epilog="keys:\n" + keys(Comparison),
+        description="Train every method of a comparison on every seed and set them side by side.\nFinished runs "
+        "are kept, stopped runs are resumed.",
+        epilog="keys:\n" + key_lines(list(describe(Comparison))),
     )
-    compare.add_argument("config", metavar="CONFIG", help="a YAML file, for instance configs/scenes/compare.yaml")
-    compare.add_argument("overrides", nargs="*", metavar="key=value", help="changes to it")
+    compare.add_argument(
+        "config", metavar="PRESET | FILE", help="a comparison of the package, for instance scenes/compare, or a YAML file"
+    )
+    compare.add_argument("overrides", nargs="*", metavar="key=value", help="single keys to change")
     compare.add_argument(
         "--part",
         default="1/1",
         metavar="K/N",
-        help="only every N-th method from the K-th on, to share the work among N commands (default %(default)s)",
+        help="run only every N-th method, from the K-th on, to divide the work over N commands (default %(default)s)",
     )
     compare.set_defaults(command=run)
 
 
 def run(arguments: argparse.Namespace) -> int:
+    """Run what is not finished and write the report."""
+    match = re.fullmatch(r"([1-9]\d*)/([1-9]\d*)", arguments.part)
+    if not match or int(match[1]) > int(match[2]):
+        raise UserError(f"--part takes K/N with K from 1 to N, for instance 2/4, not {arguments.part!r}")
+    comparison, entries = read_comparison(arguments.config, arguments.overrides)
+    for entry in entries:
+        check_names(entry.config)
+    entries = with_budgets(comparison, entries)
     from neighbor_grpo.compare.page import write
     from neighbor_grpo.compare.runs import run_all
     from neighbor_grpo.training.trainer import SignalError
 
-    match = re.fullmatch(r"([1-9]\d*)/([1-9]\d*)", arguments.part)
-    if not match or int(match[1]) > int(match[2]):
-        raise UserError(f"--part takes K/N with K from 1 to N, for instance 2/4, not {arguments.part!r}")
-    comparison, entries = load_comparison(arguments.config, arguments.overrides)
     try:
         run_all(comparison, entries[int(match[1]) - 1 :: int(match[2])])
     except SignalError as stop:

@@ -1,70 +1,76 @@
-"""neighbor-grpo evaluate"""
+"""The command `evaluate`: measure a model, a run, a LoRA or a folder of pictures."""
 
 import argparse
 from pathlib import Path
 
-from neighbor_grpo.commands.options import loaded, model_options, scorer_option, scorers
+from neighbor_grpo.commands.options import Commands, count, loaded, model_options, number, scorer_option, scorers
 from neighbor_grpo.errors import UserError
+from neighbor_grpo.prompts.reading import read_prompts
+from neighbor_grpo.rewards.names import check_measures, check_scorers
 
 GENERAL = ["diversity", "jpeg_size", "grid_artefacts", "saturation", "sharpness"]
 SCENES = ["scenes", "scenes_strict", "scenes_sparse", "scenes_distance"]
 
 
-def add(commands) -> None:
+def add(commands: Commands) -> None:
+    """Add the command."""
     evaluate = commands.add_parser(
         "evaluate",
         help="measure a model, a run, a LoRA or a folder of pictures",
-        description="Draw pictures of fixed prompts and seeds, or take a folder of them, and measure them. What the output "
-        "directory holds is not computed again. Under torchrun the prompts are divided over the processes.",
+        description="Sample pictures of fixed prompts and seeds, or read a folder of pictures, and measure them. Scores that "
+        "are in the output directory already are not computed again. Under torchrun the processes divide the prompts.",
     )
     model_options(evaluate)
-    evaluate.add_argument("--images", type=Path, metavar="DIR", help="pictures to measure, instead of a model's")
-    evaluate.add_argument("--measure", action="append", metavar="NAME", help="reward or metric; may be repeated")
+    evaluate.add_argument(
+        "--images", type=Path, metavar="DIR", help="measure the pictures in this folder, instead of a model's"
+    )
+    evaluate.add_argument("--measure", action="append", metavar="NAME", help="a reward or metric; may be repeated")
     scorer_option(evaluate)
-    evaluate.add_argument("--seeds", type=int, default=2, help="pictures of each prompt (default %(default)s)")
-    evaluate.add_argument("--limit", type=int, help="only so many prompts, from the first on")
-    evaluate.add_argument("--out", type=Path, help="directory of all that comes of it (default: a free evaluations/NNN)")
-    evaluate.add_argument("--against", type=Path, metavar="DIR", help="another evaluation: picture by picture, which is better")
+    evaluate.add_argument("--seeds", type=count, default=2, help="pictures of each prompt (default %(default)s)")
+    evaluate.add_argument("--limit", type=count, metavar="N", help="use the first N prompts only")
+    evaluate.add_argument("--out", type=Path, help="output directory (default: the first free evaluations/NNN)")
+    evaluate.add_argument("--against", type=Path, metavar="DIR", help="compare with another evaluation, picture by picture")
     evaluate.add_argument(
         "--max-failed",
-        type=float,
+        type=number(float, 0, 1),
         default=0.1,
-        help="share of pictures without a score beyond which no mean is given (default %(default)s)",
+        metavar="SHARE",
+        help="largest share of pictures without a score; above it no mean is given (default %(default)s)",
     )
     evaluate.set_defaults(command=run)
 
 
 def run(arguments: argparse.Namespace) -> None:
+    """Measure pictures, write the evaluation and print its table."""
+    if arguments.images and (arguments.model or arguments.run or arguments.lora):
+        raise UserError("--images are measured as they are: leave out --model, --run and --lora")
+    file, known = arguments.prompts or "scenes", scorers(arguments)
+    prompts = read_prompts(file, held_out=True)[: arguments.limit]
+    check_measures(arguments.measure or [], known)
+
     from accelerate import PartialState
 
     from neighbor_grpo.evaluate import page
     from neighbor_grpo.evaluate.evaluation import begin, compare_with, measure_all, read_tables, summarize
     from neighbor_grpo.evaluate.measures import load_measures
-    from neighbor_grpo.evaluate.pictures import Drawn, Folder
-    from neighbor_grpo.prompts.reading import prompt_hash, read_prompts
-    from neighbor_grpo.rewards.registry import check_scorers
+    from neighbor_grpo.evaluate.pictures import Drawn, Folder, Pictures
+    from neighbor_grpo.prompts.reading import prompt_hash
     from neighbor_grpo.run.files import free_directory
 
     state = PartialState(cpu=arguments.device == "cpu")
     if state.num_processes > 1 and not arguments.out:
-        raise UserError("several processes must be told where: give --out DIR")
+        raise UserError("several processes need one output directory: give --out DIR")
     out = arguments.out or Path(free_directory("evaluations"))
-    if arguments.seeds < 1:
-        raise UserError(f"--seeds must be 1 or more, not {arguments.seeds}")
-    file = arguments.prompts or "scenes"
-    prompts = read_prompts(file, held_out=True)[: arguments.limit]
-    if arguments.images:
-        if arguments.model or arguments.run or arguments.lora:
-            raise UserError("--images are measured as they are: leave out --model, --run and --lora")
-        pictures = Folder.of(arguments.images, len(prompts))
-    seeds = pictures.seeds if arguments.images else arguments.seeds
+    folder = Folder.of(arguments.images, len(prompts)) if arguments.images else None
+    seeds = folder.seeds if folder else arguments.seeds
     names = arguments.measure or [*(SCENES if file == "scenes" else []), *GENERAL[0 if seeds > 1 else 1 :]]
-    known = scorers(arguments)
     check_scorers(known, names)
     measures = load_measures(names, known)
     settings = {"prompts": file, "number_of_prompts": len(prompts), "prompts_sha256": prompt_hash(prompts), "seeds": seeds}
-    if arguments.images:
+    pictures: Pictures
+    if folder:
         settings |= {"images": str(arguments.images)}
+        pictures = folder
     else:
         source = loaded(arguments)
         settings |= source.settings | {"steps": arguments.steps, "solver": arguments.solver}

@@ -1,19 +1,25 @@
-"""neighbor-grpo export"""
+"""The command `export`: the weights of a run, for other programs."""
 
 import argparse
 from pathlib import Path
 
+from neighbor_grpo.commands.options import Commands
 
-def add(commands) -> None:
-    export = commands.add_parser("export", help="what a run has learned, for diffusers, ComfyUI or as a whole model")
-    export.add_argument("run", type=Path, metavar="RUN")
+
+def add(commands: Commands) -> None:
+    """Add the command."""
+    export = commands.add_parser(
+        "export", help="write the weights that a run learned, for diffusers, ComfyUI or as a whole model"
+    )
+    export.add_argument("run", type=Path, metavar="RUN", help="directory of a finished run")
     export.add_argument("--format", choices=["diffusers", "comfyui", "merged"], default="diffusers", help="default %(default)s")
-    export.add_argument("--best", action="store_true", help="the weights that were best by evaluate.best, not the last")
-    export.add_argument("--out", type=Path, help="directory (default RUN/export-FORMAT)")
+    export.add_argument("--best", action="store_true", help="the best weights by evaluate.best, not the last")
+    export.add_argument("--out", type=Path, help="output directory (default RUN/export-FORMAT)")
     export.set_defaults(command=run)
 
 
 def run(arguments: argparse.Namespace) -> None:
+    """Write the export and print its directory."""
     from neighbor_grpo.run.export import export
 
     out = arguments.out or arguments.run / f"export-{arguments.format}"

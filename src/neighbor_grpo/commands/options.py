@@ -1,55 +1,114 @@
-"""What several commands take."""
+"""Options that several commands share."""
 
 import argparse
-import json
-from collections.abc import Sequence
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
-import yaml
-from pydantic_core import PydanticUndefined
-
-from neighbor_grpo.config import Config, describe, load_config
+from neighbor_grpo.config import Config, Key, check_names, load_config
+from neighbor_grpo.config.keys import written
+from neighbor_grpo.config.reading import parse
 from neighbor_grpo.errors import UserError
 from neighbor_grpo.flow.solvers import SOLVERS
+from neighbor_grpo.models.settings import known_device
 
 if TYPE_CHECKING:
     from neighbor_grpo.run.weights import Loaded
 
+Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"  # what a command is added to
 
-def keys(section: type = Config, prefix: str = "") -> str:
-    """Every key of a configuration with its default, type and meaning."""
-    return "\n".join(
-        f"  {key}"
-        + (f"  ({kind}, required)" if default is PydanticUndefined else f"={_yaml(default)}  ({kind})")
-        + (f"\n      {text}" if text else "")
-        for key, kind, default, text in describe(section, prefix)
+
+def number(
+    kind: type[int] | type[float], least: float, most: float = float("inf"), above: bool = False
+) -> Callable[[str], Any]:
+    """Return an argparse type: a number from `least` to `most`; `above`: larger than `least`."""
+
+    def read(text: str) -> Any:
+        try:
+            value = kind(text)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"{text!r} is not a number: give {wanted}") from None
+        if not least <= value <= most or (above and value == least):
+            raise argparse.ArgumentTypeError(f"{text} is out of range: give {wanted}")
+        return value
+
+    name = "a whole number" if kind is int else "a number"
+    limit = f" and at most {most:g}" if most < float("inf") else ""
+    wanted = f"{name} {'above' if above else 'of at least'} {least:g}{limit}"
+    return read
+
+
+count = number(int, 1)
+
+
+def device(text: str) -> str:
+    """Return the name of a device, an argparse type."""
+    try:
+        return known_device(text)
+    except UserError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+# ---------------------------------------------------------------- configurations
+
+
+def configuration_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options of commands that read a run's configuration."""
+    parser.add_argument(
+        "--preset",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="a configuration of the package, below CONFIG and key=value; may be repeated (neighbor-grpo presets lists them)",
+    )
+    parser.add_argument(
+        "config",
+        nargs="*",
+        metavar="CONFIG | key=value",
+        help="YAML files, the later over the earlier, then single keys; without any the demonstration",
     )
 
 
-def _yaml(value) -> str:
-    return "null" if value is None else json.dumps(value) if isinstance(value, list | dict) else str(value)
+def configuration(arguments: argparse.Namespace, prompts: bool = True) -> Config:
+    """Return the configuration of presets, YAML files and key=value; of the demonstration where nothing is given.
+
+    All that it names is checked here, before a library is loaded; `prompts`: its prompt files too.
+    """
+    items = arguments.config
+    presets = arguments.preset or ([] if items else ["demo"])
+    config = load_config([item for item in items if "=" not in item], [item for item in items if "=" in item], presets)
+    check_names(config, prompts)
+    return config
 
 
-def configuration(items: Sequence[str]) -> Config:
-    """Of YAML files and key=value changes, in any order."""
-    return load_config([item for item in items if "=" not in item], [item for item in items if "=" in item])
+def key_lines(keys: "list[Key]") -> str:
+    """Return the lines of help for keys: each with its default, type and meaning."""
+    return "\n".join(
+        f"  {key.name}"
+        + (f"  ({key.kind}, required)" if key.required else f"={written(key.default)}  ({key.kind})")
+        + (f"\n      {key.text}" if key.text else "")
+        for key in keys
+    )
+
+
+# ---------------------------------------------------------------- models and scorers
 
 
 def model_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--model", default=None, help="pipeline directory, hub id or 'scenes' (default: the run's, or scenes)")
-    parser.add_argument("--run", type=Path, help="a finished run: its model with what it learned")
-    parser.add_argument("--best", action="store_true", help="of the run, the weights that were best by evaluate.best")
-    parser.add_argument("--lora", metavar="DIR", help="a LoRA in diffusers' layout, over --model")
-    parser.add_argument("--prompts", metavar="FILE", help=".txt or .jsonl, or scenes, hpdv2, geneval, drawbench")
-    parser.add_argument("--steps", type=int, default=8, help="transitions (default %(default)s)")
+    """Add the options of commands that sample from a model."""
+    parser.add_argument("--model", help="pipeline directory, hub id or 'scenes' (default: the run's, or scenes)")
+    parser.add_argument("--run", type=Path, help="a finished run: its model with the weights that it learned")
+    parser.add_argument("--best", action="store_true", help="with --run: the best weights by evaluate.best, not the last")
+    parser.add_argument("--lora", metavar="DIR", help="a LoRA in diffusers' layout, applied to --model")
+    parser.add_argument("--prompts", metavar="FILE", help="a .txt or .jsonl file, or one of scenes, hpdv2, geneval, drawbench")
+    parser.add_argument("--steps", type=count, default=8, help="transitions of the sampling (default %(default)s)")
     parser.add_argument("--solver", choices=list(SOLVERS), default="dpmpp_2m", help="default %(default)s")
-    parser.add_argument("--device", default="auto", help="auto, cuda, mps or cpu")
-    parser.add_argument("--height", type=int)
-    parser.add_argument("--width", type=int)
-    parser.add_argument("--num-frames", type=int, help="of a video")
-    parser.add_argument("--guidance-scale", type=float, help="of a guidance embedding (default: the run's, or the pipeline's)")
-    parser.add_argument("--cfg", type=float, help="classifier-free guidance, 1 = none (default: the run's, or 1)")
+    parser.add_argument("--device", type=device, default="auto", help="auto, cuda, mps or cpu (default %(default)s)")
+    parser.add_argument("--height", type=count, help="pixels (default: the run's, or the model's)")
+    parser.add_argument("--width", type=count, help="pixels (default: the run's, or the model's)")
+    parser.add_argument("--num-frames", type=count, help="frames of a video (default: the run's, or the model's)")
+    parser.add_argument("--guidance-scale", type=float, help="for a guidance embedding (default: the run's, or the pipeline's)")
+    parser.add_argument("--cfg", type=number(float, 1), help="classifier-free guidance, 1 = without (default: the run's, or 1)")
 
 
 def loaded(arguments: argparse.Namespace) -> "Loaded":
@@ -67,6 +126,7 @@ def loaded(arguments: argparse.Namespace) -> "Loaded":
 
 
 def scorer_option(parser: argparse.ArgumentParser) -> None:
+    """Add the option that gives settings to scorers."""
     parser.add_argument(
         "--scorer",
         action="append",
@@ -78,12 +138,12 @@ def scorer_option(parser: argparse.ArgumentParser) -> None:
 
 
 def scorers(arguments: argparse.Namespace) -> dict[str, dict[str, Any]]:
-    """{name: {key: value}} of --scorer."""
+    """Return {name: {key: value}} of the option --scorer."""
     settings: dict[str, dict[str, Any]] = {}
     for name, *changes in arguments.scorer:
         for change in changes:
             key, equals, value = change.partition("=")
             if not equals:
-                raise UserError(f"--scorer {name}: {change!r} is no setting: write key=value, for instance weights=DIR")
-            settings.setdefault(name, {})[key] = yaml.safe_load(value)
+                raise UserError(f"--scorer {name}: {change!r} is not a setting: write key=value, for instance weights=DIR")
+            settings.setdefault(name, {})[key] = parse(value, change)
     return settings

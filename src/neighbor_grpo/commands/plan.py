@@ -1,35 +1,44 @@
-"""neighbor-grpo plan"""
+"""The command `plan`: memory and time of a configuration."""
 
 import argparse
 
-from neighbor_grpo.commands.options import configuration
+from neighbor_grpo.commands.options import Commands, configuration, configuration_options, count, number
 from neighbor_grpo.errors import UserError
 
 
-def add(commands) -> None:
+def add(commands: Commands) -> None:
+    """Add the command."""
     plan = commands.add_parser(
         "plan",
-        help="what a configuration takes, before weights are loaded",
-        description="Counts, memory and time of a configuration, from the configurations of its model: weights are not read. "
-        "Where it does not fit the exit code is 2, and what to change is said. Memory is that of tensors: a GPU's context, "
-        "workspaces of its libraries, fragmentation and rewards on the device come on top.",
+        help="estimate the memory and time of a configuration, without loading weights",
+        description="Estimate counts, memory and time of a run, without reading weights. A run that does not fit ends with "
+        "exit code 2 and the keys to change. The memory is that of tensors: the GPU's context, workspaces of its libraries, "
+        "fragmentation and rewards on the device need more.",
+    )
+    configuration_options(plan)
+    plan.add_argument(
+        "--memory", type=number(float, 0, above=True), metavar="GB", help="memory of a GPU (10^9 bytes; default: this device's)"
     )
     plan.add_argument(
-        "config", nargs="*", metavar="CONFIG | key=value", help="YAML files, each over the one before, then changes"
+        "--tflops", type=number(float, 0, above=True), metavar="N", help="rate of its matrix products (default: measured here)"
     )
-    plan.add_argument("--memory", type=float, metavar="GB", help="of a GPU (10^9 bytes; default: this device's)")
-    plan.add_argument("--tflops", type=float, metavar="N", help="of the device's matrix products (default: measured, if here)")
-    plan.add_argument("--processes", type=int, default=1, metavar="N", help="each with a device and a share of the prompts")
+    plan.add_argument(
+        "--processes", type=count, default=1, metavar="N", help="processes, each with a device and a share of the prompts"
+    )
     plan.add_argument(
         "--fsdp2",
         action="store_true",
-        help="which divides weights, gradients and optimizer over the processes; what a rank "
-        "gathers of the others' for a moment is not counted",
+        help="divide weights, gradients and optimizer states over the processes; temporary all-gathers are not counted",
     )
     plan.set_defaults(command=run)
 
 
 def run(arguments: argparse.Namespace) -> None:
+    """Print the plan; raise UserError where it does not fit."""
+    config = configuration(arguments, prompts=False)
+    processes, prompts = arguments.processes, config.prompts.per_iteration
+    if prompts % processes:
+        raise UserError(f"prompts.per_iteration ({prompts}) must be a multiple of --processes ({processes})")
     import torch
 
     from neighbor_grpo.models.devices import pick_device, pick_dtype
@@ -38,20 +47,16 @@ def run(arguments: argparse.Namespace) -> None:
     from neighbor_grpo.planning.machine import matrix_rate, memory_of
     from neighbor_grpo.planning.plan import plan
 
-    config = configuration(arguments.config)
-    processes, prompts = arguments.processes, config.prompts.per_iteration
-    if processes < 1 or prompts % processes:
-        raise UserError(f"prompts.per_iteration ({prompts}) must be a multiple of --processes ({processes})")
     elsewhere = not torch.cuda.is_available() and (
         config.device == "cuda" or (config.device == "auto" and arguments.memory is not None)
     )
     device = torch.device("cuda") if elsewhere else pick_device(config.device)
-    held = estimate(config, device.type, processes, arguments.fsdp2)
+    estimated = estimate(config, device.type, processes, arguments.fsdp2)
     limit = arguments.memory and arguments.memory * 1e9
     rate = arguments.tflops and arguments.tflops * 1e12
     if not elsewhere:
         limit = limit or memory_of(device)
         rate = rate or matrix_rate(device, pick_dtype(config.model.dtype, device))
-    print("\n".join(plan(config).lines(config, processes, held, rate)))
+    print("\n".join(plan(config).lines(config, processes, estimated, rate)))
     if limit:
-        refuse(config, held, device.type, limit, processes, arguments.fsdp2)
+        refuse(config, estimated, device.type, limit, processes, arguments.fsdp2)

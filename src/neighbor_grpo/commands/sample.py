@@ -1,38 +1,37 @@
-"""neighbor-grpo sample"""
+"""The command `sample`: pictures or videos of prompts."""
 
 import argparse
 from pathlib import Path
 
-from neighbor_grpo.commands.options import loaded, model_options
+from neighbor_grpo.commands.options import Commands, loaded, model_options
 from neighbor_grpo.errors import UserError
+from neighbor_grpo.prompts.reading import Prompt, read_prompts
 
 
-def add(commands) -> None:
-    sample = commands.add_parser("sample", help="draw pictures or videos")
+def add(commands: Commands) -> None:
+    """Add the command."""
+    sample = commands.add_parser("sample", help="sample pictures or videos")
     model_options(sample)
     sample.add_argument("--prompt", action="append", metavar="TEXT", help="a prompt; may be repeated")
-    sample.add_argument("--image", type=Path, metavar="FILE", help="the picture that a video of --prompt starts from")
+    sample.add_argument("--image", type=Path, metavar="FILE", help="first frame of the videos of --prompt")
     sample.add_argument("--seed", type=int, action="append", help="a seed; may be repeated (default 0)")
-    sample.add_argument("--out", type=Path, default=Path("samples"), help="directory of the pictures (default %(default)s)")
+    sample.add_argument("--out", type=Path, default=Path("samples"), help="output directory (default %(default)s)")
     sample.set_defaults(command=run)
 
 
 def run(arguments: argparse.Namespace) -> None:
+    """Sample every prompt with every seed and print the files."""
+    if arguments.image and not arguments.image.is_file():
+        raise UserError(f"--image {arguments.image}: no such file: give the path of a picture")
+    if not arguments.prompt and not arguments.prompts:
+        raise UserError("nothing to sample: give --prompt TEXT or --prompts FILE")
+    prompts = [*_given(arguments), *(read_prompts(arguments.prompts, held_out=True) if arguments.prompts else [])]
     import torch
 
     from neighbor_grpo.files.images import save_png
     from neighbor_grpo.models.sampling import sample
     from neighbor_grpo.models.text_cache import encode_prompts
-    from neighbor_grpo.prompts.reading import Prompt, read_prompts
 
-    start = {"image": str(arguments.image)} if arguments.image else {}
-    prompts = [Prompt(text, start) for text in arguments.prompt or []]
-    if arguments.prompts:
-        prompts += read_prompts(arguments.prompts, held_out=True)
-    if arguments.image and not arguments.image.is_file():
-        raise UserError(f"--image {arguments.image}: there is no such file")
-    if not prompts:
-        raise UserError("nothing to draw: give --prompt TEXT or --prompts FILE")
     model = loaded(arguments).model
     arguments.out.mkdir(parents=True, exist_ok=True)
     seeds = arguments.seed or [0]
@@ -43,3 +42,8 @@ def run(arguments: argparse.Namespace) -> None:
             file = arguments.out / f"{n:04d}-seed{seed}.png"
             save_png(image, file)
             print(file, prompt.text)
+
+
+def _given(arguments: argparse.Namespace) -> list[Prompt]:
+    start = {"image": str(arguments.image)} if arguments.image else {}
+    return [Prompt(text, start) for text in arguments.prompt or []]

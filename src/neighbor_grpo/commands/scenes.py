@@ -1,29 +1,33 @@
-"""neighbor-grpo scenes: the bundled model's world"""
+"""The commands `scenes pretrain` and `render`: the bundled model's world."""
 
 import argparse
 from pathlib import Path
 
+from neighbor_grpo.commands.options import Commands, count
 from neighbor_grpo.errors import UserError
 
 
-def add(commands) -> None:
-    scenes = commands.add_parser("scenes", help="the bundled model's world").add_subparsers(required=True, metavar="COMMAND")
-    pretrain = scenes.add_parser("pretrain", help="make the bundled model from nothing")
-    pretrain.add_argument("--out", type=Path, required=True, help="directory of the pipeline")
-    pretrain.add_argument("--vae-steps", type=int, default=3500, help="default %(default)s")
-    pretrain.add_argument("--steps", type=int, default=12000, help="of flow matching (default %(default)s)")
-    pretrain.add_argument("--pictures", type=int, default=40000, help="drawn for training (default %(default)s)")
-    pretrain.add_argument("--seed", type=int, default=0)
-    pretrain.add_argument("--device", default="cpu")
+def add(commands: Commands) -> None:
+    """Add the command."""
+    scenes = commands.add_parser("scenes", help="make the bundled model, or draw its pictures by rule")
+    parts = scenes.add_subparsers(required=True, metavar="COMMAND")
+    pretrain = parts.add_parser("pretrain", help="train the bundled model from random weights")
+    pretrain.add_argument("--out", type=Path, required=True, help="output directory of the pipeline")
+    pretrain.add_argument("--vae-steps", type=count, default=3500, help="optimizer steps of the VAE (default %(default)s)")
+    pretrain.add_argument("--steps", type=count, default=12000, help="optimizer steps of flow matching (default %(default)s)")
+    pretrain.add_argument("--pictures", type=count, default=40000, help="training pictures (default %(default)s)")
+    pretrain.add_argument("--seed", type=int, default=0, help="default %(default)s")
+    pretrain.add_argument("--device", choices=["cpu", "cuda", "mps"], default="cpu", help="default %(default)s")
     pretrain.set_defaults(command=run_pretrain)
-    render = scenes.add_parser("render", help="draw a prompt by rule, as the training pictures are")
+    render = parts.add_parser("render", help="draw pictures of prompts by rule, as the training pictures were drawn")
     render.add_argument("prompt", nargs="+", help="e.g. 'a red circle left of a blue square'")
-    render.add_argument("--seed", type=int, default=0)
-    render.add_argument("--out", type=Path, default=Path("scenes"), help="directory of the pictures (default %(default)s)")
+    render.add_argument("--seed", type=int, default=0, help="default %(default)s")
+    render.add_argument("--out", type=Path, default=Path("scenes"), help="output directory (default %(default)s)")
     render.set_defaults(command=run_render)
 
 
 def run_pretrain(arguments: argparse.Namespace) -> None:
+    """Train the bundled model into an empty directory."""
     from neighbor_grpo.scenes.pretrain import pretrain
 
     if arguments.out.exists() and any(arguments.out.iterdir()):
@@ -32,6 +36,7 @@ def run_pretrain(arguments: argparse.Namespace) -> None:
 
 
 def run_render(arguments: argparse.Namespace) -> None:
+    """Draw every prompt and print the files."""
     import numpy as np
     import torch
 

@@ -1,43 +1,67 @@
-"""neighbor-grpo train"""
+"""The commands `train` and `demo`."""
 
 import argparse
 import sys
 
-from neighbor_grpo.commands.options import configuration, keys
+from neighbor_grpo.commands.options import Commands, configuration, configuration_options, key_lines
+from neighbor_grpo.config import Config, describe
 from neighbor_grpo.errors import UserError
-from neighbor_grpo.methods import METHODS
+from neighbor_grpo.methods import METHODS, load_method
 
 
-def add(commands) -> None:
+def add(commands: Commands) -> None:
+    """Add the commands `train` and `demo`."""
     train = commands.add_parser(
         "train",
         help="align a model with a reward",
+        add_help=False,
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        description="Align a model with a reward. Without CONFIG: the bundled model on the bundled task.",
-        epilog="keys:\n"
-        + keys()
-        + "".join(
-            f"\n\nkeys with method.name={name}:\n" + keys(method, "method.")
-            for name, method in METHODS.items()
-            if name != "neighbor"
-        ),
+        description="Align a model with a reward.  What is not given has the default below.  With nothing given at all the\n"
+        "demonstration runs: the bundled model on the bundled task, a few minutes on a laptop.",
     )
-    train.add_argument(
-        "config", nargs="*", metavar="CONFIG | key=value", help="YAML files, each over the one before, then changes"
+    train.add_argument("-h", "--help", action="store_true", help="show this message, with every key and its default")
+    train.add_argument("--method", metavar="NAME", help=f"with --help: list the keys of this method: {', '.join(METHODS)}")
+    configuration_options(train)
+    train.add_argument("--resume", metavar="RUN", help="resume the run in this directory at its newest checkpoint")
+    train.set_defaults(command=run, parser=train)
+    demo = commands.add_parser(
+        "demo",
+        help="train the bundled model on the bundled task, a few minutes on a laptop",
+        description="Train the bundled model on the bundled task, a few minutes on a laptop: train --preset demo.",
     )
-    train.add_argument("--resume", metavar="RUN", help="go on with the run in this directory")
-    train.set_defaults(command=run)
+    demo.add_argument("config", nargs="*", metavar="key=value", help="single keys to change")
+    demo.set_defaults(command=run, preset=["demo"], resume=None, method=None, help=False)
 
 
 def run(arguments: argparse.Namespace) -> int:
+    """Train a new run, or resume one."""
+    if arguments.help:
+        return _print_help(arguments)
+    if arguments.method:
+        raise UserError(f"--method lists keys, with --help: to choose a method write method.name={arguments.method}")
+    if arguments.resume and (arguments.config or arguments.preset):
+        raise UserError("--resume takes its settings from the run: leave out presets, files and key=value")
+    if arguments.resume:
+        return _train(resume=arguments.resume)
+    return _train(config=configuration(arguments))
+
+
+def _train(config: Config | None = None, resume: str = "") -> int:
     from neighbor_grpo.training.trainer import SignalError, Trainer
 
-    if arguments.resume and arguments.config:
-        raise UserError("--resume takes its settings from the run: leave out the configuration and the changes")
     try:
-        trainer = Trainer.resume(arguments.resume) if arguments.resume else Trainer(configuration(arguments.config))
+        trainer = Trainer(config) if config else Trainer.resume(resume)
         trainer.run()
     except SignalError as stop:
         print(f"neighbor-grpo: {stop}", file=sys.stderr)
         return 128 + stop.signum
+    return 0
+
+
+def _print_help(arguments: argparse.Namespace) -> int:
+    method = load_method(arguments.method or "neighbor")
+    print(arguments.parser.format_help())
+    print("keys:\n" + key_lines(list(describe(Config, method=method))))
+    if not arguments.method:
+        print(f"\nkeys of another method: neighbor-grpo train --help --method NAME, one of {', '.join(METHODS)}")
     return 0

@@ -8,6 +8,7 @@ from statistics import mean, median, stdev
 import numpy as np
 
 from neighbor_grpo.compare.settings import Comparison, Entry
+from neighbor_grpo.config import method_name
 from neighbor_grpo.run import files
 from neighbor_grpo.run.files import Figures, training_seconds
 
@@ -103,7 +104,7 @@ def read_row(entry: Entry, comparison: Comparison) -> Row | None:
     weighted = [weight * measures[name] for name, weight in entry.config.reward.train.items()]
     return Row(
         name=entry.name,
-        method=method.name,
+        method=method_name(method),
         lr=files.read_config(finished[0]).optimizer.lr,
         runs=finished,
         diverged=sum(files.diverged(run) for run in runs),

@@ -8,7 +8,19 @@ from typing import Annotated, Any
 
 from pydantic import Field, ValidationError, model_validator
 
-from neighbor_grpo.config import Config, Positive, Section, configured, merge, one_line, override, read_values
+from neighbor_grpo.config import (
+    Config,
+    Layer,
+    Positive,
+    Section,
+    layers_of,
+    method_name,
+    one_line,
+    override,
+    preset_file,
+    read_values,
+    resolve,
+)
 from neighbor_grpo.errors import UserError
 
 Bounds = dict[str, tuple[float | None, float | None]]  # {measure: (least, most)}, None = unbounded
@@ -48,9 +60,9 @@ class Comparison(Section):
     """Describe a comparison: several methods and seeds with one budget."""
 
     run_dir: str = Field("runs/compare", description="directory of the runs and the report")
-    base: dict[str, Any] = Field({}, description="keys of a run's configuration, the same for all; config: file")
+    base: dict[str, Any] = Field({}, description="keys of a run's configuration that all share; preset: NAME, config: FILE")
     methods: list[dict[str, Any]] = Field(
-        min_length=1, description="what differs: {run: name, config: file, method: {...}, any other key}"
+        min_length=1, description="what differs between runs: {run: NAME, preset: NAME, config: FILE, any other key}"
     )
     seeds: list[int] = Field([0, 1, 2], min_length=1, description="reported seeds")
     budget: Budget
@@ -72,15 +84,30 @@ class Entry:
 
 
 def load_comparison(path: str | Path, overrides: Sequence[str] = ()) -> tuple[Comparison, list[Entry]]:
-    """Load a comparison and its rows.  Raises UserError for every mistake that can be known before training."""
+    """Load a comparison, a file or a preset, and its rows, each with the iterations that its budget allows.
+
+    Raises UserError for every mistake that can be known before training.
+    """
+    comparison, entries = read_comparison(path, overrides)
+    return comparison, with_budgets(comparison, entries)
+
+
+def read_comparison(path: str | Path, overrides: Sequence[str] = ()) -> tuple[Comparison, list[Entry]]:
+    """Read and check a comparison and its rows, before their budgets are counted, for which a library is loaded."""
+    path = Path(path) if Path(path).is_file() or Path(path).suffix == ".yaml" else preset_file(str(path))
     try:
-        comparison = Comparison(**override(read_values(path), list(overrides)))
+        comparison = Comparison(**override(read_values(path), overrides))
     except ValidationError as error:
         raise UserError(one_line(error, Comparison)) from error
-    entries = [_entry(values, comparison, Path(path).parent) for values in comparison.methods]
+    entries = [_entry(values, comparison, path.parent) for values in comparison.methods]
     _check(comparison, entries)
+    return comparison, entries
+
+
+def with_budgets(comparison: Comparison, entries: Sequence[Entry]) -> list[Entry]:
+    """Return the rows with the iterations that the budget allows."""
     steps = max(entry.config.method.num_steps for entry in entries)  # all are evaluated with the finest sampler of the training
-    return comparison, [Entry(entry.name, _with_budget(entry.config, comparison, steps)) for entry in entries]
+    return [Entry(entry.name, _with_budget(entry.config, comparison, steps)) for entry in entries]
 
 
 def _check(comparison: Comparison, entries: Sequence[Entry]) -> None:
@@ -103,16 +130,18 @@ def _check(comparison: Comparison, entries: Sequence[Entry]) -> None:
 def _entry(values: dict[str, Any], comparison: Comparison, folder: Path) -> Entry:
     """Build one row from its keys over those of `base`."""
     try:
-        config = configured(merge(_with_file(comparison.base, folder), _with_file(values, folder)))
+        config = resolve([*_layers(comparison.base, folder), *_layers(values, folder)])
     except UserError as error:
-        raise UserError(f"methods, {values.get('run') or values.get('config') or values.get('method')}: {error}") from error
-    return Entry(str(values.get("run") or config.method.name), config)
+        name = next((values[key] for key in ("run", "preset", "config", "method") if key in values), "")
+        raise UserError(f"methods, {name}: {error}") from error
+    return Entry(str(values.get("run") or method_name(config.method)), config)
 
 
-def _with_file(values: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """Merge the given keys of a run's configuration over those of the file named by `config`."""
-    own = {key: value for key, value in values.items() if key not in ("run", "config")}
-    return merge(read_values(folder / values["config"]), own) if "config" in values else own
+def _layers(values: dict[str, Any], folder: Path) -> list[Layer]:
+    """Return the layers of a run's keys: its presets, the file named by `config`, then the keys themselves."""
+    own = layers_of({key: value for key, value in values.items() if key not in ("run", "config")}, "the comparison")
+    file = str(folder / values["config"]) if "config" in values else None
+    return [*(layers_of(read_values(file), file) if file else []), *own]
 
 
 def _with_budget(config: Config, comparison: Comparison, steps: int) -> Config:
@@ -133,5 +162,5 @@ def _affordable(config: Config, budget: Budget) -> int:
     if iterations := affordable(config, budget.evaluations):
         return iterations
     raise UserError(
-        f"budget.evaluations ({budget.evaluations}) is less than one iteration of {config.method.name} costs: give more"
+        f"budget.evaluations ({budget.evaluations}) is less than one iteration of {method_name(config.method)} costs: give more"
     )

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from accelerate import PartialState
 
+from neighbor_grpo.console import bar
 from neighbor_grpo.errors import UserError
 from neighbor_grpo.evaluate.ledger import Ledger, Table, Values
 from neighbor_grpo.evaluate.measures import Measures
@@ -46,7 +47,7 @@ def measure_all(out: Path, pictures: Pictures, prompts: Sequence[Prompt], measur
     state = PartialState()
     ledger = Ledger(out, state.process_index)
     mine = range(state.process_index, len(prompts), state.num_processes)
-    for start in range(0, len(mine), together):
+    for start in bar(range(0, len(mine), together), "measuring pictures"):
         _measure_prompts(ledger, pictures, prompts, measures, mine[start : start + together])
     state.wait_for_everyone()
     if state.is_main_process:

@@ -3,6 +3,7 @@
 import torch
 
 from neighbor_grpo.errors import UserError
+from neighbor_grpo.models.settings import known_device
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -15,9 +16,7 @@ def pick_device(name: str) -> torch.device:
     available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if name == "auto":
         return torch.device(next(kind for kind, present in available.items() if present))
-    if name not in available:
-        raise UserError(f"unknown device {name!r}: choose auto, cuda, mps or cpu")
-    if not available[name]:
+    if not available[known_device(name)]:
         raise UserError(f"device {name!r} is not available on this machine: choose auto or cpu")
     return torch.device(name)
 

@@ -2,9 +2,22 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+
+from neighbor_grpo.errors import UserError
 
 Positive = Annotated[int, Field(ge=1)]
+DEVICES = ("auto", "cuda", "mps", "cpu")
+
+
+def known_device(name: str) -> str:
+    """Return `name` unless it is not one of DEVICES.  Raises UserError."""
+    if name not in DEVICES:
+        raise UserError(f"unknown device {name!r}: choose auto, cuda, mps or cpu")
+    return name
+
+
+Device = Annotated[str, AfterValidator(known_device)]
 
 
 class Section(BaseModel):

@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file, save_file
 
+from neighbor_grpo.console import bar
 from neighbor_grpo.models.conditioning import Cond
 from neighbor_grpo.models.family import Family
 from neighbor_grpo.prompts.reading import Prompt
@@ -65,7 +66,8 @@ class TextCache:
         """Encode prompts by their keys, store the conditioning of each and return it."""
         done: dict[str, Cond] = {}
         keys = list(prompts)
-        for some in (keys[start : start + batch] for start in range(0, len(keys), batch)):
+        batches = [keys[start : start + batch] for start in range(0, len(keys), batch)]
+        for some in bar(batches, "encoding prompts"):
             cond = encode_prompts(self.model, [prompts[key] for key in some])
             for n, key in enumerate(some):
                 done[key] = cond.take(torch.tensor([n]))

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from neighbor_grpo.config import Config
+from neighbor_grpo.config import Config, method_name, settings_lines
 from neighbor_grpo.planning.estimate import Estimate
 from neighbor_grpo.planning.units import duration, quantity
 from neighbor_grpo.planning.work import work_of
@@ -52,7 +52,7 @@ class Plan:
             f"({'LoRA rank ' + str(config.model.lora.rank) if config.model.lora else 'full fine-tune'})",
             f"iteration   {p} prompts x {m.group_size} samples = {self.samples} pictures, {p // processes} groups on each "
             f"of {processes} process{'es' if processes > 1 else ''}",
-            f"rollout     {m.name}: {self.forwards:g} forwards, NFE_old {self.nfe_old:.4g} a sample (as papers count: "
+            f"rollout     {method_name(m)}: {self.forwards:g} forwards, NFE_old {self.nfe_old:.4g} a sample (as papers count: "
             f"{self.nominal / self.samples:.4g})",
             f"update      {self.forward_backwards:g} forward-backwards, NFE_theta {self.nfe_theta:.3g} a sample, in "
             f"{self.updates:g} optimizer steps" + (f", {self.frozen:g} forwards without gradient" if self.frozen else ""),
@@ -75,7 +75,7 @@ class Plan:
                 f"time        {', '.join(times)} an iteration, {duration(total)} in all, at {EFFICIENCY:.0%} of "
                 f"{quantity(rate, 'FLOP')}/s"
             )
-        return rows
+        return rows + settings_lines(config)
 
 
 def plan(config: Config) -> Plan:

@@ -1,9 +1,8 @@
 """Rewards by name, and how they are loaded."""
 
 import importlib.util
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ from neighbor_grpo.rewards.http.vlm import UnifiedReward
 from neighbor_grpo.rewards.jpeg import jpeg_compressibility, jpeg_incompressibility
 from neighbor_grpo.rewards.learned.clip import Aesthetic, ClipScore, HPSv21, PickScore
 from neighbor_grpo.rewards.learned.imagereward import ImageReward
+from neighbor_grpo.rewards.names import WIN_RATE
 from neighbor_grpo.rewards.ocr import Ocr
 from neighbor_grpo.rewards.preference import WinRate
 from neighbor_grpo.rewards.scorer import Loadable, Reward, Scorer, make_scorer
@@ -36,7 +36,6 @@ REWARDS: dict[str, Reward] = {  # functions, and instances with their default se
     "ocr": Ocr(),
     "geneval": Geneval(),
 }
-WIN_RATE = "win_rate:"  # prefix of a reward's name: compare pictures of a group by that reward
 
 
 def load_reward(name: str, settings: Mapping[str, Mapping[str, Any]] | None = None) -> Scorer:
@@ -52,16 +51,6 @@ def load_reward(name: str, settings: Mapping[str, Mapping[str, Any]] | None = No
     if isinstance(reward, Loadable):
         reward.load()
     return make_scorer(name, reward)
-
-
-def check_scorers(settings: Mapping[str, Mapping[str, Any]], names: Iterable[str]) -> None:
-    """Check that settings belong to one of the rewards `names`, or to a known one.  Raises UserError otherwise."""
-    used = {name.removeprefix(WIN_RATE) for name in names}
-    for name in settings:
-        if name not in used and name not in REWARDS:
-            near = get_close_matches(name, [*used, *REWARDS], n=1, cutoff=0.5)
-            remedy = f"did you mean {near[0]}?" if near else "remove it, or use that reward"
-            raise UserError(f"scorers.{name}: unknown reward: {remedy}")
 
 
 def _configured(name: str, settings: Mapping[str, Any]) -> Reward:

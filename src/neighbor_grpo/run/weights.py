@@ -8,12 +8,13 @@ from typing import Any
 
 import torch
 
-from neighbor_grpo.config import Config
+from neighbor_grpo.config import Config, check_family
+from neighbor_grpo.console import working
 from neighbor_grpo.errors import UserError
 from neighbor_grpo.models.devices import pick_device, pick_dtype
 from neighbor_grpo.models.family import Family
 from neighbor_grpo.models.lora import load_all, load_lora
-from neighbor_grpo.models.registry import load_model
+from neighbor_grpo.models.registry import family_of, load_model
 from neighbor_grpo.run.files import read_config, resume_command
 
 
@@ -28,7 +29,10 @@ class Loaded:
 def load_base(config: Config, device: torch.device) -> Family:
     """Load the model that a run starts from."""
     m = config.model
-    return load_model(m.path, device, pick_dtype(m.dtype, device), **m.model_settings())
+    if config.families:
+        check_family(config.families, m.path, family_of(m.path)[1]["_class_name"])
+    with working(f"loading {m.path}"):
+        return load_model(m.path, device, pick_dtype(m.dtype, device), **m.model_settings())
 
 
 def load_trained(
@@ -51,7 +55,9 @@ def load_trained(
     config = read_config(run) if run else None
     path = path or (config.model.path if config else "scenes")
     chosen = {key: value for key, value in (settings or {}).items() if value is not None}
-    model = load_model(path, where, pick_dtype("auto", where), **((config.model.model_settings() if config else {}) | chosen))
+    with working(f"loading {path}"):
+        known = config.model.model_settings() if config else {}
+        model = load_model(path, where, pick_dtype("auto", where), **(known | chosen))
     if run and config:
         _load_run(model, run, config, best)
     if lora:

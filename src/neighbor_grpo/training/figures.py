@@ -51,20 +51,3 @@ def phase_figures(seconds: Mapping[str, float], flops: Mapping[str, float], rate
     return {f"time/{phase}": spent for phase, spent in seconds.items()} | {
         f"mfu/{phase}": work / (rate * seconds[phase]) for phase, work in flops.items() if seconds.get(phase)
     }
-
-
-def progress(done: int, total: int, figures: Mapping[str, float], seconds: float) -> str:
-    """Return one line for the terminal; `seconds` is the average of an iteration so far."""
-    names = [key.removeprefix("reward/") for key in figures if key.startswith("reward/")]
-    rewards = " ".join(
-        f"{name} {figures[f'reward/{name}']:.4f} ±{figures[f'spread/{name}']:.3f}"
-        + (f" ({failed} not scored)" if (failed := figures[f"failed/{name}"]) else "")
-        for name in names
-    )
-    ratio = f"clipped {figures['ratio/clipped']:.2f}  " if "ratio/clipped" in figures else ""
-    phases = " ".join(f"{key[5:]} {value:.2f}" for key, value in figures.items() if key.startswith("time/"))
-    left = int(seconds * (total - done))
-    return (
-        f"{done}/{total}  {rewards}  {ratio}|g| {figures['grad_norm']:.2g}  "
-        f"{seconds:.2f} s/it ({phases})  ETA {left // 60}:{left % 60:02d}"
-    )

@@ -12,7 +12,7 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list, gather_object
 from diffusers.training_utils import EMAModel
 
-from neighbor_grpo.config import Config
+from neighbor_grpo.config import Config, method_name
 from neighbor_grpo.errors import UserError
 from neighbor_grpo.files.directories import atomic_directory
 from neighbor_grpo.methods.rows import Rows
@@ -68,7 +68,7 @@ class Learner:
         if c.model.quantize or c.model.fp8_rollout or c.optimizer.name == "adamw_8bit":
             raise UserError("FSDP2 divides 16 or 32 bits: leave out model.quantize, model.fp8_rollout and adamw_8bit")
         if c.method.copies:
-            raise UserError(f"FSDP2 cannot divide the lagging copies of {c.method.name}: train it without FSDP2")
+            raise UserError(f"FSDP2 cannot divide the lagging copies of {method_name(c.method)}: train it without FSDP2")
 
     @property
     def lr(self) -> float:

@@ -21,7 +21,7 @@ from neighbor_grpo.planning.fit import refuse
 from neighbor_grpo.planning.machine import matrix_rate, memory_of
 from neighbor_grpo.planning.plan import Plan, plan
 from neighbor_grpo.prompts.reading import Prompt, read_prompts
-from neighbor_grpo.rewards.registry import check_scorers
+from neighbor_grpo.rewards.names import check_scorers
 from neighbor_grpo.rewards.set import RewardSet, load_rewards
 from neighbor_grpo.run import files
 from neighbor_grpo.run.weights import load_base

@@ -18,8 +18,9 @@ from neighbor_grpo.errors import UserError
 from neighbor_grpo.rewards.score import RewardError
 from neighbor_grpo.run import files, report
 from neighbor_grpo.training import checkpoint
+from neighbor_grpo.training.display import display_of
 from neighbor_grpo.training.experience import Experience
-from neighbor_grpo.training.figures import phase_figures, progress, reward_gap
+from neighbor_grpo.training.figures import phase_figures, reward_gap
 from neighbor_grpo.training.gradients import iteration_figures
 from neighbor_grpo.training.learner import NotFiniteError, RanksDifferError
 from neighbor_grpo.training.parts import Parts
@@ -49,7 +50,8 @@ class Trainer:
             parts.accelerator,
             parts.learner,
         )
-        self.source, self.stop = parts.source(), StopRequest()
+        self.source, self.stop, self.display = parts.source(), StopRequest(), display_of(self.main)
+        parts.phases.shown = self.display.phase
         self.fresh = not (resume and checkpoint.finished(self.run_dir / "checkpoints"))
         self.start = 0 if self.fresh else self.learner.load(self.run_dir / "checkpoints")
         self.done = self.start  # iterations
@@ -67,10 +69,11 @@ class Trainer:
         self._introduce()
         recorded = broadcast_object_list([files.rewind(self.run_dir, self.start) if self.main else None])[0]
         spent = recorded.seconds
-        with self.stop.listening(), self._resumable():
+        with self.display, self.stop.listening(), self._resumable():
             if self.fresh:
                 self._save(0)
             self.base = recorded.before or self._record({"iteration": 0, **self._evaluate(0)})
+            self.display.before(self.base)
             began = time.perf_counter()
             over = self._over(spent)
             while not over:
@@ -82,7 +85,7 @@ class Trainer:
                     over = over or self._hacked(figures)
                 self._record({"iteration": self.done, **figures})
                 seconds = (time.perf_counter() - began) / (self.done - self.start)
-                self._say(progress(self.done, self.config.iterations, figures, seconds))
+                self.display.iteration(self.done, self.config.iterations, figures, seconds)
                 signum = self._any_rank(self.stop.signum)
                 if signum or over or self.done % self.config.save_every == 0:
                     self._save(self.done)
@@ -130,7 +133,9 @@ class Trainer:
         limit = self.config.evaluate.early_stop
         hacked = limit is not None and figures.get("eval/gap", 0.0) > limit
         if hacked:
-            self._say(f"stopped early: the trained reward has risen by {figures['eval/gap']:.2f} stds more than a watched one")
+            self.display.say(
+                f"stopped early: the trained reward has risen by {figures['eval/gap']:.2f} stds more than a watched one"
+            )
         return hacked
 
     # ---------------------------------------------------------------- evaluation
@@ -138,6 +143,7 @@ class Trainer:
     def _evaluate(self, iteration: int) -> dict[str, float]:
         """Measure the averaged weights on evaluation prompts and fixed seeds; keep pictures, failures, and the best weights."""
         e, began = self.config.evaluate, time.perf_counter()
+        self.display.phase("evaluate")
         with self.learner.averaged():
             evaluated = self.parts.evaluator.evaluate()
         figures = dict(evaluated.figures)
@@ -149,7 +155,7 @@ class Trainer:
             report.save_samples(self.run_dir / "samples", iteration, shown, prompts)
             for name, found in evaluated.failures.items():
                 files.record_failures(self.run_dir, iteration, name, found)
-            self._say(f"iteration {iteration}: " + ", ".join(f"{k} {v:.4g}" for k, v in figures.items()))
+        self.display.evaluation(iteration, figures)
         self._keep_best(iteration, figures)
         self.accelerator.wait_for_everyone()
         return figures
@@ -195,11 +201,11 @@ class Trainer:
         lines = self.parts.plan.lines(c, ranks, self.parts.estimate, self.parts.rate)
         if self.fresh and self.main:
             files.begin(self.run_dir, c, lines)
-        self._say("\n".join(lines))
+        self.display.say("\n".join(lines))
         if c.model.cfg != 1:
-            self._say(f"warning: model.cfg = {c.model.cfg:g} doubles every forward; methods are published without it")
+            self.display.say(f"warning: model.cfg = {c.model.cfg:g} doubles every forward; methods are published without it")
         if c.model.quantize in ("int8", "fp8") and not c.model.gradient_checkpointing:
-            self._say(
+            self.display.say(
                 "warning: model.quantize saves no memory in the update, where autograd keeps unpacked weights: set "
                 "model.gradient_checkpointing=true"
             )
@@ -225,7 +231,7 @@ class Trainer:
         self.learner.export(self.run_dir)
         if self.main:
             report.write(self.run_dir)
-            self._say(f"done: {self.run_dir / 'report.html'}")
+            self.display.say(f"done: {self.run_dir / 'report.html'}")
         self.accelerator.wait_for_everyone()
 
     # ---------------------------------------------------------------- ranks
@@ -234,10 +240,6 @@ class Trainer:
     def main(self) -> bool:
         """Return whether this is the rank that writes and speaks."""
         return self.accelerator.is_main_process
-
-    def _say(self, text: str) -> None:
-        if self.main:
-            print(text, flush=True)
 
     def _any_rank(self, value: int | None) -> int | None:
         """Return the first value that is not None on any rank; the same on every rank."""

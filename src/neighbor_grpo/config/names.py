@@ -1,0 +1,23 @@
+"""The check of all that a configuration names: prompt files, rewards, metrics and the measure that is kept as the best."""
+
+from neighbor_grpo.config.schema import Config
+from neighbor_grpo.errors import UserError
+from neighbor_grpo.prompts.reading import read_prompts
+from neighbor_grpo.rewards.names import check_measures, check_rewards, check_scorers
+
+
+def check_names(config: Config, prompts: bool = True) -> None:
+    """Raise UserError for a prompt file, reward, metric or scorer that does not exist.  No library and no weights are read.
+
+    A run checks the same again as it loads them; this is what can be known at once.  `prompts`: check the prompt files too.
+    """
+    trained, watched, scorers = config.reward.train, config.watched, config.reward.scorers
+    check_rewards(trained, scorers)
+    check_measures(watched, scorers)
+    check_scorers(scorers, [*trained, *watched])
+    best = config.evaluate.best
+    if best and best.removeprefix("-") not in [*trained, *watched]:
+        raise UserError(f"evaluate.best: {best!r} is not measured: choose among {', '.join([*trained, *watched])}")
+    if prompts:
+        read_prompts(config.prompts.path)
+        read_prompts(config.prompts.eval_path or config.prompts.path, held_out=True)

@@ -1,0 +1,184 @@
+"""The schema: the settings of a run, typed, each with its default and its meaning."""
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, PlainSerializer, PlainValidator, PrivateAttr, model_validator
+
+from neighbor_grpo.config.methods import read_method, write_method
+from neighbor_grpo.config.origins import Difference, Sources, differences
+from neighbor_grpo.methods import Method
+from neighbor_grpo.methods.neighbor import Neighbor
+from neighbor_grpo.models.settings import Device, Lora, ModelSettings, Positive, Section
+
+AnyMethod = Annotated[Method, PlainValidator(read_method), PlainSerializer(write_method)]
+
+
+class Model(ModelSettings):
+    """Describe the model that is trained, and what of it."""
+
+    path: str = Field("scenes", description="diffusers pipeline directory, hub id, or the bundled 'scenes'")
+    lora: Lora | None = Field(Lora(), description="null = full fine-tuning")
+    dtype: Literal["auto", "float32", "bfloat16"] = Field("auto", description="auto: bfloat16 on a GPU, float32 on a CPU")
+    gradient_checkpointing: bool = Field(False, description="recompute activations: a third more compute for much less memory")
+    compile: bool = Field(False, description="torch.compile the transformer's repeated block; the first calls take minutes")
+    fp8_rollout: bool = Field(False, description="rollout products in 8 bits; ratio/noise_floor shows the lost precision")
+
+    @model_validator(mode="after")
+    def _check(self) -> "Model":
+        if self.quantize and not self.lora:
+            raise ValueError(f"model.quantize={self.quantize} freezes the weights: set model.lora, or leave out model.quantize")
+        if self.quantize and self.fp8_rollout:
+            raise ValueError("model.fp8_rollout needs weights that are not quantized: leave out model.quantize")
+        return self
+
+
+class Prompts(Section):
+    """Describe the prompts of training and of evaluation."""
+
+    path: str = Field("scenes", description=".txt (one prompt a line) or .jsonl (with metadata), or 'scenes'")
+    eval_path: str | None = Field(
+        None, description="evaluation prompts, in the same formats; null = the first prompts of prompts.path"
+    )
+    per_iteration: Positive = Field(8, description="P, prompts per iteration over all ranks")
+    cache_dir: str = Field("~/.cache/neighbor-grpo/text", description="directory of the cached text embeddings")
+    cache_gb: float = Field(10.0, gt=0, description="disk space for the cached text embeddings, in GiB")
+
+
+class Rewards(Section):
+    """Describe the trained rewards, the watched rewards and metrics, and the settings of their scorers.
+
+    Short forms: reward: NAME or {NAME: weight} for reward.train, and watch: [...] for reward.watch.
+    """
+
+    train: dict[str, float] = Field({"scenes": 1.0}, min_length=1, description="{name or file.py:function: weight}")
+    watch: list[str] | None = Field(
+        None,
+        description="evaluated, never trained on: rewards and metrics; null = diversity, artefacts and similar metrics",
+    )
+    aggregate: Literal["advantages", "rewards"] = Field(
+        "advantages", description="what the weights of several rewards multiply: z-scores, or raw values"
+    )
+    scorers: dict[str, dict[str, Any]] = Field(
+        {}, description="settings of scorers by name: {hpsv2.1: {weights: PATH}, mine: {url: http://127.0.0.1:8000}}"
+    )
+    overlap: bool = Field(False, description="score in a thread while the next groups (batch.rollout rows) roll out")
+    max_failed: float = Field(0.1, ge=0, le=1, description="largest share of pictures without a score; above it the run stops")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _long_form(cls, value: Any) -> Any:
+        return long_reward(value)
+
+
+def long_reward(value: Any) -> Any:
+    """Return the reward section with its short forms, a name or {name: weight}, written out."""
+    if isinstance(value, str) or (isinstance(value, dict) and value and not value.keys() & Rewards.model_fields.keys()):
+        value = {"train": value}
+    if isinstance(value, dict) and isinstance(value.get("train"), str):
+        value = value | {"train": {value["train"]: 1.0}}
+    return value
+
+
+class Optimizer(Section):
+    """Describe the optimizer: AdamW, its gradients clipped by their norm."""
+
+    name: Literal["adamw", "adamw_8bit"] = Field("adamw", description="adamw_8bit keeps its states in 8 bits, by bitsandbytes")
+    lr: float = Field(1e-4, gt=0, description="learning rate")
+    weight_decay: float = Field(1e-4, ge=0, description="weight decay")
+    grad_clip: float = Field(1.0, gt=0, description="largest gradient norm")
+    warmup: int = Field(0, ge=0, description="optimizer steps of linear warm-up")
+
+
+class Ema(Section):
+    """Describe the moving average of the trained weights, which is evaluated and exported."""
+
+    decay: float = Field(0.95, ge=0, lt=1, description="share of the old average that stays at an optimizer step")
+
+
+class Evaluation(Section):
+    """Describe the evaluations: on fixed prompts and seeds, by the averaged weights."""
+
+    every: int = Field(0, ge=0, description="iterations between evaluations; 0 = before and after training only")
+    prompts: Positive = Field(64, description="number of evaluation prompts, the first of prompts.eval_path")
+    seeds: Positive = Field(2, description="pictures of each evaluation prompt")
+    num_steps: Positive | None = Field(None, description="transitions of the sampling; null = method.num_steps")
+    solver: Literal["euler", "heun", "dpmpp_2m", "dpmpp_3m"] = Field("dpmpp_2m", description="solver of the sampling")
+    gallery: Positive = Field(8, description="prompts whose pictures the report shows")
+    best: str | None = Field(
+        None,
+        description="measure by which the best weights are kept in best/; -NAME where less is better; "
+        "null = the first watched reward",
+    )
+    early_stop: float | None = Field(
+        None,
+        gt=0,
+        description="stop when the trained reward has risen this many stds (over pictures, before training) "
+        "more than a watched reward; null = never",
+    )
+
+
+class Batch(Section):
+    """Describe how many rows a device takes at once; this changes speed and memory, never the result."""
+
+    rollout: Positive = Field(96, description="rows of one forward of the rollout")
+    update: Positive = Field(64, description="rows of one forward-backward")
+    decode: Positive = Field(16, description="latents decoded at once")
+    keep_on: Literal["device", "cpu"] = Field("device", description="memory that keeps the rollout until the update")
+
+
+class Config(Section):
+    """Describe a whole run; the defaults are the published recipe, with a LoRA, on the bundled model and task."""
+
+    run_dir: str | None = Field(None, description="directory of everything that the run writes; null = the first free runs/NNN")
+    seed: int = Field(0, ge=0, description="seed of everything random")
+    iterations: Positive = Field(300, description="rollouts, each followed by its optimizer steps")
+    device: Device = Field("auto", description="auto, cuda, mps or cpu")
+    model: Model = Model()
+    prompts: Prompts = Prompts()
+    method: AnyMethod = Field(Neighbor(), description="the method and its hyper-parameters")
+    reward: Rewards = Rewards()
+    optimizer: Optimizer = Optimizer()
+    ema: Ema | None = Field(Ema(), description="null = no average, evaluate and export the trained weights")
+    evaluate: Evaluation = Evaluation()
+    batch: Batch = Batch()
+    seconds: float | None = Field(None, gt=0, description="seconds of training after which the run ends; null = no limit")
+    save_every: Positive = Field(20, description="iterations between checkpoints; the newest two are kept")
+
+    _sources: Sources = PrivateAttr(default_factory=Sources)
+
+    @model_validator(mode="after")
+    def _check(self) -> "Config":
+        if self.method.needs_reference and not self.model.lora:
+            raise ValueError("method.kl needs model.lora: its reference is the model without the LoRA")
+        return self
+
+    def with_sources(self, sources: Sources) -> "Config":
+        """Return the same settings, with the origins of their values."""
+        config = self.model_copy()
+        config._sources = sources
+        return config
+
+    def differences(self) -> list[Difference]:
+        """Return every value that is not its default, with its origin."""
+        return differences(self, self._sources.loaded)
+
+    @property
+    def presets(self) -> tuple[str, ...]:
+        """Return the names of the presets in force, in the order in which they were applied."""
+        return self._sources.presets
+
+    @property
+    def families(self) -> Mapping[str, str]:
+        """Return the pipeline class that each preset in force is for, of presets that name one."""
+        return self._sources.families
+
+    @property
+    def watched(self) -> list[str]:
+        """Return the names of the rewards and metrics that are evaluated but not trained on."""
+        if self.reward.watch is not None:
+            return [name for name in self.reward.watch if name not in self.reward.train]
+        scenes = ["scenes_strict", "scenes_distance"] if self.model.path == self.prompts.path == "scenes" else []
+        several = ["diversity"] if self.evaluate.seeds > 1 else []
+        names = [*scenes, *several, "jpeg_size", "grid_artefacts", "saturation", "sharpness"]
+        return [name for name in names if name not in self.reward.train]

@@ -1,0 +1,90 @@
+"""What the commands say on the terminal, and what the libraries below them do not."""
+
+import logging
+import os
+import sys
+import time
+from collections.abc import Iterable, Iterator, Sized
+from contextlib import contextmanager
+from typing import IO, TypeVar
+
+T = TypeVar("T")
+
+# Environment that libraries read at their import: their advice and progress bars are for those who write programs with them.
+_ENVIRONMENT = {
+    "TRANSFORMERS_VERBOSITY": "error",
+    "TRANSFORMERS_NO_ADVISORY_WARNINGS": "1",
+    "DIFFUSERS_VERBOSITY": "error",
+    "DIFFUSERS_NO_ADVISORY_WARNINGS": "1",
+    "BITSANDBYTES_NOWELCOME": "1",
+    "TQDM_DISABLE": "1",
+    "TORCH_CPP_LOG_LEVEL": "ERROR",
+}
+# Loggers of libraries that warn while they are imported: of files for other GPUs and of each other's old interfaces.
+_LOGGERS = ("torchao", "torch.utils._pytree", "torch.distributed.elastic.multiprocessing.redirects")
+
+_busy = False  # whether a display is drawn: a bar must not be drawn into it
+
+
+def silence_libraries() -> None:
+    """Keep what libraries print at their import off the terminal; errors stay.  Call it before they are imported."""
+    for name, value in _ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    if not sys.stderr.isatty():  # bars of downloads are for terminals
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    for logger in _LOGGERS:
+        logging.getLogger(logger).addFilter(_is_error)  # a filter stays where torch sets levels anew
+
+
+def _is_error(record: logging.LogRecord) -> bool:
+    return record.levelno >= logging.ERROR
+
+
+def is_live(stream: IO[str]) -> bool:
+    """Return whether a stream is a terminal on which a display may move: not in CI, not with NO_COLOR, not on other ranks."""
+    plain = os.environ.get("NO_COLOR") or os.environ.get("CI") or os.environ.get("TERM") == "dumb"
+    return stream.isatty() and not plain and os.environ.get("RANK", "0") == "0"
+
+
+@contextmanager
+def drawing() -> Iterator[None]:
+    """Mark that a display is drawn on the terminal."""
+    global _busy
+    before, _busy = _busy, True
+    try:
+        yield
+    finally:
+        _busy = before
+
+
+def bar(items: Iterable[T], title: str, stream: IO[str] | None = None) -> Iterator[T]:
+    """Yield `items`, with a progress bar on a terminal; it vanishes at the end."""
+    stream = stream or sys.stderr
+    total = len(items) if isinstance(items, Sized) else None
+    if _busy or total in (0, 1) or not is_live(stream):
+        yield from items
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with drawing(), Progress(*columns, console=Console(file=stream), transient=True) as progress:
+        yield from progress.track(items, total=total, description=title)
+
+
+@contextmanager
+def working(title: str, stream: IO[str] | None = None) -> Iterator[None]:
+    """Say on a terminal that something begins, and how many seconds it took."""
+    stream = stream or sys.stderr
+    if _busy or not is_live(stream):
+        yield
+        return
+    began = time.perf_counter()
+    print(f"{title} ...", file=stream, flush=True)
+    yield
+    print(f"{title}: {time.perf_counter() - began:.0f} s", file=stream, flush=True)
+
+
+def mistake(text: str) -> None:
+    """Write a user's mistake as one line on stderr."""
+    sys.stderr.write(f"neighbor-grpo: {' '.join(text.split())}\n")  # in one piece: other ranks write theirs
