@@ -18,7 +18,7 @@ wheel: .venv/dev
 	$(BIN)/python tools/wheel.py
 
 docs: .venv/docs
-	$(BIN)/python -m mkdocs build --strict
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 # .venv/package holds the package alone, .venv/dev its tests and linters, .venv/docs the site's generator.
 .venv/dev: EXTRA := [dev]
