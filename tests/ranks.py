@@ -108,11 +108,11 @@ def drift(settings: list[str]) -> tuple[str, str]:
     learner, step = run.learner, run.learner.step
     name = sorted(learner.weights)[3]
 
-    def drifting(decisions, cond):
-        stats = step(decisions, cond)
-        if learner.updates == 4 and run.accelerator.process_index == 1:
+    def drifting(rows, cond):
+        figures = step(rows, cond)
+        if learner.updates == 4 and run.parts.accelerator.process_index == 1:
             learner.weights[name].data.view(-1)[0] *= 1 + 2**-22
-        return stats
+        return figures
 
     learner.step = drifting
     try:

@@ -11,7 +11,7 @@ from neighbor_grpo.training.trainer import Trainer
 
 TABLE = Path(__file__).parents[1] / "docs" / "metrics.md"
 KEYS = re.findall(r"^\| `([^`]+)` \|", TABLE.read_text(), re.M)
-ELSEWHERE = {"scorer/NAME/KIND", "nfe_frozen"}  # need a server; need a method with lagging copies
+ELSEWHERE = {"scorer/NAME/KIND"}  # needs a server
 KL = "method={name: flow_grpo, group_size: 4, num_steps: 3, kl: 0.1}"
 
 
