@@ -43,7 +43,7 @@ def main() -> None:
         wheel = next((place / "dist").glob("*.whl"))
         venv.create(place / "fresh", with_pip=True)
         command = place / "fresh" / "bin" / "neighbor-grpo"
-        call(place / "fresh" / "bin" / "pip", "install", "-q", wheel, cwd=place)
+        call(place / "fresh" / "bin" / "pip", "install", "-q", "--no-compile", wheel, cwd=place)
         version = call(command, "--version", cwd=place).split()[-1]
         if f"-{version}-" not in wheel.name:
             raise SystemExit(f"wheel: {wheel.name} says that it is version {version}")
