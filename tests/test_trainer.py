@@ -123,7 +123,7 @@ def command(*args):
 
 
 def wait_for_line(run, iteration):
-    for _ in range(1200):
+    for _ in range(6000):  # five minutes: starts are slow on a busy machine
         if (run / "metrics.jsonl").exists() and metrics(run)[-1]["iteration"] >= iteration:
             return
         time.sleep(0.05)
