@@ -1,18 +1,29 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test lint
+.PHONY: demo test lint wheel docs
 
-demo: .venv/installed
+demo: .venv/package
 	$(BIN)/neighbor-grpo train
 
-test: .venv/installed
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
+test: .venv/dev
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadgroup
 
-lint: .venv/installed
-	$(BIN)/pip install -q ruff && $(BIN)/ruff check src tests benchmarks
+lint: .venv/dev
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
 
-.venv/installed: pyproject.toml constraints.txt
+wheel: .venv/dev
+	$(BIN)/python tools/wheel.py
+
+docs: .venv/docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+# .venv/package holds the package alone, .venv/dev its tests and linters, .venv/docs the site's generator.
+.venv/dev: EXTRA := [dev]
+.venv/docs: EXTRA := [docs]
+.venv/package .venv/dev .venv/docs: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install -q -c constraints.txt -e ".[test]"
+	$(BIN)/pip install -q -c constraints.txt -e ".$(EXTRA)"
 	touch $@

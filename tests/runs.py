@@ -1,10 +1,6 @@
 """Small training runs on the random-weight pipeline."""
 
 import json
-import os
-import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 REWARD = """
@@ -77,31 +73,3 @@ def settings(model: Path, tmp: Path, *more: str, function: str = "brightness") -
 
 def metrics(run: Path) -> list[dict]:
     return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-
-
-def torchrun(*arguments, writes: Path, processes: int = 2) -> subprocess.CompletedProcess:
-    """Processes on the loopback interface; `writes` is the directory that they make.
-
-    On a busy machine a rank's C++ runtime aborts now and then, outside our code (about one start in a hundred): such a start
-    is made again.  Whatever else goes wrong is the test's to judge.
-    """
-    command = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        f"--nproc-per-node={processes}",
-        *map(str, arguments),
-    ]
-    for _ in range(3):
-        done = subprocess.run(
-            command,
-            capture_output=True,
-            text=True,
-            timeout=300,
-            env=os.environ | LOOPBACK,
-        )
-        if "SIGABRT" not in done.stderr:
-            break
-        shutil.rmtree(writes, ignore_errors=True)
-    return done

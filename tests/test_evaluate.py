@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from runs import torchrun
 from test_cli import mistake, run
 
 from neighbor_grpo.rewards.jpeg import jpeg_compressibility
@@ -92,18 +91,6 @@ def test_failures_are_counted_and_too_many_leave_no_mean(capsys, tiny_flux, plac
     run(capsys, *evaluation(tiny_flux, place, "a", *blue))
     every = [float(image[..., 2].mean()) for image in images]
     assert result(place, "a")["values"][name] == pytest.approx(np.mean(every), abs=1e-6)
-
-
-def test_two_processes_give_the_values_of_one(capsys, tiny_flux, place):
-    measures = ("--measure", "jpeg_compressibility", "--measure", "diversity", "--device", "cpu")
-    run(capsys, *evaluation(tiny_flux, place, "one", *measures))
-    arguments = evaluation(tiny_flux, place, "two", *measures)
-    done = torchrun("-m", "neighbor_grpo.cli", *arguments, writes=place / "two")
-    assert done.returncode == 0, done.stderr[-6000:]
-    assert result(place, "two")["values"] == pytest.approx(result(place, "one")["values"], rel=1e-3)
-    files = sorted((place / "two").glob("scores-*.jsonl"))
-    prompts = [{json.loads(line)["prompt"] for line in file.read_text().splitlines()} for file in files]
-    assert prompts == [{0, 2, 4}, {1, 3}]
 
 
 def test_a_lora_trained_for_brightness_wins_every_pair(capsys, tiny_flux, place):

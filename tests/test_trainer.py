@@ -7,7 +7,7 @@ import time
 import pytest
 import torch
 from diffusers import FluxPipeline
-from runs import metrics, settings, torchrun
+from runs import metrics, settings
 from safetensors.torch import load_file
 
 from neighbor_grpo.config import load_config
@@ -123,7 +123,7 @@ def command(*args):
 
 
 def wait_for_line(run, iteration):
-    for _ in range(1200):
+    for _ in range(6000):  # five minutes: starts are slow on a busy machine
         if (run / "metrics.jsonl").exists() and metrics(run)[-1]["iteration"] >= iteration:
             return
         time.sleep(0.05)
@@ -244,20 +244,6 @@ def test_divergence_needs_a_lora(tiny_flux, tmp_path):
         train(tiny_flux, tmp_path, "method={name: flow_grpo, kl: 0.1}", "model.lora=null")
 
 
-def test_two_processes_make_the_run_of_one(tiny_flux, tmp_path):
-    """torchrun with gloo: the same global batch, the same weights to rounding; test_distributed has every method."""
-    (tmp_path / "a").mkdir(), (tmp_path / "b").mkdir()
-    more = ("iterations=2", "optimizer.lr=1e-3")  # Adam blows a rounding error up to a share of the rate
-    one = train(tiny_flux, tmp_path / "a", *more)
-    arguments = settings(tiny_flux, tmp_path / "b", *more)
-    done = torchrun("-m", "neighbor_grpo.cli", "train", *arguments, writes=tmp_path / "b" / "run")
-    assert done.returncode == 0, done.stderr[-6000:]
-    two = tmp_path / "b" / "run"
-    for name, weight in weights(one, 2).items():
-        torch.testing.assert_close(weights(two, 2)[name], weight, atol=1e-4, rtol=0)
-    assert metrics(two)[1]["grad_norm"] == pytest.approx(metrics(one)[1]["grad_norm"], rel=1e-4)
-
-
 def test_memory_that_runs_out_is_one_line_and_the_run_goes_on(tiny_flux, tmp_path):
     trainer = Trainer(load_config(None, settings(tiny_flux, tmp_path)))
     step = trainer.learner.step
@@ -273,32 +259,3 @@ def test_memory_that_runs_out_is_one_line_and_the_run_goes_on(tiny_flux, tmp_pat
         trainer.run()
     assert Trainer.resume(tmp_path / "run").run() == tmp_path / "run"
     assert [line["iteration"] for line in metrics(tmp_path / "run")] == [0, 1, 2, 3]
-
-
-def test_ranks_that_differ_by_a_bit_stop_the_run_and_the_parameter_is_named(tiny_flux, tmp_path):
-    (tmp_path / "drift.py").write_text("""
-import sys
-from neighbor_grpo.config import load_config
-from neighbor_grpo.training.trainer import Trainer
-
-trainer = Trainer(load_config(None, sys.argv[1:]))
-step = trainer.learner.step
-
-def drifting(decisions, cond):
-    stats = step(decisions, cond)
-    if trainer.learner.updates == 4 and trainer.accelerator.process_index == 1:
-        name = sorted(trainer.learner.weights)[3]
-        trainer.learner.weights[name].data.view(-1)[0] *= 1 + 2**-22
-        print(f"drifts: {name}\\n", end="", flush=True)  # in one piece, for the other rank prints too
-    return stats
-
-trainer.learner.step = drifting
-trainer.run()
-""")
-    arguments = settings(tiny_flux, tmp_path, "iterations=4")
-    done = torchrun(tmp_path / "drift.py", *arguments, writes=tmp_path / "run")
-    assert "drifts: " in done.stdout, done.stderr[-6000:]
-    name = re.search(r"drifts: (\S+)", done.stdout)[1]
-    assert done.returncode != 0
-    assert f"{name} is not the same on rank 0 and rank 1 after 4 optimizer steps" in done.stderr
-    assert [path.name for path in sorted((tmp_path / "run" / "checkpoints").glob("0*"))] == ["000000", "000001"]
