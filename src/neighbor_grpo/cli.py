@@ -5,9 +5,10 @@ import errno
 import os
 import sys
 from collections.abc import Sequence
+from importlib.metadata import version
 from typing import NoReturn, TextIO
 
-from neighbor_grpo import __version__, console
+from neighbor_grpo import console
 from neighbor_grpo.commands import compare, evaluate, export, plan, presets, probe, rewards, sample, scenes, train
 from neighbor_grpo.errors import UserError
 
@@ -80,7 +81,7 @@ def _discard_output() -> None:
 
 def _parser() -> argparse.ArgumentParser:
     parser = Parser(prog="neighbor-grpo", description="Align flow-matching image and video models with rewards.")
-    parser.add_argument("--version", action="version", version=f"neighbor-grpo {__version__}")
+    parser.add_argument("--version", action="version", version=f"neighbor-grpo {version('neighbor-grpo')}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     for command in COMMANDS:
         command.add(commands)
