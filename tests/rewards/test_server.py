@@ -254,10 +254,11 @@ def test_a_request_whose_client_has_gone_is_not_scored():
 
 def test_serves_until_interrupted_and_warns_of_hosts_that_are_not_loopback(tmp_path):
     code = """if True:
+        from neighbor_grpo.rewards import jpeg
         from neighbor_grpo.rewards.http import server
-        from neighbor_grpo.rewards.registry import load_reward
+        from neighbor_grpo.rewards.scorer import make_scorer
         for host in "127.0.0.1", "localhost", "0.0.0.0":
-            server.serve(load_reward("jpeg_compressibility"), host, 0)
+            server.serve(make_scorer("jpeg", jpeg.jpeg_compressibility), host, 0)
     """
     errors = tmp_path / "errors"
     with errors.open("w") as file:
@@ -265,10 +266,10 @@ def test_serves_until_interrupted_and_warns_of_hosts_that_are_not_loopback(tmp_p
     try:
         for host in ("127.0.0.1", "localhost", "0.0.0.0"):
             line = process.stdout.readline()
-            assert line.startswith(f"scoring jpeg_compressibility on http://{host}:"), line
+            assert line.startswith(f"scoring jpeg on http://{host}:"), line
             remote = Remote(f"http://127.0.0.1:{line.split(':')[-1].strip()}")
             remote.load()
-            assert remote.id["scorer"] == {"name": "jpeg_compressibility"}
+            assert remote.id["scorer"] == {"name": "jpeg"}
             assert ("without authentication" in errors.read_text()) == (host == "0.0.0.0")
             process.send_signal(signal.SIGINT)
         assert process.wait(10) == 0
