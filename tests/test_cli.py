@@ -72,7 +72,7 @@ def test_mistakes_in_files(capsys, tiny_flux, tmp_path):
 
 def test_a_reward_that_fails_is_one_line_and_the_run_can_go_on(capsys, tiny_flux, tmp_path):
     err = mistake(capsys, "train", *settings(tiny_flux, tmp_path, function="nan"))
-    assert "scored nan (prompt 'two blue stars')" in err and "--resume" in err
+    assert "nan (prompt 'two blue stars')" in err and "--resume" in err
 
 
 def test_train_then_sample_then_evaluate(capsys, tiny_flux, tmp_path):

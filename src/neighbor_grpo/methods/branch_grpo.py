@@ -13,7 +13,7 @@ The authors draw a split's noise four times as large and score it as if it were 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from pydantic import model_validator
 from pydantic.dataclasses import dataclass
@@ -50,7 +50,7 @@ if TYPE_CHECKING:
 class BranchGRPO(Gaussian):
     """Implement BranchGRPO.  Defaults: the published recipe."""
 
-    name: Literal["branch_grpo"] = "branch_grpo"
+    name: str = "branch_grpo"
     group_size: GroupSize = 16
     num_steps: NumSteps = 20
     sde: Sde = "dance"

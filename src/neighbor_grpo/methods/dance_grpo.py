@@ -10,7 +10,6 @@ forwards, its first state being shared, and G·K forward-backwards.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
 
 from pydantic.dataclasses import dataclass
 
@@ -26,7 +25,7 @@ from neighbor_grpo.methods.tree import Noise, Tree, diffuse, grow
 class DanceGRPO(Chains):
     """Implement DanceGRPO.  Defaults: the published recipe."""
 
-    name: Literal["dance_grpo"] = "dance_grpo"
+    name: str = "dance_grpo"
     num_train_steps: TrainSteps = 14
     updates_per_rollout: Updates = 3
     sde: Sde = "dance"

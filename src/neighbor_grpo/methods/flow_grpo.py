@@ -10,7 +10,6 @@ Flow-CPS (arXiv 2509.05952).
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
 
 from pydantic.dataclasses import dataclass
 
@@ -26,7 +25,7 @@ from neighbor_grpo.methods.tree import Noise, Tree, diffuse, grow
 class FlowGRPO(Chains):
     """Implement Flow-GRPO.  Defaults: the published recipe for SD3.5."""
 
-    name: Literal["flow_grpo"] = "flow_grpo"
+    name: str = "flow_grpo"
     group_size: GroupSize = 24
     num_steps: NumSteps = 10
     updates_per_rollout: Updates = 2

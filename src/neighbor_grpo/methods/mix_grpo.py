@@ -20,7 +20,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from math import ceil
-from typing import Literal
 
 import numpy as np
 from pydantic import model_validator
@@ -50,7 +49,7 @@ from neighbor_grpo.methods.tree import Noise, Tree, diffuse, grow
 class MixGRPO(Chains):
     """Implement MixGRPO.  Defaults: the published recipe."""
 
-    name: Literal["mix_grpo"] = "mix_grpo"
+    name: str = "mix_grpo"
     updates_per_rollout: Updates = 4
     window: Window = 4
     window_end: WindowEnd = 1.0
@@ -111,7 +110,7 @@ class MixGRPO(Chains):
 class MixGRPOFlash(MixGRPO):
     """Implement MixGRPO-Flash: the tail is shortened and solved by dpmpp_2m.  Defaults: the published recipe."""
 
-    name: Literal["mix_grpo_flash"] = "mix_grpo_flash"
+    name: str = "mix_grpo_flash"
     tail: Tail = 0.4
     tail_solver: TailSolver = "dpmpp_2m"
 
@@ -120,7 +119,7 @@ class MixGRPOFlash(MixGRPO):
 class MixGRPOFlashStar(MixGRPOFlash):
     """Implement MixGRPO-Flash*: a shorter tail and a window that stands at the start.  Defaults: the published recipe."""
 
-    name: Literal["mix_grpo_flash_star"] = "mix_grpo_flash_star"
+    name: str = "mix_grpo_flash_star"
     tail: Tail = 0.2
     strategy: Strategy = "frozen"
 
@@ -129,7 +128,7 @@ class MixGRPOFlashStar(MixGRPOFlash):
 class FlowGRPOFast(MixGRPO):
     """Implement Flow-GRPO-Fast: a window of two at a random place in the first half.  Defaults: the authors' code."""
 
-    name: Literal["flow_grpo_fast"] = "flow_grpo_fast"
+    name: str = "flow_grpo_fast"
     group_size: GroupSize = 24
     num_steps: NumSteps = 10
     updates_per_rollout: Updates = 2

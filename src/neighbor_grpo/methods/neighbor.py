@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 class Neighbor(Method):
     """Implement Neighbor GRPO.  Defaults: the paper's 8-step recipe; its text leaves `temperature` and `reference` open."""
 
-    name: Literal["neighbor"] = "neighbor"
+    name: str = "neighbor"
     group_size: GroupSize = 12
     num_steps: Annotated[int, Field(ge=1, description="N, transitions of the rollout")] = 8
     num_train_steps: Annotated[int, Field(ge=1, description="K, transitions trained per rollout")] = 4

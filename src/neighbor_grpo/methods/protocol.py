@@ -53,8 +53,13 @@ class Method(ABC):
     # with n iterations done.  They are saved and resumed with the run.
     copies: ClassVar[Mapping[str, Decay]] = {}
     drawn_by: ClassVar[str | None] = None  # the copy whose weights roll out; None: the trained weights
-    # What makes the experience, from the shared parts of a run (training.experience.Parts); None: rollouts that are scored.
-    source: ClassVar[Callable[[Any], Any] | None] = None
+
+    def source(self, parts: Any) -> Any:
+        """Return what makes the experience of a run (training.experience.Source), from its parts (training.parts.Parts).
+
+        None: rollouts that are scored.
+        """
+        return None
 
     @property
     def needs_reference(self) -> bool:

@@ -22,7 +22,8 @@ def matrix_rate(device: torch.device, dtype: torch.dtype, seconds: float = 0.05)
     """Measure FLOP/s of large matrix products, once in a process: the most that a model can reach here."""
     n = {"cuda": 8192, "cpu": 512}.get(device.type, 2048)
     a, b = (torch.randn(n, n, device=device, dtype=dtype) for _ in range(2))  # a GPU multiplies ones faster
-    rates, began = [], time.perf_counter()
+    rates: list[float] = []
+    began = time.perf_counter()
     while len(rates) < 3 or time.perf_counter() - began < seconds:  # the first ones set up the library
         start = time.perf_counter()
         torch.mm(a, b)[0, 0].item()  # waits for the device

@@ -86,8 +86,15 @@ def plan(config: Config) -> Plan:
     def mean(name: str) -> float:
         return sum(getattr(work, name) for work in works) / len(works)
 
-    counts = (p * mean(name) for name in ("forwards", "nominal", "rows", "trained", "frozen"))
-    return Plan(p * config.method.group_size, *counts, mean("steps"))
+    return Plan(
+        samples=p * config.method.group_size,
+        forwards=p * mean("forwards"),
+        nominal=p * mean("nominal"),
+        rows=p * mean("rows"),
+        forward_backwards=p * mean("trained"),
+        frozen=p * mean("frozen"),
+        updates=mean("steps"),
+    )
 
 
 def affordable(config: Config, evaluations: float) -> int:

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass, fields
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -29,7 +30,8 @@ class Trial:
     """Run phases of a model without weights, as it is trained.  Each piece of work is run once and remembered."""
 
     def __init__(self, settings: Model, device: str) -> None:
-        self.device, self.done, dtype = device, {}, pick_dtype(settings.dtype, torch.device(device))
+        self.device, dtype = device, pick_dtype(settings.dtype, torch.device(device))
+        self.done: dict[tuple, Followed] = {}
         plain = settings.model_copy(update={"quantize": None, "attention": None})
         self.model = meta_model(settings.path, dtype, **plain.model_settings())
         pipe, transformer, lora = self.model.pipe, self.model.transformer, settings.lora
@@ -93,7 +95,9 @@ class Trial:
 
     def encode(self) -> dict[str, float]:
         """Return the bytes of the encoder that needs most: of text, or the VAE for a picture to start from."""
-        needed = [{"VAE": self.vae, "activations": self._first_picture().peak}] if self.model.source_images else []
+        needed: list[dict[str, float]] = []
+        if self.model.source_images:
+            needed.append({"VAE": self.vae, "activations": self._first_picture().peak})
         for name, encoder in self.encoders.items():
             needed.append({"encoder": nbytes(encoder.parameters())})
             if encoder.main_input_name == "input_ids":
@@ -102,7 +106,8 @@ class Trial:
 
     def _text(self, name: str, encoder: nn.Module) -> Followed:
         """Encode prompts of the greatest length.  T5 gives its last layer, other encoders all layers."""
-        config = encoder.config.get_text_config()
+        whole: Any = encoder.config
+        config = whole.get_text_config()
         length = min(self.model.max_sequence_length, getattr(config, "max_position_embeddings", self.model.max_sequence_length))
         tokens = torch.zeros(ENCODE_BATCH, length, dtype=torch.long, device=META)
 
@@ -114,8 +119,8 @@ class Trial:
 
     def _first_picture(self) -> Followed:
         """Encode a video that starts from a picture (Wan 2.2 TI2V-5B encodes the picture alone, which is less)."""
-        vae = self.model.vae
-        video = torch.empty(1, 3, self.model.frames, self.model.height, self.model.width, device=META, dtype=vae.dtype)
+        vae, frames = self.model.vae, self.model.frames or 1
+        video = torch.empty(1, 3, frames, self.model.height, self.model.width, device=META, dtype=vae.dtype)
 
         def work() -> None:
             with torch.no_grad():
@@ -166,6 +171,7 @@ class Group:
 
 def group_of(trial: Trial, method: Method) -> Group:
     """Run one group's rollout and make its rows."""
+    before = 0
 
     def noise(n: int) -> Tensor:
         return torch.empty(1, n, *trial.shape, device=META)
@@ -175,7 +181,7 @@ def group_of(trial: Trial, method: Method) -> Group:
         before = max(before, seen.held)
         return torch.cat([torch.empty_like(x)])  # as models.sampling.batched_velocity does
 
-    before, rewards = 0, torch.randn(1, method.group_size, generator=torch.Generator().manual_seed(0))
+    rewards = torch.randn(1, method.group_size, generator=torch.Generator().manual_seed(0))
     with Followed(trial.block) as seen:
         tree = method.rollout(velocity, noise, trial.model.times(method.num_steps), Iteration(0))
         most, kept = seen.peak, seen.held

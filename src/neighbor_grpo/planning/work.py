@@ -51,7 +51,7 @@ class CountingPolicy:
 def work_of(config: Config, n: int) -> Work:
     """Return the work of iteration n for one prompt."""
     method, iteration, rng = config.method, Iteration(n, config.seed), torch.Generator().manual_seed(n)
-    times = [shift_time(1 - k / method.num_steps, 3.0) for k in range(method.num_steps + 1)]
+    times = [float(shift_time(1 - k / method.num_steps, 3.0)) for k in range(method.num_steps + 1)]
 
     def noise(k: int) -> Tensor:
         return torch.randn(1, k, 1, generator=rng)

@@ -118,7 +118,7 @@ class Learner:
         if self.accelerator.num_processes == 1 or self.accelerator.is_fsdp2:  # what is divided is on one rank only
             return
         here = {
-            name: hashlib.sha256(p.detach().cpu().contiguous().view(torch.uint8).numpy()).digest()
+            name: hashlib.sha256(p.detach().cpu().contiguous().view(torch.uint8).numpy().data).digest()
             for name, p in self.weights.items()
         }
         ranks = gather_object([here])
@@ -143,6 +143,7 @@ class Learner:
     @torch.no_grad()
     def _swap(self) -> None:
         """Exchange the trained weights and their average, one after another."""
+        assert self.ema
         for average, weight in zip(self.ema.shadow_params, self.weights.values(), strict=True):
             kept = weight.clone()
             weight.copy_(average)

@@ -84,9 +84,7 @@ class Parts:
 
     def source(self) -> Source:
         """Return what makes the experience: the method's own source, or rollouts that are scored."""
-        if self.config.method.source is not None:
-            return self.config.method.source(self)
-        return Collector(
+        return self.config.method.source(self) or Collector(
             self.model, self.texts, self.prompts, self.rewards, self.slots, self.config, self.accelerator, self.phases,
             self.learner.drawing,
         )  # fmt: skip

@@ -13,6 +13,7 @@ from accelerate import Accelerator
 
 from neighbor_grpo.config import Config
 from neighbor_grpo.errors import UserError
+from neighbor_grpo.methods.neighbor import Neighbor
 from neighbor_grpo.models.family import Family
 from neighbor_grpo.models.text_cache import TextCache
 from neighbor_grpo.prompts.reading import Prompt
@@ -38,6 +39,7 @@ def probe(
     model: Family, texts: TextCache, prompts: Sequence[Prompt], rewards: RewardSet, config: Config, sigmas: Sequence[float]
 ) -> list[Probed]:
     """Return a row for each sigma, over the prompts of the run's first iteration; the method is Neighbor."""
+    assert isinstance(config.method, Neighbor)
     rows, accelerator = [], Accelerator(cpu=model.device.type == "cpu", mixed_precision="no")
     for sigma in sigmas:
         tried = config.model_copy(update={"method": replace(config.method, sigma=sigma)})
