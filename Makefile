@@ -4,7 +4,7 @@ BIN := .venv/bin
 .PHONY: demo test lint wheel docs
 
 demo: .venv/package
-	$(BIN)/neighbor-grpo train
+	$(BIN)/neighbor-grpo demo
 
 test: .venv/dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadgroup

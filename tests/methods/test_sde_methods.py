@@ -27,9 +27,6 @@ def trained(method, tree, iteration=0):
     return [list(zip(d.t.tolist(), d.prompt.tolist(), strict=True)) for d in steps]
 
 
-# ---------------------------------------------------------------- the objective
-
-
 def test_loss_is_ppo_on_the_gaussian_density():
     """An independent computation: torch's Normal, mean over dimensions, clip by hand."""
     method = DanceGRPO(group_size=2, updates_per_rollout=1, num_train_steps=3, num_steps=4, clip=1e-3)
