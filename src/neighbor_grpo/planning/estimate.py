@@ -142,26 +142,33 @@ class _Estimator:
         return {"VAE": self.trial.vae, "states": kept, "activations": self.decoding.peak}
 
     def update(self) -> dict[str, float]:
-        """Return states, rows, gradients and activations of a forward-backward."""
+        """Return the larger of two moments: the rows are made from the states, or a forward-backward, without the states."""
         # FSDP2 divides gradients in a step's last backward
         gathered = 4 * self.trial.trained if self.learned > len(self.part) else self.weights
-        return self._states() | {
-            "gradients": gathered if self.several else 0, "activations": self.backward.peak + self.unpacked,
-        }  # fmt: skip
+        shared = self.together == self.groups
+        states = 0 if self.keep_on_cpu else self.groups * (self.group.kept if shared else self.group.unshared)
+        moments: list[dict[str, float]] = [
+            {"states": states, "choices": self._choices()},
+            {
+                "choices": self._choices(),
+                "gradients": gathered if self.several else 0,
+                "activations": self.backward.peak + self.unpacked,
+            },
+        ]
+        return max(moments, key=lambda parts: sum(parts.values()))
 
     def step(self) -> dict[str, float]:
-        """Return states, rows, gradients and what the optimizer computes."""
+        """Return rows, gradients and what the optimizer computes."""
         foreach = self.device == "cuda" and self.config.optimizer.name == "adamw"  # works on all weights side by side
-        return self._states() | {"gradients": self.weights, "the optimizer's work": self.weights if foreach else 0}
+        work = self.weights if foreach else 0
+        return {"choices": self._choices(), "gradients": self.weights, "the optimizer's work": work}
 
-    def _states(self) -> dict[str, float]:
-        """Return the states of the iteration and the rows made from them."""
+    def _choices(self) -> float:
+        """Return the rows of the iteration, or of a micro-batch where they wait on the CPU."""
         if self.keep_on_cpu:
             columns = (getattr(self.part, field.name) for field in fields(self.part))
-            return {"states": 0, "choices": sum(column.nbytes for column in columns if column.ndim > 2)}
-        shared = self.together == self.groups
-        states = self.groups * (self.group.kept if shared else self.group.unshared)
-        return {"states": states, "choices": self.groups * self.group.choices}
+            return sum(column.nbytes for column in columns if column.ndim > 2)
+        return self.groups * self.group.choices
 
 
 def _some(parts: dict[str, float]) -> dict[str, float]:
