@@ -118,7 +118,7 @@ def test_scenes_render_draws_by_rule(capsys, tmp_path):
     code, _, _ = run(capsys, "scenes", "render", "two red stars", "a blue circle above a red square", "--out", tmp_path)
     assert code == 0
     assert Image.open(tmp_path / "0001.png").size == (64, 64)
-    assert "not a scenes prompt" in mistake(capsys, "scenes", "render", "a dog", "--out", tmp_path / "x")
+    assert "'a dog'" in mistake(capsys, "scenes", "render", "a dog", "--out", tmp_path / "x")
     assert not (tmp_path / "x").exists()
 
 

@@ -79,7 +79,7 @@ def test_the_card_names_method_rewards_data_and_measures(capsys, trained, tmp_pa
     card = (tmp_path / "d" / "README.md").read_text()
     best = json.loads((place / "best" / "best.json").read_text())
     value = f"{best['value']:.4g} |"
-    for part in ("`neighbor`", "brightness (weight 1)", "3 prompts, sha256", value, '"sigma": 0.2', "rate 0.01"):
+    for part in ("`neighbor`", "brightness (weight 1)", "3 prompts, sha256", value, '"sigma": 0.3', "rate 0.01"):
         assert part in card
     assert (tmp_path / "d" / "before_after.png").is_file()
 

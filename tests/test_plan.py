@@ -52,7 +52,7 @@ def test_a_plan_without_weights(capsys, weightless, tmp_path):
     assert "24 forwards, NFE_old 3 a sample" in out and "trained (LoRA rank 2)" in out
     for phase in ("encode", "rollout", "decode", "update", "step"):
         assert re.search(rf"^  {phase} +[\d.]+ [kMG]B", out, re.M)
-    assert re.search(r"^compute +[\d.]+ MFLOP a forward, [\d.]+ MFLOP a forward-backward, [\d.]+ MFLOP a picture", out, re.M)
+    assert re.search(r"^compute +[\d.]+ MFLOP a forward, [\d.]+ MFLOP a row trained, [\d.]+ MFLOP a picture", out, re.M)
     assert re.search(r"^time .* at 50% of [\d.]+ [GT]FLOP/s$", out, re.M)
 
 

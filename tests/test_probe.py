@@ -56,8 +56,8 @@ def test_the_command_prints_a_table_and_the_override(tiny_flux, tmp_path, capsys
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        (["--sigma", "1.5"], "--sigma lies in (0, 1], not 1.5"),
-        (["--share", "0"], "--share lies in (0, 1], not 0"),
+        (["--sigma", "1.5"], "--sigma: 1.5 is out of range"),
+        (["--share", "0"], "--share: 0 is out of range"),
         (["method={name: dance_grpo, group_size: 6}"], "dance_grpo has no sigma"),
     ],
 )

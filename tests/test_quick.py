@@ -137,6 +137,8 @@ def test_no_library_speaks_while_it_plans_and_trains(tiny_flux, tmp_path):
     assert err == ""
     _, err = run("train", *small, code=2)  # it is there already, which is known after the libraries were loaded
     assert len(err.splitlines()) == 1 and "another run" in err
+    _, err = run("plan", "model.path=nowhere", code=2)
+    assert len(err.splitlines()) == 1 and "no diffusers pipeline" in err
 
 
 def test_ranks_are_quiet_too(tiny_flux, tmp_path):

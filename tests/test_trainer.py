@@ -254,7 +254,7 @@ def test_memory_that_runs_out_is_one_line_and_the_run_goes_on(tiny_flux, tmp_pat
         return step(decisions, cond)
 
     trainer.learner.step = full
-    said = r"after 1 iterations \(CUDA out of memory\): set .*batch\.update .*plan says .* go on with: neighbor-grpo train"
+    said = r"after 1 iterations \(CUDA out of memory\): set .*batch\.update .*plan says .* with: neighbor-grpo train"
     with pytest.raises(TrainingError, match=said):
         trainer.run()
     assert Trainer.resume(tmp_path / "run").run() == tmp_path / "run"

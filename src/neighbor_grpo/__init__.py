@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from neighbor_grpo.rewards.registry import REWARDS
     from neighbor_grpo.training.trainer import Trainer
 
-__all__ = ["METHODS", "MODELS", "REWARDS", "Config", "Trainer", "load_config", "load_model"]
+__all__ = ["METHODS", "MODELS", "REWARDS", "Config", "Trainer", "__version__", "load_config", "load_model"]
 __version__ = version("neighbor-grpo")
 
 _PLACES = {

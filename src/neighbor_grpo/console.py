@@ -4,6 +4,7 @@ import logging
 import os
 import sys
 import time
+import warnings
 from collections.abc import Iterable, Iterator, Sized
 from contextlib import contextmanager
 from typing import IO, TypeVar
@@ -22,18 +23,29 @@ _ENVIRONMENT = {
 }
 # Loggers of libraries that warn while they are imported: of files for other GPUs and of each other's old interfaces.
 _LOGGERS = ("torchao", "torch.utils._pytree", "torch.distributed.elastic.multiprocessing.redirects")
+# Warnings of libraries about what they do among themselves, by their text.
+_WARNINGS = (
+    r"The `local_dir_use_symlinks` argument is deprecated",  # huggingface_hub, of the call that diffusers makes
+    r"Mismatch dtype between input and weight",  # torch, of a fused kernel that is not used
+)
 
 _busy = False  # whether a display is drawn: a bar must not be drawn into it
 
 
 def silence_libraries() -> None:
-    """Keep what libraries print at their import off the terminal; errors stay.  Call it before they are imported."""
+    """Keep the advice and the bars of libraries off the terminal; errors stay.  Call it before they are imported."""
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     if not sys.stderr.isatty():  # bars of downloads are for terminals
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     for logger in _LOGGERS:
         logging.getLogger(logger).addFilter(_is_error)  # a filter stays where torch sets levels anew
+    for text in _WARNINGS:
+        warnings.filterwarnings("ignore", message=text, category=UserWarning)
+    for library in ("diffusers", "transformers"):  # imported before: in a program that calls `main` itself
+        if library in sys.modules:
+            sys.modules[library].utils.logging.disable_progress_bar()
+            sys.modules[library].utils.logging.set_verbosity_error()
 
 
 def _is_error(record: logging.LogRecord) -> bool:
