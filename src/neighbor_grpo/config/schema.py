@@ -8,6 +8,7 @@ from pydantic import Field, PlainSerializer, PlainValidator, PrivateAttr, model_
 from neighbor_grpo.config.methods import read_method, write_method
 from neighbor_grpo.config.origins import Difference, Sources, differences
 from neighbor_grpo.methods import Method
+from neighbor_grpo.methods.fields import SolverName
 from neighbor_grpo.methods.neighbor import Neighbor
 from neighbor_grpo.models.settings import Device, Lora, ModelSettings, Positive, Section
 
@@ -103,7 +104,7 @@ class Evaluation(Section):
     prompts: Positive = Field(64, description="number of evaluation prompts, the first of prompts.eval_path")
     seeds: Positive = Field(2, description="pictures of each evaluation prompt")
     num_steps: Positive | None = Field(None, description="transitions of the sampling; null = method.num_steps")
-    solver: Literal["euler", "heun", "dpmpp_2m", "dpmpp_3m"] = Field("dpmpp_2m", description="solver of the sampling")
+    solver: SolverName = Field("dpmpp_2m", description="solver of the sampling")
     gallery: Positive = Field(8, description="prompts whose pictures the report shows")
     best: str | None = Field(
         None,

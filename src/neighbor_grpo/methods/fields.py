@@ -4,19 +4,20 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field
 
+from neighbor_grpo.flow.sde import KERNELS
 from neighbor_grpo.flow.solvers import SOLVERS
 
 if TYPE_CHECKING:
-    SolverName = str
+    SolverName = KernelName = str
 else:
-    SolverName = Literal[tuple(SOLVERS)]
+    SolverName, KernelName = Literal[tuple(SOLVERS)], Literal[tuple(KERNELS)]
 
 GroupSize = Annotated[int, Field(ge=2, description="G, samples per prompt")]
 NumSteps = Annotated[int, Field(ge=2, description="N, transitions of the rollout")]
 TrainSteps = Annotated[int | None, Field(ge=1, description="K, stochastic transitions trained of each sample; null = all")]
 Updates = Annotated[int, Field(ge=1, description="optimizer steps per rollout, each on a share of every group")]
 Solver = Annotated[SolverName, Field(description="solver of the rollout")]
-Sde = Annotated[Literal["flow", "dance", "cps"], Field(description="kernel of the stochastic transitions")]
+Sde = Annotated[KernelName, Field(description="kernel of the stochastic transitions")]
 Eta = Annotated[float, Field(gt=0, description="strength of the kernel's noise")]
 AdvantageStd = Annotated[
     Literal["group", "iteration"], Field(description="std that advantages are divided by: the group's, or all rewards'")
