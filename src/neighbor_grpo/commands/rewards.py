@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from neighbor_grpo.commands.options import Commands, count, scorer_option, scorers
+from neighbor_grpo.commands.options import Commands, count, number, scorer_option, scorers
 from neighbor_grpo.console import working
 from neighbor_grpo.errors import UserError
 from neighbor_grpo.rewards.names import REWARDS, check_rewards
@@ -62,7 +62,7 @@ def _add_serve(parts: Commands) -> None:
     serve.add_argument("name", metavar="NAME", help="a reward")
     scorer_option(serve)
     serve.add_argument("--host", default="127.0.0.1", help="address to listen at (default %(default)s: this machine only)")
-    serve.add_argument("--port", type=count, default=8000, help="port to listen at (default %(default)s)")
+    serve.add_argument("--port", type=number(int, 0, 65535), default=8000, help="0 = a free port (default %(default)s)")
     serve.set_defaults(command=run_serve)
 
 
