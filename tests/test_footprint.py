@@ -102,6 +102,8 @@ def test_packed_weights_are_kept_unpacked_where_gradients_pass(tiny_flux, tmp_pa
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_decoding_is_the_allocators(dtype):
+    skip_without_bfloat16(dtype == torch.bfloat16)
+
     def vae():
         return AutoencoderKL(
             down_block_types=("DownEncoderBlock2D",) * 3,
