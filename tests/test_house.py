@@ -56,8 +56,8 @@ def test_public_names():
     from neighbor_grpo.methods.advantage import quasi_norm, z_score
     from neighbor_grpo.methods.policy import clipped_surrogate, gaussian_log_prob, leap_log_prob
 
-    names = {"Trainer", "load_config", "Config", "load_model", "METHODS", "MODELS", "REWARDS"}
-    assert names == set(neighbor_grpo.__all__) and all(hasattr(neighbor_grpo, name) for name in (*names, "__version__"))
+    names = {"Trainer", "load_config", "Config", "load_model", "METHODS", "MODELS", "REWARDS", "__version__"}
+    assert names == set(neighbor_grpo.__all__) and all(hasattr(neighbor_grpo, name) for name in names)
     functions = [euler, heun, dpmpp_2m, dpmpp_3m, flow_sde, dance_sde, cps_sde, z_score, quasi_norm]
     functions += [leap_log_prob, gaussian_log_prob, clipped_surrogate, neighbor_grpo.Trainer, neighbor_grpo.load_model]
     assert all(callable(function) and function.__doc__ for function in functions)
