@@ -157,5 +157,5 @@ def run(job: dict) -> None:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    for each in json.loads(Path(sys.argv[1]).read_text()):
+    for each in json.loads(Path(sys.argv[1]).read_text()).values():
         run(each)

@@ -1,5 +1,6 @@
 """Several ranks make the run of one: gradients, traffic, FSDP2, checkpoints, and what happens when a rank dies."""
 
+import fcntl
 import json
 import os
 import signal
@@ -39,13 +40,28 @@ BY_FSDP2 = [case for case in CASES if case not in SMALL or case in ("neighbor", 
 RUNS = {"lora": (), "full": ("model.lora=null", "optimizer.lr=1e-5")}
 DIVIDED = [("lora", "2"), ("lora", "2 by FSDP2"), ("full", "2 by FSDP2")]
 PROMPTS = ["a red circle", "two blue stars", "a green square", "a yellow triangle", "three red stars"]
-pytestmark = pytest.mark.xdist_group("ranks")  # one worker, so that `jobs` starts once
 
 
 @pytest.fixture(scope="module")
 def jobs(tiny_flux, tmp_path_factory):
-    """What every rank of every job found, from one start of Python."""
-    place, todo = tmp_path_factory.mktemp("jobs"), {}
+    """What every rank of every job found.  The workers of a test run share one start: the first makes it, others wait."""
+    base = tmp_path_factory.getbasetemp()
+    base = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+    place = base / "jobs"
+    with (base / "jobs.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (place / "found").is_file():
+            place.mkdir()
+            start(place, jobs_in(place, tiny_flux))
+            (place / "found").touch()
+    todo = json.loads((place / "jobs.json").read_text())
+    found = {name: [torch.load(f"{job['out']}.{n}") for n in range(job["processes"])] for name, job in todo.items()}
+    return found | {"place": place}
+
+
+def jobs_in(place, tiny_flux):
+    """All jobs by name, for one start of Python."""
+    todo = {}
     family_qwen_image.build().save_pretrained(place / "qwen_image")
 
     def job(name, ranks, **what):
@@ -87,17 +103,15 @@ def jobs(tiny_flux, tmp_path_factory):
         )
         job(f"evaluation {ranks}", ranks, command=["evaluate", *what, *measures])
     job("drift", "2", drift=settings(tiny_flux, here("drift"), "iterations=4"))
-    return done(place, todo) | {"place": place}
+    return todo
 
 
-def done(place, todo):
-    """What every rank found, by job."""
-    (place / "jobs.json").write_text(json.dumps(list(todo.values())))
+def start(place, todo):
+    (place / "jobs.json").write_text(json.dumps(todo))
     process = subprocess.run(
         [sys.executable, HERE / "ranks.py", place / "jobs.json"], capture_output=True, text=True, timeout=1800, env=ENVIRONMENT
     )
     assert process.returncode == 0, process.stderr[-6000:]
-    return {name: [torch.load(f"{job['out']}.{n}") for n in range(job["processes"])] for name, job in todo.items()}
 
 
 @pytest.mark.parametrize(
