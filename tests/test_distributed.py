@@ -54,9 +54,12 @@ def jobs(tiny_flux, tmp_path_factory):
             place.mkdir()
             start(place, jobs_in(place, tiny_flux))
             (place / "found").touch()
-    todo = json.loads((place / "jobs.json").read_text())
-    found = {name: [torch.load(f"{job['out']}.{n}") for n in range(job["processes"])] for name, job in todo.items()}
-    return found | {"place": place}
+    return found(json.loads((place / "jobs.json").read_text())) | {"place": place}
+
+
+def found(todo):
+    """What every rank found, by job."""
+    return {name: [torch.load(f"{job['out']}.{n}") for n in range(job["processes"])] for name, job in todo.items()}
 
 
 def jobs_in(place, tiny_flux):
@@ -272,7 +275,8 @@ def test_a_rank_that_dies_takes_the_job_down_and_the_run_goes_on(jobs, tiny_flux
     assert time.monotonic() - died < 60
     assert [path.name for path in sorted((run / "checkpoints").glob("0*"))] == ["000000", "000002"]
     rest = {"out": str(tmp_path / "rest"), "processes": 2, "sharded": False, "command": ["train", "--resume", str(run)]}
-    assert [code for code, _ in done(tmp_path, {"rest": rest})["rest"]] == [0, 0]
+    start(tmp_path, {"rest": rest})
+    assert [code for code, _ in found({"rest": rest})["rest"]] == [0, 0]
     for ours, theirs in zip(without_times(metrics(run)), without_times(metrics(whole_run)), strict=True):
         assert list(ours.values()) == list(theirs.values())
     assert all(torch.equal(weight, weights(run, 6)[name]) for name, weight in weights(whole_run, 6).items())
