@@ -1,6 +1,6 @@
 """Types of the hyper-parameters that several methods have: what they mean and which values they may take."""
 
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal, TypeAlias
 
 from pydantic import Field
 
@@ -8,7 +8,8 @@ from neighbor_grpo.flow.sde import KERNELS
 from neighbor_grpo.flow.solvers import SOLVERS
 
 if TYPE_CHECKING:
-    SolverName = KernelName = str
+    SolverName: TypeAlias = str
+    KernelName: TypeAlias = str
 else:
     SolverName, KernelName = Literal[tuple(SOLVERS)], Literal[tuple(KERNELS)]
 
