@@ -121,17 +121,17 @@ def test_an_equal_global_batch_gives_equal_gradients(jobs, case, ranks):
         scale = max(float(gradient.abs().max()) for gradient in theirs.values())
         for name, gradient in theirs.items():
             torch.testing.assert_close(ours[name] / scale, gradient / scale, atol=1e-5, rtol=0)
-    for there in jobs[ranks]:  # every rank's figures are those of all ranks
+    for there in jobs[ranks]:  # every rank's figures are those of all ranks, except the counts of its own forwards
         for ours, theirs in zip(there[case]["figures"], one["figures"], strict=True):
-            assert ours == pytest.approx(theirs, rel=1e-4, abs=1e-5)
+            own = {name: count * len(jobs[ranks]) for name, count in ours.items() if name.startswith("rows/")}
+            assert ours | own == pytest.approx(theirs, rel=1e-4, abs=1e-5)
 
 
 @pytest.mark.parametrize("case", CASES)
 def test_an_optimizer_step_sends_every_gradient_once(jobs, case):
     """As many bytes as there are trained weights, in one all-reduce, or by FSDP2 in a reduce-scatter for each of its groups.
 
-    Micro-batches are several; beside the gradients go a few health figures.
-    """
+    Micro-batches are several; beside the gradients go a few figures."""
     size = sum(gradient.nbytes for gradient in jobs["1"][0][case]["gradients"][0].values())
     for ranks in ("2", "4"):
         for there in jobs[ranks]:
@@ -240,7 +240,7 @@ def test_prompts_that_do_not_divide_are_one_line_on_every_rank(jobs):
     ("kind", "environment", "message"),
     [
         (DistributedType.DEEPSPEED, {}, "FSDP2 instead"),
-        (DistributedType.MULTI_CPU, {"ACCELERATE_USE_FSDP": "true"}, "FSDP needs GPUs, and fsdp_version: 2"),
+        (DistributedType.MULTI_CPU, {"ACCELERATE_USE_FSDP": "true"}, "fsdp_version: 2"),
     ],
 )
 def test_what_cannot_be_done_is_refused(monkeypatch, kind, environment, message):
