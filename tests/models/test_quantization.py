@@ -135,8 +135,8 @@ def test_an_attention_backend_gives_the_same_velocity(tiny_flux):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        (["model.quantize=int8", "model.lora=null"], "freezes the weights, so it needs model.lora"),
-        (["model.quantize=int8", "model.fp8_rollout=true"], "fp8_rollout is for weights that are not quantized"),
+        (["model.quantize=int8", "model.lora=null"], "quantize=int8.*model.lora"),
+        (["model.quantize=int8", "model.fp8_rollout=true"], "model.fp8_rollout.*model.quantize|model.quantize.*model.fp8_rollout"),
     ],
 )
 def test_settings_that_contradict_each_other(changes, message):
