@@ -1,1 +1,1 @@
-"""Files: directories that appear at once, and pictures."""
+"""Files: written whole or not at all, and pictures."""

@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 
 from neighbor_grpo.config import Config
 from neighbor_grpo.errors import UserError
-from neighbor_grpo.files.directories import atomic_directory
+from neighbor_grpo.files import atomic
 from neighbor_grpo.models.experts import transformers_of
 from neighbor_grpo.models.registry import family_of
 from neighbor_grpo.models.video import Video
@@ -41,7 +41,7 @@ def export(run: Path, form: Format, out: Path, best: bool = False) -> Path:
         raise UserError("--format comfyui needs a LoRA, and this run trained all weights: choose --format merged")
     if form == "comfyui" and issubclass(family_of(config.model.path)[0], Video):
         raise UserError("ComfyUI names the layers of video models differently: choose --format diffusers or merged")
-    with atomic_directory(out) as aside:
+    with atomic.directory(out, "export") as aside:
         if form == "diffusers":
             shutil.copytree(weights, aside / weights.name)
         elif form == "comfyui":

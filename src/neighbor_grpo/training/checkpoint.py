@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from neighbor_grpo.errors import UserError
-from neighbor_grpo.files.directories import atomic_directory
+from neighbor_grpo.files import atomic
 from neighbor_grpo.training.ranks import divided
 
 
@@ -31,7 +31,7 @@ def save(directory: Path, iteration: int, weights: dict[str, Tensor], state: dic
     """Write directory/<iteration>; remove older ones beyond `keep`, and what a killed run left unfinished."""
     for left in directory.glob(".[0-9]*"):
         shutil.rmtree(left)
-    with atomic_directory(place(directory, iteration)) as aside:
+    with atomic.directory(place(directory, iteration), "checkpoint") as aside:
         save_file({name: weight.detach().contiguous() for name, weight in weights.items()}, aside / "weights.safetensors")
         torch.save(state, aside / "state.pt")
     for old in finished(directory)[:-keep]:

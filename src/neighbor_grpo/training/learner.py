@@ -14,7 +14,7 @@ from diffusers.training_utils import EMAModel
 
 from neighbor_grpo.config import Config, method_name
 from neighbor_grpo.errors import UserError
-from neighbor_grpo.files.directories import atomic_directory
+from neighbor_grpo.files import atomic
 from neighbor_grpo.methods.rows import Rows
 from neighbor_grpo.models.backends import compile_blocks
 from neighbor_grpo.models.conditioning import Cond
@@ -203,7 +203,7 @@ class Learner:
         if not self.accelerator.is_main_process:
             self.export(directory)
             return True
-        with atomic_directory(directory) as aside:
+        with atomic.directory(directory, "best weights") as aside:
             self.export(aside)
             (aside / record.name).write_text(json.dumps({"iteration": iteration, "measure": measure, "value": value}) + "\n")
         return True

@@ -25,7 +25,7 @@ from transformers import (
 )
 
 from neighbor_grpo.errors import UserError
-from neighbor_grpo.files.directories import atomic_directory
+from neighbor_grpo.files import atomic
 from neighbor_grpo.rewards.learned.clip import Head
 from neighbor_grpo.rewards.learned.files import CONVERTED, read_tokenizer
 from neighbor_grpo.rewards.learned.imagereward import MARKS, Blip
@@ -105,7 +105,7 @@ def convert(
         vocabulary = model.config.to_dict()["text_config"]["vocab_size"]
         remedy = "give another with --tokenizer PATH"
         parts = [model.config, read_tokenizer(kind, tokenizer or default, vocabulary, spare, remedy)]
-    with atomic_directory(out) as aside:
+    with atomic.directory(out, "scorer") as aside:
         save_file(weights, aside / "model.safetensors", metadata={"format": "pt"})
         for part in parts:
             part.save_pretrained(aside)
