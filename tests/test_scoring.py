@@ -11,8 +11,9 @@ from test_trainer import SMALL, same, train, weights, without_times
 
 from neighbor_grpo.config import load_config
 from neighbor_grpo.methods import METHODS
+from neighbor_grpo.training.errors import TrainingError
 from neighbor_grpo.training.figures import reward_gap
-from neighbor_grpo.training.trainer import Trainer, TrainingError
+from neighbor_grpo.training.trainer import Trainer
 
 
 @pytest.mark.parametrize("name", METHODS)

@@ -1,3 +1,4 @@
+import os
 import re
 import signal
 import subprocess
@@ -15,7 +16,9 @@ from neighbor_grpo.errors import UserError
 from neighbor_grpo.methods import METHODS
 from neighbor_grpo.planning.plan import plan
 from neighbor_grpo.rewards.registry import load_reward
-from neighbor_grpo.training.trainer import Trainer, TrainingError
+from neighbor_grpo.training.errors import TrainingError
+from neighbor_grpo.training.signals import SignalError
+from neighbor_grpo.training.trainer import Trainer
 
 
 def train(*args, **kwargs):
@@ -101,21 +104,77 @@ def test_the_exported_lora_loads_in_diffusers_and_draws_what_the_run_saw(tiny_fl
     assert not torch.allclose(ours, untrained, atol=1e-4)
 
 
-@pytest.mark.parametrize("extra", [(), ("ema=null", "model.lora=null", "optimizer.lr=1e-4"), ("optimizer.warmup=5",)])
-def test_a_resumed_run_ends_where_the_whole_one_does_bit_for_bit(tiny_flux, tmp_path, extra):
+def equal_runs(first, second):
+    """Return whether two runs, in directories a and b, hold the same figures, times aside, and the same last weights."""
+    names = {str(second.parent): str(first.parent)}
+    theirs = [
+        {k.replace(*next(iter(names.items()))): v for k, v in line.items()} for line in without_times(metrics(second))
+    ]
+    last = metrics(first)[-1]["iteration"]
+    return theirs == without_times(metrics(first)) and same(weights(first, last), weights(second, last))
+
+
+EXTRAS = [(), ("ema=null", "model.lora=null", "optimizer.lr=1e-4"), ("optimizer.warmup=5",)]
+
+
+@pytest.mark.parametrize(
+    ("extra", "phase", "occurrence", "done"),
+    [
+        (EXTRAS[0], "evaluate", 1, 0),
+        (EXTRAS[0], "rollout", 1, 0),
+        (EXTRAS[0], "evaluate", 2, 1),
+        (EXTRAS[0], "reward", 4, 1),
+        (EXTRAS[1], "decode", 3, 1),
+        (EXTRAS[1], "evaluate", 3, 2),
+        (EXTRAS[2], "update", 4, 2),
+        (EXTRAS[2], "encode", 2, 1),
+    ],
+)
+def test_a_signal_in_any_phase_saves_the_last_whole_iteration(tiny_flux, tmp_path, extra, phase, occurrence, done):
     (tmp_path / "a").mkdir(), (tmp_path / "b").mkdir()
-    whole = train(tiny_flux, tmp_path / "a", *extra)
-    trainer = Trainer(load_config(None, settings(tiny_flux, tmp_path / "b", *extra)))
-    trainer.stop.signum = signal.SIGTERM  # as if it had come during the first iteration
-    with pytest.raises(Exception, match="--resume"):
+    more = (*extra, "evaluate.every=1", "batch.rollout=4", "save_every=100")
+    whole = train(tiny_flux, tmp_path / "a", *more)
+    trainer = Trainer(load_config(None, settings(tiny_flux, tmp_path / "b", *more)))
+    seen = []
+
+    def shown(name):
+        seen.append(name)
+        if name == phase and seen.count(phase) == occurrence:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    trainer.display.phase = trainer.parts.phases.shown = shown
+    with pytest.raises(SignalError, match="--resume"):
         trainer.run()
+    assert trainer.done == done
     run = tmp_path / "b" / "run"
-    assert metrics(run)[-1]["iteration"] == 1
+    assert [path.name for path in (run / "checkpoints").iterdir()][-1:] and not list(run.rglob(".*.partial"))
     Trainer.resume(run).run()
-    assert same(weights(whole, 3), weights(run, 3))
-    rename = {str(tmp_path / "b"): str(tmp_path / "a")}
-    theirs = [{k.replace(*next(iter(rename.items()))): v for k, v in line.items()} for line in without_times(metrics(run))]
-    assert theirs == without_times(metrics(whole))
+    assert equal_runs(whole, run)
+
+
+def test_an_update_that_takes_too_long_is_given_up(tiny_flux, tmp_path, monkeypatch):
+    (tmp_path / "a").mkdir(), (tmp_path / "b").mkdir()
+    whole = train(tiny_flux, tmp_path / "a", "save_every=100")
+    trainer = Trainer(load_config(None, settings(tiny_flux, tmp_path / "b", "save_every=100")))
+    monkeypatch.setattr("neighbor_grpo.training.signals.GRACE", 0.2)
+    step, steps = trainer.learner.step, []
+
+    def slow_step(rows, cond):
+        steps.append(1)
+        if len(steps) == 4:
+            os.kill(os.getpid(), signal.SIGUSR1)
+            time.sleep(30)
+        return step(rows, cond)
+
+    trainer.learner.step = slow_step
+    began = time.monotonic()
+    with pytest.raises(SignalError):
+        trainer.run()
+    assert time.monotonic() - began < 20
+    run = tmp_path / "b" / "run"
+    assert [path.name for path in (run / "checkpoints").iterdir()] == ["000000"]  # weights in the middle are not saved
+    Trainer.resume(run).run()
+    assert equal_runs(whole, run)
 
 
 def command(*args):
@@ -254,7 +313,7 @@ def test_memory_that_runs_out_is_one_line_and_the_run_goes_on(tiny_flux, tmp_pat
         return step(decisions, cond)
 
     trainer.learner.step = full
-    said = r"after 1 iterations \(CUDA out of memory\): set .*batch\.update .*plan says .* with: neighbor-grpo train"
+    said = r"after 1 iterations \(CUDA out of memory\).*plan says.*--resume .* batch\.update="
     with pytest.raises(TrainingError, match=said):
         trainer.run()
     assert Trainer.resume(tmp_path / "run").run() == tmp_path / "run"

@@ -9,10 +9,10 @@ from importlib.metadata import version
 from typing import NoReturn, TextIO
 
 from neighbor_grpo import console
-from neighbor_grpo.commands import compare, evaluate, export, plan, presets, probe, rewards, sample, scenes, train
+from neighbor_grpo.commands import compare, evaluate, export, plan, presets, probe, report, rewards, sample, scenes, train
 from neighbor_grpo.errors import UserError
 
-COMMANDS = (train, plan, probe, compare, presets, sample, evaluate, export, rewards, scenes)
+COMMANDS = (train, plan, probe, compare, presets, sample, evaluate, report, export, rewards, scenes)
 STOPPED, CLOSED = 130, 141  # exit codes of a process that SIGINT or SIGPIPE ended
 
 
@@ -33,10 +33,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         finally:
             sys.stdout.flush()  # here, where a closed pipe can be caught
     except OSError as error:
-        if error.errno not in (errno.EPIPE, errno.EIO) or not _is_closed(sys.stdout):
+        if error.errno in (errno.EPIPE, errno.EIO) and _is_closed(sys.stdout):
+            _discard_output()
+            return CLOSED
+        if error.errno is None:  # raised by a library for reasons of its own
             raise
-        _discard_output()
-        return CLOSED
+        place = f"{error.filename}: " if error.filename else ""
+        console.mistake(f"{place}{error.strerror}: free space, or make it readable and writable, and try again")
+        return 2
 
 
 def _run(argv: Sequence[str] | None) -> int:

@@ -44,7 +44,7 @@ def run(arguments: argparse.Namespace) -> int:
     entries = with_budgets(comparison, entries)
     from neighbor_grpo.compare.page import write
     from neighbor_grpo.compare.runs import run_all
-    from neighbor_grpo.training.trainer import SignalError
+    from neighbor_grpo.training.signals import SignalError
 
     try:
         run_all(comparison, entries[int(match[1]) - 1 :: int(match[2])])

@@ -2,11 +2,16 @@
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from neighbor_grpo.commands.options import Commands, count, loaded, model_options, number, scorer_option, scorers
 from neighbor_grpo.errors import UserError
-from neighbor_grpo.prompts.reading import read_prompts
+from neighbor_grpo.prompts.reading import Prompt, prompt_hash, read_prompts
 from neighbor_grpo.rewards.names import check_measures, check_scorers
+
+if TYPE_CHECKING:  # these bring torch
+    from neighbor_grpo.evaluate.measures import Measures
+    from neighbor_grpo.evaluate.pictures import Folder
 
 GENERAL = ["diversity", "jpeg_size", "grid_artefacts", "saturation", "sharpness"]
 SCENES = ["scenes", "scenes_strict", "scenes_sparse", "scenes_distance"]
@@ -50,23 +55,36 @@ def run(arguments: argparse.Namespace) -> None:
 
     from accelerate import PartialState
 
-    from neighbor_grpo.evaluate import page
-    from neighbor_grpo.evaluate.evaluation import begin, compare_with, measure_all, read_tables, summarize
+    from neighbor_grpo.evaluate.evaluation import claimed
     from neighbor_grpo.evaluate.measures import load_measures
-    from neighbor_grpo.evaluate.pictures import Drawn, Folder, Pictures
-    from neighbor_grpo.prompts.reading import prompt_hash
-    from neighbor_grpo.run.files import free_directory
+    from neighbor_grpo.evaluate.pictures import Folder
 
     state = PartialState(cpu=arguments.device == "cpu")
     if state.num_processes > 1 and not arguments.out:
         raise UserError("several processes need one output directory: give --out DIR")
-    out = arguments.out or Path(free_directory("evaluations"))
     folder = Folder.of(arguments.images, len(prompts)) if arguments.images else None
     seeds = folder.seeds if folder else arguments.seeds
     names = arguments.measure or [*(SCENES if file == "scenes" else []), *GENERAL[0 if seeds > 1 else 1 :]]
     check_scorers(known, names)
-    measures = load_measures(names, known)
-    settings = {"prompts": file, "number_of_prompts": len(prompts), "prompts_sha256": prompt_hash(prompts), "seeds": seeds}
+    with claimed(arguments.out, state.is_main_process) as out:
+        _evaluate(arguments, out, prompts, folder, load_measures(names, known), state.is_main_process)
+
+
+def _evaluate(
+    arguments: argparse.Namespace, out: Path, prompts: list[Prompt], folder: "Folder | None", measures: "Measures", main: bool
+) -> None:
+    from accelerate import PartialState
+
+    from neighbor_grpo.evaluate import page
+    from neighbor_grpo.evaluate.evaluation import begin, compare_with, measure_all, read_tables, summarize
+    from neighbor_grpo.evaluate.pictures import Drawn, Pictures
+
+    settings = {
+        "prompts": arguments.prompts or "scenes",
+        "number_of_prompts": len(prompts),
+        "prompts_sha256": prompt_hash(prompts),
+        "seeds": folder.seeds if folder else arguments.seeds,
+    }
     pictures: Pictures
     if folder:
         settings |= {"images": str(arguments.images)}
@@ -74,12 +92,12 @@ def run(arguments: argparse.Namespace) -> None:
     else:
         source = loaded(arguments)
         settings |= source.settings | {"steps": arguments.steps, "solver": arguments.solver}
-        pictures = Drawn(source.model, prompts, seeds, arguments.steps, arguments.solver, out / "pictures")
-    if state.is_main_process:
+        pictures = Drawn(source.model, prompts, arguments.seeds, arguments.steps, arguments.solver, out / "pictures")
+    if main:
         begin(out, settings)
-    state.wait_for_everyone()
+    PartialState().wait_for_everyone()
     measure_all(out, pictures, prompts, measures)
-    if state.is_main_process:
+    if main:
         tables = read_tables(out, len(prompts), measures)
         result = summarize(out, tables, measures, arguments.max_failed)
         if arguments.against:

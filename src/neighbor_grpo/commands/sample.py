@@ -28,6 +28,7 @@ def run(arguments: argparse.Namespace) -> None:
     prompts = [*_given(arguments), *(read_prompts(arguments.prompts, held_out=True) if arguments.prompts else [])]
     import torch
 
+    from neighbor_grpo.files import atomic
     from neighbor_grpo.files.images import save_png
     from neighbor_grpo.models.sampling import sample
     from neighbor_grpo.models.text_cache import encode_prompts
@@ -40,7 +41,8 @@ def run(arguments: argparse.Namespace) -> None:
         images = sample(model, encode_prompts(model, [prompt]), noise[None], arguments.steps, arguments.solver)
         for seed, image in zip(seeds, images[0], strict=True):
             file = arguments.out / f"{n:04d}-seed{seed}.png"
-            save_png(image, file)
+            with atomic.writing(file, durable=False) as aside:
+                save_png(image, aside)
             print(file, prompt.text)
 
 

@@ -2,6 +2,7 @@
 
 import argparse
 import sys
+from collections.abc import Sequence
 
 from neighbor_grpo.commands.options import Commands, configuration, configuration_options, key_lines
 from neighbor_grpo.config import Config, describe
@@ -22,7 +23,11 @@ def add(commands: Commands) -> None:
     train.add_argument("-h", "--help", action="store_true", help="show this message, with every key and its default")
     train.add_argument("--method", metavar="NAME", help=f"with --help: list the keys of this method: {', '.join(METHODS)}")
     configuration_options(train)
-    train.add_argument("--resume", metavar="RUN", help="resume the run in this directory at its newest checkpoint")
+    train.add_argument(
+        "--resume",
+        metavar="RUN",
+        help="resume the run in this directory at its newest checkpoint; key=value changes settings that may change",
+    )
     train.set_defaults(command=run, parser=train)
     demo = commands.add_parser(
         "demo",
@@ -39,18 +44,19 @@ def run(arguments: argparse.Namespace) -> int:
         return _print_help(arguments)
     if arguments.method:
         raise UserError(f"--method lists keys, with --help: to choose a method write method.name={arguments.method}")
-    if arguments.resume and (arguments.config or arguments.preset):
-        raise UserError("--resume takes its settings from the run: leave out presets, files and key=value")
     if arguments.resume:
-        return _train(resume=arguments.resume)
+        if arguments.preset or not all("=" in text for text in arguments.config):
+            raise UserError("--resume takes its settings from the run: leave out presets and files; key=value may change some")
+        return _train(resume=arguments.resume, changes=arguments.config)
     return _train(config=configuration(arguments))
 
 
-def _train(config: Config | None = None, resume: str = "") -> int:
-    from neighbor_grpo.training.trainer import SignalError, Trainer
+def _train(config: Config | None = None, resume: str = "", changes: Sequence[str] = ()) -> int:
+    from neighbor_grpo.training.signals import SignalError
+    from neighbor_grpo.training.trainer import Trainer
 
     try:
-        trainer = Trainer(config) if config else Trainer.resume(resume)
+        trainer = Trainer(config) if config else Trainer.resume(resume, changes)
         trainer.run()
     except SignalError as stop:
         print(f"neighbor-grpo: {stop}", file=sys.stderr)

@@ -11,9 +11,10 @@ from neighbor_grpo.compare.rows import COSTS, Row, read_row
 from neighbor_grpo.compare.settings import Comparison, Entry
 from neighbor_grpo.compare.tables import as_csv, final_table, other_measures, reach_table, records, target
 from neighbor_grpo.errors import UserError
+from neighbor_grpo.files import atomic
 from neighbor_grpo.files.images import gallery
 from neighbor_grpo.run.pages import data_url, markdown_table, render
-from neighbor_grpo.run.report import read_samples
+from neighbor_grpo.run.report import all_samples
 
 _PAGE = Path(__file__).parent / "page.html"
 
@@ -31,23 +32,23 @@ def write(comparison: Comparison, entries: Sequence[Entry]) -> Path:
         "measures at that point:"
     )
     text = f"{markdown_table(final)}\n{costs}\n\n{markdown_table(reach)}"
-    (directory / "table.md").write_text(text, encoding="utf-8")
-    (directory / "table.csv").write_text(as_csv(table), encoding="utf-8")
+    atomic.write(directory / "table.md", text)
+    atomic.write(directory / "table.csv", as_csv(table))
     series = {row.name: {name: values.tolist() for name, values in {**row.costs, **row.measures}.items()} for row in rows}
     results = {"settings": comparison.model_dump(mode="json"), "table": table, "curves": series}
-    (directory / "results.json").write_text(json.dumps(results, indent=1) + "\n")
+    atomic.write(directory / "results.json", json.dumps(results, indent=1) + "\n")
     draw_curves(rows, goal.reward, directory / "curves.png")
-    draw_pictures(rows, directory / "pictures.png")
+    pictures = draw_pictures(rows, directory / "pictures.png")
     page = {
         "title": directory.name,
         "tables": [final, reach],
         "target": goal.text,
         "curves": data_url(directory / "curves.png"),
-        "pictures": data_url(directory / "pictures.png"),
-        "settings": (directory / "comparison.yaml").read_text(),
+        "pictures": data_url(directory / "pictures.png") if pictures else "",
+        "settings": (directory / "comparison.yaml").read_text(encoding="utf-8"),
         "missing": _missing(rows, comparison, entries),
     }
-    (directory / "report.html").write_text(render(_PAGE, page), encoding="utf-8")
+    atomic.write(directory / "report.html", render(_PAGE, page))
     return directory / "report.html"
 
 
@@ -70,7 +71,8 @@ def draw_curves(rows: Sequence[Row], reward: float, file: Path) -> None:
     for axis in axes[len(panels) :]:
         axis.axis("off")
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=min(len(rows), 6), fontsize=8)
-    figure.savefig(file, dpi=110)
+    with atomic.writing(file, durable=False) as aside:
+        figure.savefig(aside, dpi=110, format="png")
 
 
 def _draw_panel(axis: Axes, rows: Sequence[Row], name: str, cost: str) -> None:
@@ -86,12 +88,14 @@ def _draw_panel(axis: Axes, rows: Sequence[Row], name: str, cost: str) -> None:
     axis.grid(alpha=0.3)
 
 
-def draw_pictures(rows: Sequence[Row], file: Path) -> None:
-    """Draw the same prompts and noise before training and after each method's first seed."""
-    samples = rows[0].runs[0] / "samples"
-    prompts = (samples / "prompts.txt").read_text(encoding="utf-8").splitlines()
-    columns = {"before": read_samples(samples / "000000")}
-    for row in rows:
-        last = max(path for path in (row.runs[0] / "samples").iterdir() if path.is_dir())
-        columns[row.name] = read_samples(last)
-    gallery({title: images[:, :2] for title, images in columns.items()}, prompts).save(file)
+def draw_pictures(rows: Sequence[Row], file: Path) -> bool:
+    """Draw the same prompts and noise before training and after each method's first seed; return whether there are any."""
+    first = {row.name: all_samples(row.runs[0]) for row in rows}
+    before = next((found[0] for found in first.values() if found), None)
+    if before is None:
+        return False
+    after = {name: found[-1] for name, found in first.items() if found and found[-1].prompts == before.prompts}
+    columns = {"before": before.images[:, :2]} | {name: found.images[:, :2] for name, found in after.items()}
+    with atomic.writing(file, durable=False) as aside:
+        gallery(columns, before.prompts).save(aside, "PNG")
+    return True

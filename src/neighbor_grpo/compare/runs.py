@@ -17,8 +17,11 @@ import yaml
 from neighbor_grpo.compare.settings import Comparison, Entry, Tune, within
 from neighbor_grpo.config import Config
 from neighbor_grpo.errors import UserError
+from neighbor_grpo.files import atomic
 from neighbor_grpo.run import files
-from neighbor_grpo.training.trainer import SignalError, Trainer, TrainingError
+from neighbor_grpo.training.errors import TrainingError
+from neighbor_grpo.training.signals import SignalError
+from neighbor_grpo.training.trainer import Trainer
 
 THE_COMMAND = "the same command"  # what resumes a comparison
 
@@ -27,7 +30,7 @@ def run_all(comparison: Comparison, entries: Sequence[Entry], say: Callable[[str
     """Tune and train whatever is not finished yet."""
     directory = Path(comparison.run_dir)
     directory.mkdir(parents=True, exist_ok=True)
-    (directory / "comparison.yaml").write_text(yaml.safe_dump(comparison.model_dump(mode="json"), sort_keys=False))
+    atomic.write(directory / "comparison.yaml", yaml.safe_dump(comparison.model_dump(mode="json"), sort_keys=False))
     for entry in entries:
         config = with_rate(entry.config, tune_rate(entry, comparison, say))
         for seed in comparison.seeds:

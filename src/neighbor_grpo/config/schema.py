@@ -144,7 +144,8 @@ class Config(Section):
     evaluate: Evaluation = Evaluation()
     batch: Batch = Batch()
     seconds: float | None = Field(None, gt=0, description="seconds of training after which the run ends; null = no limit")
-    save_every: Positive = Field(20, description="iterations between checkpoints; the newest two are kept")
+    save_every: Positive = Field(20, description="iterations between checkpoints")
+    keep_checkpoints: Positive = Field(2, description="newest checkpoints that are kept")
 
     _sources: Sources = PrivateAttr(default_factory=Sources)
 

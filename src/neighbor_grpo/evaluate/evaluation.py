@@ -5,7 +5,8 @@ only that measure.
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -20,26 +21,56 @@ from neighbor_grpo.evaluate.ledger import Ledger, Table, Values
 from neighbor_grpo.evaluate.measures import Measures
 from neighbor_grpo.evaluate.pictures import Pictures
 from neighbor_grpo.evaluate.statistics import interval, paired, prompt_means
+from neighbor_grpo.files import atomic
+from neighbor_grpo.files.lock import LOCK, Lock
 from neighbor_grpo.prompts.reading import Prompt
+from neighbor_grpo.run.files import abandon, claim_free
+
+
+@contextmanager
+def claimed(out: Path | None, main: bool) -> Iterator[Path]:
+    """Make and lock the directory of an evaluation for a while; None: the first free one of evaluations/001, ...
+
+    main: this is the rank that locks and writes.  Raises UserError where another process evaluates into it.
+    """
+    if not main:
+        assert out
+        yield out
+        return
+    if out is None:
+        out, lock = claim_free(Path("evaluations"))
+    else:
+        out.mkdir(parents=True, exist_ok=True)
+        lock = Lock.take(out)
+    try:
+        yield out
+    finally:
+        abandon(out, lock)
 
 
 def begin(out: Path, settings: Mapping[str, Any]) -> None:
-    """Make `out` the directory of an evaluation with these settings.
+    """Make `out`, which this process has locked, the directory of an evaluation with these settings.
 
     Raises UserError where it holds something else, or an evaluation with other settings.
     """
     file = out / "settings.json"
     if file.is_file():
-        known = json.loads(file.read_text())
-        if other := next((key for key in {*known, *settings} if known.get(key) != settings.get(key)), None):
+        known = read_settings(out)
+        if other := next((key for key in {**known, **settings} if known.get(key) != settings.get(key)), None):
             raise UserError(
                 f"{out} holds another evaluation: {other} is {known.get(other)!r}, not {settings.get(other)!r}; "
                 "choose another --out"
             )
-    elif out.exists() and any(out.iterdir()):
+    elif {path.name for path in out.iterdir()} - {LOCK, "pictures"}:
         raise UserError(f"{out} is not empty and holds no evaluation: choose another --out")
+    atomic.tidy(out)
     (out / "pictures").mkdir(parents=True, exist_ok=True)
-    file.write_text(json.dumps(settings, indent=2) + "\n")
+    atomic.write(file, json.dumps({"version": atomic.VERSION, **settings}, indent=2) + "\n")
+
+
+def read_settings(out: Path) -> dict[str, Any]:
+    """Read settings.json."""
+    return {key: value for key, value in atomic.read_json(out / "settings.json").items() if key != "version"}
 
 
 def measure_all(out: Path, pictures: Pictures, prompts: Sequence[Prompt], measures: Measures, together: int = 16) -> None:
@@ -105,7 +136,7 @@ def summarize(out: Path, tables: Mapping[str, Table], measures: Measures, max_fa
             result["intervals"][name] = interval(prompt_means(table.values))
         if failed:
             result["failed"][name], result["reasons"][name] = failed, sorted(set(table.reasons))[:5]
-    result["settings"] = json.loads((out / "settings.json").read_text()) | {"scorers": measures.scorers}
+    result["settings"] = read_settings(out) | {"scorers": measures.scorers}
     return result
 
 
@@ -118,11 +149,11 @@ def compare_with(
     """
     if not (against / "settings.json").is_file():
         raise UserError(f"--against {against}: no evaluation there; give the --out directory of one")
-    other = json.loads((against / "settings.json").read_text())
+    other = read_settings(against)
     for key in ("prompts_sha256", "number_of_prompts", "seeds"):
-        if other[key] != settings[key]:
+        if other.get(key) != settings[key]:
             raise UserError(
-                f"--against {against}: {key} is {other[key]}, not {settings[key]}; give an evaluation with the same prompts "
+                f"--against {against}: {key} is {other.get(key)}, not {settings[key]}; give an evaluation with the same prompts "
                 "and seeds"
             )
     others = read_tables(against, prompts, measures)

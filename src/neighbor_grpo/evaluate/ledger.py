@@ -2,12 +2,15 @@
 
 import hashlib
 import json
+import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from neighbor_grpo.files import atomic
 
 
 def short_hash(identity: Mapping[str, Any]) -> str:
@@ -36,17 +39,19 @@ class Table:
     reasons: tuple[str, ...]  # why values are missing
 
 
+def _crc(line: Mapping[str, Any]) -> int:
+    return zlib.crc32(json.dumps(line).encode())
+
+
 class Ledger:
     """Keep values in `folder`/scores-<rank>.jsonl; every rank reads all files and writes its own.
 
-    A line is {measure, scorer, prompt, values, reasons}: `scorer` names the scorer's settings, `prompt` is a number.
+    A line is {measure, scorer, prompt, values, reasons, crc}: `scorer` names the scorer's settings, `prompt` is a number.  A
+    line that was cut off by a kill, or damaged later, counts as missing: its values are measured again.
     """
 
     def __init__(self, folder: Path, rank: int = 0) -> None:
         self.folder, self.own = folder, folder / f"scores-{rank}.jsonl"
-        if self.own.is_file() and not self.own.read_bytes().endswith(b"\n"):  # the last line was cut off by a kill
-            with self.own.open("a") as file:
-                file.write("\n")
         self.entries: dict[tuple[str, str, int], Values] = {}
         for line in self._lines():
             if not self.complete(line["measure"], line["scorer"], line["prompt"]):
@@ -54,12 +59,14 @@ class Ledger:
                 self.entries[line["measure"], line["scorer"], line["prompt"]] = Values(tuple(line["values"]), reasons)
 
     def _lines(self) -> Iterator[dict[str, Any]]:
-        """Read the lines of all ranks, the oldest file first; skip a line that was cut off by a kill."""
+        """Read the whole lines of all ranks, the oldest file first."""
         for file in sorted(self.folder.glob("scores-*.jsonl"), key=lambda path: path.stat().st_mtime_ns):
-            for text in file.read_text(encoding="utf-8").splitlines():
+            for text in file.read_bytes().split(b"\n")[:-1]:
                 try:
-                    yield json.loads(text)
-                except json.JSONDecodeError:
+                    line = json.loads(text)
+                    if line.pop("crc") == _crc(line):
+                        yield line
+                except (ValueError, AttributeError, KeyError, TypeError, RecursionError):
                     continue
 
     def complete(self, measure: str, scorer: str, prompt: int) -> bool:
@@ -71,8 +78,8 @@ class Ledger:
         """Add the values of one prompt."""
         self.entries[measure, scorer, prompt] = entry
         line = {"measure": measure, "scorer": scorer, "prompt": prompt, "values": entry.values, "reasons": entry.reasons}
-        with self.own.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
+        line = json.loads(json.dumps(line))  # as it will be read
+        atomic.append(self.own, json.dumps(line | {"crc": _crc(line)}))
 
     def has(self, measure: str, scorer: str, prompts: int) -> bool:
         """Return whether the measure was taken of all prompts, with or without success."""

@@ -8,6 +8,7 @@ from typing import Any
 
 from neighbor_grpo.evaluate.ledger import Table
 from neighbor_grpo.evaluate.pictures import Pictures
+from neighbor_grpo.files import atomic
 from neighbor_grpo.prompts.reading import Prompt
 from neighbor_grpo.run.pages import markdown_table, render
 
@@ -44,9 +45,9 @@ def write(
     out: Path, result: Mapping[str, Any], pictures: Pictures, prompts: Sequence[Prompt], tables: Mapping[str, Table]
 ) -> str:
     """Write result.json, table.md and gallery.html, which links the picture files; return the text of the table."""
-    (out / "result.json").write_text(json.dumps(result, indent=2) + "\n")
+    atomic.write(out / "result.json", json.dumps({"version": atomic.VERSION, **result}, indent=2) + "\n")
     rows = table_rows(result)
-    (out / "table.md").write_text(markdown_table(rows), encoding="utf-8")
+    atomic.write(out / "table.md", markdown_table(rows))
 
     def shown(prompt: int, seed: int) -> dict[str, str]:
         values = {name: table.values[prompt] for name, table in tables.items() if table.values.shape[1] == pictures.seeds}
@@ -64,5 +65,5 @@ def write(
         "width": 192,
         "settings": json.dumps(result["settings"], indent=2),
     }
-    (out / "gallery.html").write_text(render(_PAGE, page), encoding="utf-8")
+    atomic.write(out / "gallery.html", render(_PAGE, page))
     return markdown_table(rows)

@@ -1,6 +1,5 @@
 """The pictures of an evaluation: drawn by a model from fixed noise and kept as files, or a given folder of files."""
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +9,7 @@ import torch
 from torch import Tensor
 
 from neighbor_grpo.errors import UserError
+from neighbor_grpo.files import atomic
 from neighbor_grpo.files.images import read_file, save_png
 from neighbor_grpo.models.family import Family
 from neighbor_grpo.models.sampling import fixed_noise, sample
@@ -49,17 +49,28 @@ class Drawn:
         return self.folder / f"{prompt:05d}-{seed}.png"
 
     def read(self, numbers: Sequence[int]) -> Tensor:
-        """Read pictures as the files hold them, after drawing those that are missing."""
-        missing = [p for p in numbers if not all(self.file(p, s).is_file() for s in range(self.seeds))]
+        """Read pictures as the files hold them, after drawing those that are missing or damaged."""
+        known = {p: self._known(p) for p in numbers}
+        missing = [p for p in known if known[p] is None]
         if missing:
             cond = encode_prompts(self.model, [self.prompts[p] for p in missing])
             noise = fixed_noise(self.model, missing, self.seeds)
             for p, row in zip(missing, sample(self.model, cond, noise, self.num_steps, self.solver), strict=True):
                 for s, image in enumerate(row):
-                    aside = self.file(p, s).with_suffix(f".{os.getpid()}")  # so that a picture is never half written
-                    save_png(image, aside)
-                    aside.rename(self.file(p, s))
-        return torch.stack([torch.stack([read_file(self.file(p, s)) for s in range(self.seeds)]) for p in numbers])
+                    with atomic.writing(self.file(p, s), durable=False) as aside:
+                        save_png(image, aside)
+        again = [images if (images := known[p]) is not None else self._read(p) for p in numbers]
+        return torch.stack(again)
+
+    def _known(self, prompt: int) -> Tensor | None:
+        """Read the pictures of a prompt; None where one is missing or damaged."""
+        try:
+            return self._read(prompt)
+        except UserError:
+            return None
+
+    def _read(self, prompt: int) -> Tensor:
+        return torch.stack([read_file(self.file(prompt, s)) for s in range(self.seeds)])
 
 
 @dataclass(frozen=True)

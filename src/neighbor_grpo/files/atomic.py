@@ -107,9 +107,16 @@ def directory(place: Path, kind: str) -> Iterator[Path]:
         shutil.rmtree(aside, ignore_errors=True)
 
 
+def remove(place: Path) -> None:
+    """Remove a directory; a kill leaves no half of it under its name."""
+    aside = _aside(place)
+    place.rename(aside)
+    shutil.rmtree(aside)
+
+
 def seal(place: Path, kind: str) -> None:
     """Write the manifest of a directory, after everything in it has reached the disk."""
-    files = sorted(path for path in place.rglob("*") if path.is_file() and path.name != MANIFEST)
+    files = sorted(path for path in place.rglob("*") if path.is_file() and path != place / MANIFEST)
     for path in files:
         _sync(path)
     found = {path.relative_to(place).as_posix(): {"size": path.stat().st_size, "sha256": _sha256(path)} for path in files}

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageDraw, ImageSequence, UnidentifiedImageError
+from PIL import Image, ImageDraw, ImageSequence
 from torch import Tensor
 
 from neighbor_grpo.errors import UserError
@@ -49,7 +49,7 @@ def read_file(file: Path) -> Tensor:
     try:
         with Image.open(file) as image:
             frames = [np.array(frame.convert("RGB")) for frame in ImageSequence.Iterator(image)]
-    except (UnidentifiedImageError, OSError) as error:
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:  # Pillow's ways to say that it is broken
         raise UserError(f"{file} cannot be read as a picture: {error}") from error
     x = torch.from_numpy(np.stack(frames)).permute(0, 3, 1, 2) / 255
     return x if len(x) > 1 else x[0]

@@ -21,9 +21,9 @@ def exchanged(weights: Sequence[Tensor], values: Copy) -> Iterator[None]:
     Storages are exchanged, not written to, so a graph that waits for its backward still finds what it saved.
     """
     kept = [weight.data for weight in weights]
-    for weight, value in zip(weights, values, strict=True):
-        weight.data = value
-    try:
+    try:  # from here on: a signal may end the work between two weights
+        for weight, value in zip(weights, values, strict=True):
+            weight.data = value
         yield
     finally:
         for weight, value in zip(weights, kept, strict=True):

@@ -23,6 +23,8 @@ from neighbor_grpo.models.video import Video
 from neighbor_grpo.prompts.reading import prompt_hash, read_prompts
 from neighbor_grpo.run import files
 from neighbor_grpo.run.pages import markdown_table, render
+from neighbor_grpo.run.record import read_record
+from neighbor_grpo.run.report import draw_before_after
 from neighbor_grpo.run.weights import load_trained, trained_weights
 
 Format = Literal["diffusers", "comfyui", "merged"]
@@ -34,7 +36,10 @@ def export(run: Path, form: Format, out: Path, best: bool = False) -> Path:
 
     Raises UserError where `out` is not empty or the run cannot be exported in this form.
     """
+    run, out = run.resolve(), out.resolve()  # of "." the name, of a link its target
     config, weights = files.read_config(run), trained_weights(run, best)
+    if out == Path.cwd():
+        raise UserError("--out is the present directory: give one that does not exist yet")
     if out.exists() and any(out.iterdir()):
         raise UserError(f"{out} is not empty: choose another --out")
     if form == "comfyui" and not config.model.lora:
@@ -43,15 +48,13 @@ def export(run: Path, form: Format, out: Path, best: bool = False) -> Path:
         raise UserError("ComfyUI names the layers of video models differently: choose --format diffusers or merged")
     with atomic.directory(out, "export") as aside:
         if form == "diffusers":
-            shutil.copytree(weights, aside / weights.name)
+            shutil.copytree(weights, aside / weights.name, ignore=shutil.ignore_patterns(atomic.MANIFEST))
         elif form == "comfyui":
             _write_comfyui(weights, aside / f"{run.name}.safetensors")
         else:
             _write_merged(run, best, aside)
-        (aside / "README.md").write_text(card(run, config, form, best), encoding="utf-8")
-        pictures = run / "samples" / "before_after.png"
-        if pictures.is_file():
-            shutil.copy(pictures, aside / "before_after.png")
+        pictures = draw_before_after(run, aside / "before_after.png")
+        (aside / "README.md").write_text(card(run, config, form, best, pictures), encoding="utf-8")
     return out
 
 
@@ -75,13 +78,13 @@ def _write_merged(run: Path, best: bool, directory: Path) -> None:
     pipe.save_pretrained(directory)
 
 
-def card(run: Path, config: Config, form: Format, best: bool) -> str:
+def card(run: Path, config: Config, form: Format, best: bool, pictures: bool) -> str:
     """Write a model card: method, rewards, data, settings, and the measures before and after training."""
     lines = files.read_metrics(run)
     if best:
-        iteration = json.loads((run / "best" / "best.json").read_text())["iteration"]
+        iteration = atomic.read_json(run / "best" / "best.json")["iteration"]
         lines = [line for line in lines if line["iteration"] <= iteration]
-    changes = [change for change in files.changes(lines) if change.measure != "gap"]
+    changes = [change for change in files.changes(lines, read_record(run).base) if change.measure != "gap"]
     lora, rewards = config.model.lora, config.reward.train.items()
     method = config.model_dump(mode="json")["method"]
     values = {
@@ -100,6 +103,7 @@ def card(run: Path, config: Config, form: Format, best: bool) -> str:
         "seed": config.seed,
         "table": markdown_table([["measure", "before", "after"], *map(_cells, changes)]),
         "settings": json.dumps(method, indent=2),
+        "pictures": pictures,
     }
     return render(_CARD, values)
 

@@ -1,4 +1,4 @@
-"""The files of a run: config.yaml, plan.txt, metrics.jsonl, failures.jsonl; not its checkpoints or report."""
+"""The files of a run: config.yaml, plan.txt, metrics.jsonl, failures.jsonl; not its record, checkpoints or report."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -9,6 +9,10 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from neighbor_grpo.errors import UserError
+from neighbor_grpo.files import atomic
+from neighbor_grpo.files.lock import LOCK, InUseError, Lock
+from neighbor_grpo.run import record as records
+from neighbor_grpo.run.record import Record
 
 if TYPE_CHECKING:  # imported only where needed: these bring torch and transformers, which take seconds to load
     from neighbor_grpo.config import Config
@@ -18,17 +22,53 @@ Figures = dict[str, Any]  # one line of metrics.jsonl: numbers by name
 TRAINING_PHASES = ("encode", "rollout", "decode", "reward", "update")  # phases of an iteration, without its evaluation
 
 
-@dataclass(frozen=True)
-class Recorded:
-    """Hold what a run has recorded so far, as a resumed run needs it."""
+def claim(run_dir: str | None, resume: bool = False) -> tuple[Path, Lock]:
+    """Make or find the directory of a run, and lock it: two runs never share one.
 
-    before: Figures | None  # the figures before training, None where they are not recorded yet
-    seconds: float  # spent on training
+    run_dir: None = the first free one of runs/001, runs/002, ...  Raises UserError where another process uses it, where a
+    new run would overwrite another one, or where there is none to resume.
+    """
+    if run_dir is None:
+        return claim_free(Path("runs"))
+    run = Path(run_dir)
+    if not resume:
+        run.mkdir(parents=True, exist_ok=True)
+    lock = Lock.take(run)
+    try:
+        if not resume:
+            refuse_existing(run)
+        atomic.tidy(run)
+    except BaseException:
+        lock.release()
+        raise
+    return run, lock
 
 
-def free_directory(parent: str = "runs") -> str:
-    """Return the first of parent/001, parent/002, ... that does not exist."""
-    return next(name for n in range(1, 10_000) if not Path(name := f"{parent}/{n:03d}").exists())
+def claim_free(parent: Path) -> tuple[Path, Lock]:
+    """Make and lock the first directory that is not used; one that a run left before it began is used again."""
+    for n in range(1, 10_000):
+        run = parent / f"{n:03d}"
+        try:
+            run.mkdir(parents=True)
+        except FileExistsError:
+            if not run.is_dir() or {path.name for path in run.iterdir()} - {LOCK}:
+                continue
+        try:
+            return run, Lock.take(run)
+        except InUseError:
+            continue
+    raise UserError(f"{parent} holds 9,999 runs: give run_dir")
+
+
+def abandon(run: Path, lock: Lock) -> None:
+    """Give a directory free; remove it where nothing was written to it."""
+    try:
+        if {path.name for path in run.iterdir()} <= {LOCK}:
+            (run / LOCK).unlink(missing_ok=True)
+            run.rmdir()
+    except OSError:  # it has gone, or somebody has put something there
+        pass
+    lock.release()
 
 
 def resume_command(run: Path) -> str:
@@ -36,13 +76,13 @@ def resume_command(run: Path) -> str:
     return f"neighbor-grpo train --resume {run}"
 
 
-def read_config(run: Path) -> "Config":
-    """Read the configuration of a run in its present directory.  Raises UserError where there is no run."""
+def read_config(run: Path, changes: Sequence[str] = ()) -> "Config":
+    """Read the configuration of a run in its present directory, with changes.  Raises UserError where there is no run."""
     from neighbor_grpo.config import load_config
 
     if not (run / "config.yaml").is_file():
         raise UserError(f"no run in {run}: give a directory with a config.yaml")
-    return load_config(run / "config.yaml").model_copy(update={"run_dir": str(run)})
+    return load_config(run / "config.yaml", list(changes)).model_copy(update={"run_dir": str(run)})
 
 
 def refuse_existing(run: Path) -> None:
@@ -52,59 +92,104 @@ def refuse_existing(run: Path) -> None:
 
 
 def finished(run: Path) -> bool:
-    """Return whether a run is finished; its page is written last."""
-    return (run / "report.html").is_file()
+    """Return whether a run is finished."""
+    return records.ended(run) == "finished"
 
 
 def diverged(run: Path) -> bool:
     """Return whether a run ended because a loss or gradient was not finite."""
-    return (run / "failed").is_dir()
+    return records.ended(run) == "diverged"
 
 
-def begin(run: Path, config: "Config", plan: Sequence[str]) -> None:
-    """Make the directory of a run and write its plan and configuration."""
-    run.mkdir(parents=True, exist_ok=True)
-    (run / "plan.txt").write_text("\n".join(plan) + "\n")
-    (run / "config.yaml").write_text(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
+def begin(run: Path, config: "Config", plan: Sequence[str], record: Record) -> None:
+    """Write the plan, the record and the configuration of a run; the configuration last, because it makes it a run."""
+    atomic.write(run / "plan.txt", "\n".join(plan) + "\n")
+    records.write_record(run, record)
+    atomic.write(run / "config.yaml", yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
+
+
+def read_plan(run: Path) -> str:
+    """Return the plan that was printed; nothing where the file is missing."""
+    return (run / "plan.txt").read_text(encoding="utf-8") if (run / "plan.txt").is_file() else ""
 
 
 def record(run: Path, figures: Figures) -> None:
     """Append a line to metrics.jsonl."""
-    with (run / "metrics.jsonl").open("a") as file:
-        file.write(json.dumps(figures) + "\n")
+    atomic.append(run / "metrics.jsonl", json.dumps(figures))
 
 
-def record_failures(run: Path, iteration: int, name: str, failures: "Sequence[Failure]") -> None:
-    """Append a line to failures.jsonl for each picture that a reward could not score."""
-    if not failures:
-        return
-    with (run / "failures.jsonl").open("a", encoding="utf-8") as file:
-        for failure in failures:
-            line = {"iteration": iteration, "reward": name, "prompt": failure.prompt, "reason": failure.reason}
-            file.write(json.dumps(line) + "\n")
+def record_failures(run: Path, iteration: int, failures: "Mapping[str, Sequence[Failure]]", evaluation: bool = False) -> None:
+    """Write a line to failures.jsonl for each picture that a reward, by name, could not score.
+
+    An evaluation that is done again replaces its lines.
+    """
+    file = run / "failures.jsonl"
+    lines = [
+        json.dumps(
+            {
+                "iteration": iteration,
+                "evaluation": evaluation,
+                "reward": name,
+                "prompt": failure.prompt,
+                "reason": failure.reason,
+            }
+        )
+        for name, found in failures.items()
+        for failure in found
+    ]
+    known = read_lines(file) if evaluation else []
+    others = [line for line in known if not (line["iteration"] == iteration and line["evaluation"])]
+    if len(others) < len(known):
+        atomic.write(file, "".join(json.dumps(line) + "\n" for line in others))
+    if lines:
+        atomic.append(file, "\n".join(lines))
 
 
-def read_metrics(run: Path) -> list[Figures]:
-    """Read metrics.jsonl, up to a line that was cut off by a kill; nothing where the file is missing."""
-    file = run / "metrics.jsonl"
+def read_lines(file: Path) -> list[Figures]:
+    """Read a file of JSON lines; nothing where it is missing.  A last line that a kill cut off is left out.
+
+    Raises DamagedError for any other line that cannot be read.
+    """
+    *whole, _ = file.read_bytes().split(b"\n") if file.is_file() else [b""]
     lines: list[Figures] = []
-    for line in file.read_text().splitlines() if file.is_file() else []:
+    for number, text in enumerate(whole, 1):
         try:
-            lines.append(json.loads(line))
-        except json.JSONDecodeError:
-            break
+            lines.append(json.loads(text))
+            lines[-1]["iteration"] + 0
+        except (ValueError, RecursionError, TypeError, KeyError) as error:
+            raise atomic.DamagedError(
+                f"{file}, line {number} is damaged: remove the line, or put back a copy of the file"
+            ) from error
     return lines
 
 
-def rewind(run: Path, iteration: int) -> Recorded:
-    """Drop the lines of metrics.jsonl after `iteration`, which will be written again, and return what the others say."""
+def read_metrics(run: Path) -> list[Figures]:
+    """Read metrics.jsonl; nothing where the file is missing."""
+    return read_lines(run / "metrics.jsonl")
+
+
+def rewind(run: Path, iteration: int) -> None:
+    """Drop what was recorded after `iteration`, which will be recorded again."""
+    kept = _rewound(run / "metrics.jsonl", iteration)
+    _rewound(run / "failures.jsonl", kept[-1]["iteration"] if kept else -1)
+
+
+def amend(run: Path, figures: Figures) -> None:
+    """Replace the line of an iteration in metrics.jsonl, or add it."""
     lines = read_metrics(run)
+    if not any(line["iteration"] == figures["iteration"] for line in lines):
+        return record(run, figures)
+    lines = [figures if line["iteration"] == figures["iteration"] else line for line in lines]
+    atomic.write(run / "metrics.jsonl", "".join(json.dumps(line) + "\n" for line in lines))
+
+
+def _rewound(file: Path, iteration: int) -> list[Figures]:
+    """Keep the lines of a file up to an iteration, and return them."""
+    lines = read_lines(file)
     kept = [line for line in lines if line["iteration"] <= iteration]
-    if (run / "metrics.jsonl").is_file():
-        aside = run / "metrics.jsonl.new"  # renamed into place, so that a kill loses nothing
-        aside.write_text("".join(json.dumps(line) + "\n" for line in kept))
-        aside.replace(run / "metrics.jsonl")
-    return Recorded(kept[0] if kept else None, sum(map(training_seconds, kept)))
+    if file.is_file():
+        atomic.write(file, "".join(json.dumps(line) + "\n" for line in kept))
+    return kept
 
 
 def training_seconds(figures: Mapping[str, float]) -> float:
@@ -126,8 +211,12 @@ class Change:
     after: float
 
 
-def changes(lines: Sequence[Figures]) -> list[Change]:
-    """Return how each measure has changed from the first to the last evaluation; nothing without an evaluation."""
-    first, last = next(iter(evaluated(lines)), {}), next(iter(evaluated(lines)[::-1]), {})
+def changes(lines: Sequence[Figures], base: int = 0) -> list[Change]:
+    """Return how each measure has changed from the first to the last evaluation; nothing without an evaluation.
+
+    base: the iteration from which on evaluations can be compared.
+    """
+    known = evaluated([line for line in lines if line["iteration"] >= base])
+    first, last = next(iter(known), {}), next(iter(known[::-1]), {})
     shared = [key for key in first if key.startswith("eval/") and key in last]
     return [Change(key.removeprefix("eval/"), first[key], last[key]) for key in shared]

@@ -1,7 +1,9 @@
 """The report of a run: sample pictures, curves.png and one self-contained page, all made from the files of the run."""
 
+import json
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -10,11 +12,16 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from neighbor_grpo.errors import UserError
+from neighbor_grpo.files import atomic
 from neighbor_grpo.files.images import gallery, read_file, save_png
 from neighbor_grpo.run import files
 from neighbor_grpo.run.files import Figures
 from neighbor_grpo.run.pages import data_url, render
+from neighbor_grpo.run.record import describe_changes, read_record
 
+PICTURES = "samples/before_after.png"
+SAMPLES = "samples"  # kind of the directories in samples/
 _PAGE = Path(__file__).parent / "page.html"
 _SCORED = ("reward/", "eval/")  # figures of a measure, drawn together under its name
 # Figures that are not drawn on their own: details of the scores, costs, and the counter.  All others are the method's.
@@ -23,45 +30,82 @@ _NOT_DRAWN_KEYS = ("lr", "iteration")
 
 
 def save_samples(directory: Path, iteration: int, images: Tensor, prompts: Sequence[str]) -> None:
-    """Save pictures as directory/<iteration>/<prompt>-<seed>.png, and beside the first ones in before_after.png.
+    """Save pictures as directory/<iteration>/<prompt>-<seed>.png, with their prompts.
 
     Pictures [P, S, 3, H, W], or frames of videos [P, S, T, 3, H, W].
     """
-    folder = directory / f"{iteration:06d}"
-    folder.mkdir(parents=True, exist_ok=True)
-    for p, row in enumerate(images):
-        for s, image in enumerate(row):
-            save_png(image, folder / f"{p:02d}-{s}.png")
-    shown = list(prompts[: len(images)])
-    (directory / "prompts.txt").write_text("\n".join(shown) + "\n", encoding="utf-8")
-    columns = {"before": read_samples(directory / "000000")}
-    if iteration:
-        columns[f"after {iteration} iterations"] = images
-    gallery(columns, shown).save(directory / "before_after.png")
+    with atomic.directory(directory / f"{iteration:06d}", SAMPLES) as aside:
+        for p, row in enumerate(images):
+            for s, image in enumerate(row):
+                save_png(image, aside / f"{p:02d}-{s}.png")
+        (aside / "prompts.json").write_text(json.dumps(list(prompts[: len(images)])))
 
 
-def read_samples(folder: Path) -> Tensor:
-    """Read the pictures that `save_samples` wrote for one iteration."""
-    places = [tuple(map(int, file.stem.split("-"))) for file in folder.glob("*.png")]
-    prompts, seeds = (1 + max(column) for column in zip(*places, strict=True))
-    return torch.stack([torch.stack([read_file(folder / f"{p:02d}-{s}.png") for s in range(seeds)]) for p in range(prompts)])
+@dataclass(frozen=True)
+class Samples:
+    """Hold the pictures of an evaluation."""
+
+    iteration: int
+    images: Tensor  # [P, S, 3, H, W]
+    prompts: list[str]
 
 
-def write(run: Path) -> None:
-    """Write curves.png and report.html from metrics.jsonl, samples/, plan.txt and config.yaml."""
-    lines = files.read_metrics(run)
+def read_samples(folder: Path) -> Samples:
+    """Read what `save_samples` wrote for one iteration.  Raises DamagedError."""
+    atomic.check(folder, SAMPLES)
+    prompts = json.loads((folder / "prompts.json").read_text())
+    seeds = len(list(folder.glob("00-*.png")))
+    rows = [torch.stack([read_file(folder / f"{p:02d}-{s}.png") for s in range(seeds)]) for p in range(len(prompts))]
+    return Samples(int(folder.name), torch.stack(rows), prompts)
+
+
+def all_samples(run: Path) -> list[Samples]:
+    """Read the first and the last pictures that are not damaged and show the same prompts; nothing without any."""
+    base, found = first_comparable(run), []
+    for folder in sorted((run / "samples").glob("[0-9]*")):
+        try:
+            found += [read_samples(folder)] if int(folder.name) >= base else []
+        except UserError:  # damaged: the page shows what is whole
+            continue
+    return [one for one in (found[:1] + found[1:][-1:]) if one.prompts == found[0].prompts]
+
+
+def draw_before_after(run: Path, file: Path) -> bool:
+    """Draw the first and the last pictures side by side; return whether there are any."""
+    found = all_samples(run)
+    titles = ["before" if one.iteration == 0 else f"after {one.iteration} iterations" for one in found]
+    if found:
+        with atomic.writing(file, durable=False) as aside:
+            gallery({t: one.images for t, one in zip(titles, found, strict=True)}, found[0].prompts).save(aside, "PNG")
+    return bool(found)
+
+
+def write(run: Path) -> Path:
+    """Write samples/before_after.png, curves.png and report.html from what the run has recorded; return the page."""
+    lines, base = files.read_metrics(run), first_comparable(run)
+    if not lines:
+        raise UserError(f"{run} has not recorded anything yet: resume it with {files.resume_command(run)}")
     draw_curves(lines, run / "curves.png")
+    pictures = draw_before_after(run, run / PICTURES)
     page = {
         "title": f"{run.name}: {lines[-1]['iteration']} iterations",
-        "table": files.changes(lines),
-        "gallery": data_url(run / "samples" / "before_after.png"),
+        "table": files.changes(lines, base),
+        "base": base,
+        "gallery": data_url(run / PICTURES) if pictures else "",
         "curves": data_url(run / "curves.png"),
         "failed": ", ".join(f"{name} {count:.0f}" for name, count in _sums(lines, ("failed/", "eval_failed/")) if count),
         "time": ", ".join(f"{phase} {seconds:.1f} s" for phase, seconds in _sums(lines, ("time/",))),
-        "plan": (run / "plan.txt").read_text(),
-        "settings": (run / "config.yaml").read_text(),
+        "plan": files.read_plan(run),
+        "changes": describe_changes(read_record(run).changes),
+        "settings": (run / "config.yaml").read_text(encoding="utf-8"),
     }
-    (run / "report.html").write_text(render(_PAGE, page), encoding="utf-8")
+    atomic.write(run / "report.html", render(_PAGE, page))
+    return run / "report.html"
+
+
+def first_comparable(run: Path) -> int:
+    """Return the iteration whose evaluation the later ones are compared with."""
+    return read_record(run).base
 
 
 def _sums(lines: Iterable[Figures], prefixes: tuple[str, ...]) -> list[tuple[str, float]]:
@@ -95,7 +139,8 @@ def draw_curves(lines: Sequence[Figures], file: Path) -> None:
         _draw_panel(axis, name, lines)
     for axis in axes[len(names) :]:
         axis.axis("off")
-    figure.savefig(file, dpi=110)
+    with atomic.writing(file, durable=False) as aside:
+        figure.savefig(aside, dpi=110, format="png")
 
 
 def _draw_panel(axis: Axes, name: str, lines: Sequence[Figures]) -> None:

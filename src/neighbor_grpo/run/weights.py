@@ -11,11 +11,14 @@ import torch
 from neighbor_grpo.config import Config, check_family
 from neighbor_grpo.console import working
 from neighbor_grpo.errors import UserError
+from neighbor_grpo.files import atomic
 from neighbor_grpo.models.devices import pick_device, pick_dtype
 from neighbor_grpo.models.family import Family
 from neighbor_grpo.models.lora import load_all, load_lora
 from neighbor_grpo.models.registry import family_of, load_model
 from neighbor_grpo.run.files import read_config, resume_command
+
+TRAINED = "trained weights"  # kind of the directories lora/ and transformer/
 
 
 @dataclass(frozen=True)
@@ -103,6 +106,7 @@ def trained_weights(run: Path, best: bool = False) -> Path:
     """Return the directory of a run's trained weights, last or best.  Raises UserError where there are none."""
     weights = (run / "best" if best else run) / ("lora" if read_config(run).model.lora else "transformer")
     if weights.is_dir():
+        atomic.check(weights, TRAINED)
         return weights
     if best:
         raise UserError(f"{run} kept no best weights: leave out --best, or set evaluate.best before training")

@@ -25,6 +25,7 @@ from neighbor_grpo.prompts.schedule import scheduled
 from neighbor_grpo.rewards.score import Failure, Scores
 from neighbor_grpo.rewards.set import FailureCount, RewardSet, check_failed, joined
 from neighbor_grpo.run import files
+from neighbor_grpo.training.errors import NotFiniteError
 from neighbor_grpo.training.experience import Experience
 from neighbor_grpo.training.figures import reward_figures
 from neighbor_grpo.training.phases import Phases
@@ -72,7 +73,8 @@ class Collector:
             adv = combine(partial(method.credit, got.tree), got.rewards, got.pool, weights, reward.aggregate)
             draws = [iteration.of_slot(DRAW, slot) for slot in self.slots]
             updates = method.updates(got.tree, adv, draws, iteration)
-        return Experience(got.cond, updates, self._figures(got))
+        texts = [prompt.text for prompt in self._prompts_of(n)]
+        return Experience(got.cond, updates, self._figures(got), texts)
 
     def collect(self, n: int) -> Collected:
         """Roll out and score this rank's prompts of iteration n."""
@@ -119,6 +121,10 @@ class Collector:
         with self.phases.time("rollout"), torch.no_grad(), self.drawing(), self._precision():
             velocity = batched_velocity(self.model, cond, batch.rollout)
             tree = self.config.method.rollout(velocity, noise, self.times, iteration)
+        if not tree.leaves.isfinite().all():
+            odd = [p for p, group in zip(rows.tolist(), tree.leaves, strict=True) if not group.isfinite().all()]
+            prompts = ", ".join(repr(self._prompts_of(n)[p].text) for p in odd)
+            raise NotFiniteError(f"x is not finite at the end of the rollout of iteration {n}, for {prompts}")
         with self.phases.time("decode"):
             return tree, decode(self.model, tree.leaves, batch.decode)
 
@@ -145,8 +151,7 @@ class Collector:
         ranks = gather_object([failures])
         every = {name: [failure for rank in ranks for failure in rank[name]] for name in failures}
         if self.accelerator.is_main_process and self.config.run_dir:
-            for name, found in every.items():
-                files.record_failures(Path(self.config.run_dir), n, name, found)
+            files.record_failures(Path(self.config.run_dir), n + 1, every)
         return every
 
     def _all_ranks(self, rewards: Tensor) -> Tensor:

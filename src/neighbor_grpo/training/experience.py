@@ -18,6 +18,7 @@ class Experience:
     cond: Cond  # [p, ...]  conditioning of this rank's prompts, on the device; `rows.prompt` counts in it
     updates: Sequence[Rows]
     figures: Mapping[str, float]  # keys of metrics.jsonl
+    texts: Sequence[str] = ()  # of the prompts, for errors
 
 
 class Source(Protocol):

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
+from dataclasses import dataclass
 
 import torch
 from accelerate import Accelerator
@@ -15,6 +16,15 @@ from neighbor_grpo.training.ranks import mean_over_ranks
 LARGEST = ("max/", "first/")  # prefixes of figures that are maxima; the others are means
 
 
+@dataclass(frozen=True)
+class Step:
+    """Hold what an optimizer step says and costs."""
+
+    figures: Mapping[str, float]  # of all ranks
+    trained: int  # rows of this rank's forwards with a gradient
+    frozen: int  # rows of its forwards without one, by a reference or a lagging copy
+
+
 def accumulate(
     method: Method,
     policy_of: Callable[[Rows], ModelPolicy],
@@ -23,14 +33,11 @@ def accumulate(
     batch: int,
     weights: Sequence[nn.Parameter],
     accelerator: Accelerator,
-) -> dict[str, Tensor]:
-    """Give the weights the gradient of the mean loss over the rows of all ranks, which have equally many.
-
-    Returns the figures of the loss, of all ranks, and "rows/trained" and "rows/frozen", the forwards of this rank.
-    """
+) -> Step:
+    """Give the weights the gradient of the mean loss over the rows of all ranks, which have equally many."""
     micro_batches = rows.split(batch)
     figures: list[dict[str, Tensor]] = []
-    counts = {"rows/trained": 0, "rows/frozen": 0}
+    trained = frozen = 0
     for n, micro_batch in enumerate(micro_batches):
         last = n == len(micro_batches) - 1
         with nullcontext() if last else accelerator.no_sync(transformer):
@@ -39,8 +46,7 @@ def accumulate(
             loss, own = method.loss(policy, part)
             (loss.sum() / len(rows)).backward()
         figures.append({name: value.detach().float() for name, value in own.items()} | {"loss": loss.detach().mean()})
-        counts["rows/trained"] += policy.trained
-        counts["rows/frozen"] += policy.frozen
+        trained, frozen = trained + policy.trained, frozen + policy.frozen
     for weight in weights:  # one that the loss does not reach
         if weight.grad is None:
             weight.grad = torch.zeros_like(weight)
@@ -49,8 +55,8 @@ def accumulate(
     shares = torch.tensor([len(micro_batch) / len(rows) for micro_batch in micro_batches], device=accelerator.device)
     here = {name: _reduced(name, [figure[name] for figure in figures], shares) for name in figures[0]}
     ranks = accelerator.gather(torch.stack(list(here.values()))[None])
-    everywhere = {name: _reduced(name, column) for name, column in zip(here, ranks.unbind(1), strict=True)}
-    return everywhere | {name: torch.tensor(count) for name, count in counts.items()}
+    everywhere = torch.stack([_reduced(name, column) for name, column in zip(here, ranks.unbind(1), strict=True)])
+    return Step(dict(zip(here, everywhere.tolist(), strict=True)), trained, frozen)  # one synchronisation of the device
 
 
 def _reduced(name: str, values: Sequence[Tensor] | Tensor, shares: Tensor | None = None) -> Tensor:

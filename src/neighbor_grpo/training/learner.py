@@ -2,8 +2,9 @@
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import replace
 from math import isfinite
 from pathlib import Path
 
@@ -22,18 +23,12 @@ from neighbor_grpo.models.experts import Experts
 from neighbor_grpo.models.family import Family
 from neighbor_grpo.models.lora import make_trainable, save_all, save_lora
 from neighbor_grpo.models.policy import ModelPolicy, exchanged
+from neighbor_grpo.run.weights import TRAINED
 from neighbor_grpo.training import checkpoint
-from neighbor_grpo.training.gradients import accumulate
+from neighbor_grpo.training.errors import NotFiniteError, RanksDifferError
+from neighbor_grpo.training.gradients import Step, accumulate
 from neighbor_grpo.training.optimizer import build_optimizer
 from neighbor_grpo.training.ranks import divided, on_main, reshard, whole
-
-
-class NotFiniteError(Exception):
-    """Say that a loss or gradient is infinite or NaN; the weights are those before it."""
-
-
-class RanksDifferError(Exception):
-    """Say that the ranks no longer hold the same weights."""
 
 
 class Learner:
@@ -75,8 +70,8 @@ class Learner:
         """Return the rate of the last optimizer step."""
         return self.optimizer.param_groups[0]["lr"]
 
-    def step(self, rows: Rows, cond: Cond) -> dict[str, float]:
-        """Take one optimizer step, all ranks together; return its figures."""
+    def step(self, rows: Rows, cond: Cond) -> Step:
+        """Take one optimizer step, all ranks together.  Raises NotFiniteError before anything is changed."""
         o = self.config.optimizer
         for group in self.optimizer.param_groups:
             group["lr"] = o.lr * min(1.0, (self.updates + 1) / (o.warmup + 1))
@@ -85,20 +80,35 @@ class Learner:
         def policy_of(part: Rows) -> ModelPolicy:
             return ModelPolicy(self.model, cond.take(part.prompt), weights, self.copies)
 
-        figures = accumulate(
+        step = accumulate(
             self.config.method, policy_of, self.transformer, rows, self.config.batch.update, weights, self.accelerator
         )
-        norm = whole(torch.nn.utils.clip_grad_norm_(weights, o.grad_clip))
-        values = {name: float(value) for name, value in (figures | {"grad_norm": norm}).items()}
+        norm = float(whole(torch.nn.utils.clip_grad_norm_(weights, o.grad_clip)))
+        figures = {**step.figures, "grad_norm": norm}
         for name in ("loss", "grad_norm"):
-            if not isfinite(values[name]):
-                raise NotFiniteError(f"{name} is not finite ({values[name]}) at optimizer step {self.updates}")
+            if not isfinite(figures[name]):
+                found = f"{name} is not finite ({figures[name]}) at optimizer step {self.updates}"
+                raise self._not_finite(found, rows, policy_of)
         self.optimizer.step()
         self.optimizer.zero_grad()
         self.updates += 1
         if self.ema:
             self.ema.step(self.weights.values())
-        return values
+        return replace(step, figures=figures)
+
+    def _not_finite(self, found: str, rows: Rows, policy_of: Callable[[Rows], ModelPolicy]) -> NotFiniteError:
+        """Look for the first tensor, and for the prompts, that are not finite."""
+        tensors = {f"the weight {name}": weight for name, weight in self.weights.items()} | {
+            f"the gradient of {name}": weight.grad for name, weight in self.weights.items() if weight.grad is not None
+        }
+        first = next((name for name, tensor in tensors.items() if not whole(tensor.detach()).isfinite().all()), None)
+        prompts: dict[int, None] = {}
+        for row in [] if self.accelerator.is_fsdp2 else rows.split(1):  # FSDP2's ranks run the same forwards only
+            with torch.no_grad():
+                loss, _ = self.config.method.loss(policy_of(row), row.to(self.accelerator.device))
+            if not loss.isfinite().all():
+                prompts |= dict.fromkeys(row.prompt.flatten().tolist())
+        return NotFiniteError(f"{found}{f', first in {first}' if first else ''}", list(prompts))
 
     @torch.no_grad()
     def follow(self, iterations: int) -> None:
@@ -150,8 +160,11 @@ class Learner:
             average.copy_(kept)
         reshard(self.transformer)
 
-    def save(self, directory: Path, number: int) -> Path:
-        """Write a checkpoint, which is complete when a rank returns; return its directory."""
+    def save(self, directory: Path, number: int, keep: int, unrecorded: dict[str, float] | None = None) -> Path:
+        """Write a checkpoint, which is complete when a rank returns; return its directory.
+
+        unrecorded: figures of the last iteration, whose evaluation was given up.
+        """
         main = self.accelerator.is_main_process
         weights = on_main(self.weights, main)
         state = on_main(
@@ -160,50 +173,67 @@ class Learner:
                 "ema": self.ema.state_dict() if self.ema else None,
                 "copies": self.copies,
                 "updates_done": self.updates,
+                "unrecorded": unrecorded,
             },
             main,
         )
         if main:
-            checkpoint.save(directory, number, weights, state)
+            checkpoint.save(directory, number, weights, state, keep)
         self.accelerator.wait_for_everyone()
         return checkpoint.place(directory, number)
 
-    def load(self, directory: Path) -> int:
-        """Resume from the newest checkpoint; return its number."""
-        number, state = checkpoint.load(directory, self.weights)
+    def load(self, place: Path) -> dict[str, float] | None:
+        """Resume from a checkpoint; return the figures of its last iteration if they were not recorded."""
+        state = checkpoint.load(place, self.weights)
         weights, moments = list(self.weights.values()), state["optimizer"]["state"]
         for n, kept in moments.items() if self.accelerator.is_fsdp2 else ():
             moments[n] = {name: divided(value, weights[n]) for name, value in kept.items()}
         self.optimizer.load_state_dict(state["optimizer"])
+        for group in self.optimizer.param_groups:  # what the settings say now, not what was saved
+            group["weight_decay"] = self.config.optimizer.weight_decay
         self.updates = state["updates_done"]
-        if self.ema:
+        if self.ema and self.config.ema:
             average = zip(state["ema"]["shadow_params"], weights, strict=True)
             self.ema.load_state_dict(state["ema"] | {"shadow_params": [divided(value, weight) for value, weight in average]})
-        for name, values in state.get("copies", {}).items():
+            self.ema.decay = self.config.ema.decay
+        for name, values in state["copies"].items():
             for value, kept in zip(self.copies[name], values, strict=True):
                 value.copy_(kept)
-        return number
+        return state["unrecorded"]
 
     def export(self, directory: Path) -> None:
         """Write the averaged weights in diffusers' layout: directory/lora, or directory/transformer after a full fine-tune."""
-        main = self.accelerator.is_main_process
+        main, lora = self.accelerator.is_main_process, self.config.model.lora
         with self.averaged():
             weights = on_main(self.weights, main)
-            if main and self.config.model.lora:
-                save_lora(self.model.pipe, self.transformer, directory / "lora", weights)
-            elif main:
-                save_all(self.transformer, directory / "transformer", weights)
+            if not main:
+                return
+            with atomic.directory(directory / ("lora" if lora else "transformer"), TRAINED) as aside:
+                if lora:
+                    save_lora(self.model.pipe, self.transformer, aside, weights)
+                else:
+                    save_all(self.transformer, aside, weights)
 
     def keep_best(self, directory: Path, iteration: int, measure: str, value: float) -> bool:
         """Export to `directory` if `value` is higher than the value kept there; return whether it was."""
-        record = directory / "best.json"
-        better = not record.is_file() or json.loads(record.read_text())["value"] < value
+        main = self.accelerator.is_main_process
+        better = main and self._better(directory, measure, value)
         if not broadcast_object_list([better])[0]:
             return False
-        if not self.accelerator.is_main_process:
+        if not main:
             self.export(directory)
             return True
         with atomic.directory(directory, "best weights") as aside:
             self.export(aside)
-            (aside / record.name).write_text(json.dumps({"iteration": iteration, "measure": measure, "value": value}) + "\n")
+            kept = {"version": atomic.VERSION, "iteration": iteration, "measure": measure, "value": value}
+            atomic.write(aside / "best.json", json.dumps(kept) + "\n")
         return True
+
+    def _better(self, directory: Path, measure: str, value: float) -> bool:
+        """Return whether a value is higher than that of the kept weights; what is damaged is replaced."""
+        try:
+            atomic.check(directory, "best weights")
+            kept = atomic.read_json(directory / "best.json")
+        except atomic.DamagedError:
+            return True
+        return kept["measure"] != measure or kept["value"] < value

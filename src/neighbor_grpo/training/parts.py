@@ -6,12 +6,12 @@ from pathlib import Path
 from typing import Self
 
 from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list
 
 from neighbor_grpo.config import Config
 from neighbor_grpo.errors import UserError
 from neighbor_grpo.evaluate.evaluator import Evaluator
 from neighbor_grpo.evaluate.measures import Measures, load_measures
+from neighbor_grpo.files.lock import Lock
 from neighbor_grpo.models.conditioning import Cond
 from neighbor_grpo.models.devices import pick_device
 from neighbor_grpo.models.family import Family
@@ -25,11 +25,12 @@ from neighbor_grpo.rewards.names import check_scorers
 from neighbor_grpo.rewards.set import RewardSet, load_rewards
 from neighbor_grpo.run import files
 from neighbor_grpo.run.weights import load_base
+from neighbor_grpo.training.beginning import Beginning, beginning
 from neighbor_grpo.training.collector import Collector
 from neighbor_grpo.training.experience import Source
 from neighbor_grpo.training.learner import Learner
 from neighbor_grpo.training.phases import Phases
-from neighbor_grpo.training.ranks import slots_of_rank
+from neighbor_grpo.training.ranks import by_main, slots_of_rank
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,8 @@ class Parts:
     """Hold the parts of a run.  A method's own `source` gets all of them."""
 
     run_dir: Path
+    lock: Lock | None  # of the run directory, on the main rank
+    beginning: Beginning
     config: Config
     accelerator: Accelerator
     slots: range  # this rank's groups in an iteration's batch
@@ -55,17 +58,33 @@ class Parts:
 
     @classmethod
     def assemble(cls, config: Config, resume: bool = False) -> Self:
-        """Make the parts.  Raises UserError before weights are loaded wherever that is possible."""
+        """Claim the run directory and make the parts.  Raises UserError before weights are loaded wherever possible."""
         accelerator = Accelerator(cpu=pick_device(config.device).type == "cpu", mixed_precision="no")
-        device, ranks = accelerator.device, accelerator.num_processes
         slots = slots_of_rank(config.prompts.per_iteration, accelerator)
-        run_dir = Path(config.run_dir or broadcast_object_list([files.free_directory()])[0])
-        config = config.model_copy(update={"run_dir": str(run_dir)})
-        if not resume:
-            files.refuse_existing(run_dir)
+        locks: list[Lock] = []
+
+        def claim() -> Path:
+            run, lock = files.claim(config.run_dir, resume)
+            locks.append(lock)
+            return run
+
+        run_dir = by_main(accelerator, claim)
+        lock = locks[0] if locks else None
+        try:
+            return cls._assemble(config.model_copy(update={"run_dir": str(run_dir)}), run_dir, lock, resume, accelerator, slots)
+        except BaseException:
+            _leave(run_dir, lock)
+            raise
+
+    @classmethod
+    def _assemble(
+        cls, config: Config, run_dir: Path, lock: Lock | None, resume: bool, accelerator: Accelerator, slots: range
+    ) -> Self:
+        device, ranks = accelerator.device, accelerator.num_processes
         prompts = read_prompts(config.prompts.path)
         evaluation_prompts = read_prompts(config.prompts.eval_path or config.prompts.path, held_out=True)
         evaluation_prompts = evaluation_prompts[: config.evaluate.prompts]
+        begun = by_main(accelerator, lambda: beginning(run_dir, config, prompts, evaluation_prompts, resume))
         check_scorers(config.reward.scorers, [*config.reward.train, *config.watched])
         rewards = load_rewards(list(config.reward.train), config.reward.scorers, config.reward.overlap)
         watched = load_measures(config.watched, config.reward.scorers)
@@ -78,9 +97,25 @@ class Parts:
         measures = Measures({**rewards.scorers, **watched.rewards}, watched.metrics)
         evaluator = Evaluator(model, texts, evaluation_prompts, measures, config, accelerator)
         return cls(
-            run_dir, config, accelerator, slots, prompts, evaluation_prompts, rewards, best, counted, estimated, model,
-            matrix_rate(device, model.dtype), Learner(model, config, accelerator), Phases(device), texts, evaluator,
+            run_dir, lock, begun, config, accelerator, slots, prompts, evaluation_prompts, rewards, best, counted, estimated,
+            model, matrix_rate(device, model.dtype), Learner(model, config, accelerator), Phases(device), texts, evaluator,
         )  # fmt: skip
+
+    def leave(self) -> None:
+        """Give the run directory free."""
+        _leave(self.run_dir, self.lock)
+
+    def warnings(self) -> list[str]:
+        """Return what the user should know about the settings."""
+        m, warnings = self.config.model, []
+        if m.cfg != 1:
+            warnings.append(f"warning: model.cfg = {m.cfg:g} doubles every forward; methods are published without it")
+        if m.quantize in ("int8", "fp8") and not m.gradient_checkpointing:
+            warnings.append(
+                "warning: model.quantize saves no memory in the update, where autograd keeps unpacked weights: set "
+                "model.gradient_checkpointing=true"
+            )
+        return warnings
 
     def source(self) -> Source:
         """Return what makes the experience: the method's own source, or rollouts that are scored."""
@@ -100,3 +135,8 @@ def _best(config: Config, watched: str | None) -> str | None:
     if best and best.removeprefix("-") not in measured:
         raise UserError(f"evaluate.best: {best!r} is not measured: choose one of {', '.join(measured)}")
     return best
+
+
+def _leave(run_dir: Path, lock: Lock | None) -> None:
+    if lock:
+        files.abandon(run_dir, lock)

@@ -4,19 +4,21 @@ Only training sees divided tensors.  A checkpoint or an export holds full ones, 
 """
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import accumulate, groupby
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from accelerate import Accelerator
-from accelerate.utils import DistributedType, recursively_apply
+from accelerate.utils import DistributedType, broadcast_object_list, recursively_apply
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from neighbor_grpo.errors import UserError
 
+T = TypeVar("T")
 CHUNK = 2**28  # bytes of gradients that go at once
 
 
@@ -35,6 +37,20 @@ def slots_of_rank(prompts: int, accelerator: Accelerator) -> range:
         raise UserError("FSDP needs GPUs and fsdp_version: 2 in accelerate's configuration")
     groups = prompts // processes
     return range(rank * groups, (rank + 1) * groups)
+
+
+def by_main(accelerator: Accelerator, decide: Callable[[], T]) -> T:
+    """Return what the main rank decides, on every rank; its UserError is raised on all."""
+    answer: list[T | UserError | None] = [None]
+    if accelerator.is_main_process:
+        try:
+            answer = [decide()]
+        except UserError as error:
+            answer = [error]
+    found: Any = broadcast_object_list(answer)[0]
+    if isinstance(found, UserError):
+        raise found
+    return found
 
 
 # -------------------------------------------------------------------- one synchronisation

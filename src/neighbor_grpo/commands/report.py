@@ -1,0 +1,26 @@
+"""The command `report`: the page of a run, made again from what the run has recorded."""
+
+import argparse
+from pathlib import Path
+
+from neighbor_grpo.commands.options import Commands
+
+
+def add(commands: Commands) -> None:
+    """Add the command."""
+    report = commands.add_parser(
+        "report",
+        help="write the page of a run again",
+        description="Write report.html, curves.png and samples/before_after.png again from metrics.jsonl and samples/. The run "
+        "may be finished, stopped or still training.",
+    )
+    report.add_argument("run", type=Path, metavar="RUN", help="directory of a run")
+    report.set_defaults(command=run)
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Write the page and print its file."""
+    from neighbor_grpo.run import files, report
+
+    files.read_config(arguments.run)  # raises where there is no run
+    print(report.write(arguments.run))

@@ -1,0 +1,88 @@
+"""One owner: a directory belongs to one process as long as that process lives."""
+
+import errno
+import fcntl
+import json
+import os
+import socket
+from dataclasses import dataclass
+from pathlib import Path
+
+from neighbor_grpo.errors import UserError
+from neighbor_grpo.files.atomic import alive
+
+LOCK = ".lock"
+_WITHOUT_LOCKS = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK)  # file systems that do not lock, some network ones
+
+
+class InUseError(UserError):
+    """Say which process uses a directory."""
+
+
+@dataclass
+class Lock:
+    """Hold the lock of a directory; the operating system drops it when the process ends, however it ends."""
+
+    descriptor: int | None
+
+    @classmethod
+    def take(cls, directory: Path) -> "Lock":
+        """Lock a directory.  Raises InUseError where a living process has it.
+
+        The lock file names host and process: for the message, and for file systems that do not lock.
+        """
+        descriptor = os.open(directory / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                taken = False
+            except BlockingIOError:
+                taken = True
+            except OSError as error:
+                if error.errno not in _WITHOUT_LOCKS:
+                    raise
+                taken = _lives(_owner(descriptor))
+            if taken:
+                raise InUseError(f"{directory} is in use by {_worded(_owner(descriptor))}: wait until it ends, or stop it")
+            if not _same(descriptor, directory / LOCK):  # its last owner has removed it in the meantime
+                raise InUseError(f"{directory} was in use a moment ago: try again")
+            os.ftruncate(descriptor, 0)
+            os.pwrite(descriptor, json.dumps({"host": socket.gethostname(), "process": os.getpid()}).encode(), 0)
+        except BaseException:
+            os.close(descriptor)
+            raise
+        return cls(descriptor)
+
+    def release(self) -> None:
+        """Give the directory free."""
+        if self.descriptor is not None:
+            os.ftruncate(self.descriptor, 0)
+            os.close(self.descriptor)
+            self.descriptor = None
+
+
+def _owner(descriptor: int) -> dict[str, object]:
+    try:
+        found = json.loads(os.pread(descriptor, 4096, 0))
+    except ValueError:  # not written yet, or given free
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _lives(owner: dict[str, object]) -> bool:
+    """Return whether the owner may still be at work; of another machine nobody can say that it is not."""
+    process = owner.get("process")
+    if not isinstance(process, int):
+        return False
+    return owner.get("host") != socket.gethostname() or alive(process)
+
+
+def _worded(owner: dict[str, object]) -> str:
+    return f"process {owner['process']} on {owner['host']}" if {"process", "host"} <= owner.keys() else "another process"
+
+
+def _same(descriptor: int, file: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(descriptor), file.stat())
+    except FileNotFoundError:
+        return False
