@@ -107,9 +107,7 @@ def test_the_exported_lora_loads_in_diffusers_and_draws_what_the_run_saw(tiny_fl
 def equal_runs(first, second):
     """Return whether two runs, in directories a and b, hold the same figures, times aside, and the same last weights."""
     names = {str(second.parent): str(first.parent)}
-    theirs = [
-        {k.replace(*next(iter(names.items()))): v for k, v in line.items()} for line in without_times(metrics(second))
-    ]
+    theirs = [{k.replace(*next(iter(names.items()))): v for k, v in line.items()} for line in without_times(metrics(second))]
     last = metrics(first)[-1]["iteration"]
     return theirs == without_times(metrics(first)) and same(weights(first, last), weights(second, last))
 

@@ -3,12 +3,13 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from diffusers import DiffusionPipeline
 from diffusers.training_utils import cast_training_params
-from peft import LoraConfig
+from peft import LoraConfig, PeftConfig
 from peft.tuners.lora import LoraLayer
 from peft.utils import get_peft_model_state_dict
 from torch import Tensor, nn
@@ -105,8 +106,13 @@ def save_lora(
         type(pipe).save_lora_weights(
             _directory_of(name, directory),
             transformer_lora_layers=get_peft_model_state_dict(part, own.get(name)),
-            transformer_lora_adapter_metadata=part.peft_config["default"].to_dict(),
+            transformer_lora_adapter_metadata=_metadata(part.peft_config["default"]),
         )
+
+
+def _metadata(config: PeftConfig) -> dict[str, Any]:
+    """Return a LoRA's settings, its sets in order, so that the same LoRA is the same file."""
+    return {key: sorted(value) if isinstance(value, set) else value for key, value in config.to_dict().items()}
 
 
 def load_lora(pipe: DiffusionPipeline, transformer: Transformer, source: str | Path) -> None:

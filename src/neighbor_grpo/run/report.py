@@ -67,7 +67,8 @@ def all_samples(run: Path) -> list[Samples]:
             found += [read_samples(folder)] if int(folder.name) >= base else []
         except UserError:  # damaged: the page shows what is whole
             continue
-    return [one for one in (found[:1] + found[1:][-1:]) if one.prompts == found[0].prompts]
+    ends = found[:1] + found[1:][-1:]
+    return [one for one in ends if (one.prompts, one.images.shape) == (found[0].prompts, found[0].images.shape)]
 
 
 def draw_before_after(run: Path, file: Path) -> bool:

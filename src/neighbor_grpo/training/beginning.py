@@ -57,8 +57,8 @@ def beginning(run: Path, config: Config, prompts: Sequence[Prompt], evaluated: S
     changes = _changes(run, old, fresh, iteration, config.prompts.path)
     record = replace(fresh, changes=(*old.changes, *changes), release=old.release)
     kept = [line for line in lines if line["iteration"] <= iteration]
-    for n, line in enumerate(kept):
-        if line["iteration"] != n:
+    for n in range(max(iteration, len(kept))):  # that of the last iteration may be in the checkpoint
+        if n >= len(kept) or kept[n]["iteration"] != n:
             raise UserError(f"{run / 'metrics.jsonl'} has no line of iteration {n}: put back a copy of the file")
     anew = any(change.measured for change in changes)
     last = kept[-1] if kept and kept[-1]["iteration"] == iteration else {}
