@@ -242,6 +242,10 @@ def test_one_iteration_of_every_method(case, tmp_path, method):
         f"model.lora.targets=[{', '.join(case.family.LORA)}]",
         "iterations=1",
         "watch=[jpeg_size]",
+        "evaluate.prompts=1",
+        "evaluate.seeds=1",
+        "evaluate.num_steps=1",
+        "evaluate.solver=euler",
     ]
     run = Trainer(load_config(None, settings(case.place, tmp_path, *more))).run()
     line = metrics(run)[1]

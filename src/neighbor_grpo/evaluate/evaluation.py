@@ -153,8 +153,7 @@ def compare_with(
     for key in ("prompts_sha256", "number_of_prompts", "seeds"):
         if other.get(key) != settings[key]:
             raise UserError(
-                f"--against {against}: {key} is {other.get(key)}, not {settings[key]}; give an evaluation with the same prompts "
-                "and seeds"
+                f"--against {against}: {key} is {other.get(key)}, not {settings[key]}; give one with the same prompts and seeds"
             )
     others = read_tables(against, prompts, measures)
     differences = {

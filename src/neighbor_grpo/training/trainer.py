@@ -181,7 +181,6 @@ class Trainer:
         if self.main:
             prompts = [prompt.text for prompt in self.parts.evaluation_prompts]
             report.save_samples(self.run_dir / "samples", iteration, evaluated.pictures[: e.gallery, :4], prompts)
-            report.draw_before_after(self.run_dir, self.run_dir / report.PICTURES)
             files.record_failures(self.run_dir, iteration, evaluated.failures, evaluation=True)
         self.display.evaluation(iteration, figures)
         self._keep_best(iteration, figures)
