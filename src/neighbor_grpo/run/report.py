@@ -137,7 +137,7 @@ def draw_curves(lines: Sequence[Figures], file: Path) -> None:
     figure = Figure(figsize=(12.6, 3.0 * rows))
     axes = figure.subplots(rows, 3, squeeze=False).flatten()
     # fixed margins in inches: a layout engine draws everything twice, which takes seconds
-    figure.subplots_adjust(0.045, 0.45 / (3 * rows), 0.99, 1 - 0.35 / (3 * rows), wspace=0.2, hspace=0.38)
+    figure.subplots_adjust(0.06, 0.45 / (3 * rows), 0.99, 1 - 0.35 / (3 * rows), wspace=0.24, hspace=0.38)
     for axis, name in zip(axes, names, strict=False):
         _draw_panel(axis, name, lines)
     for axis in axes[len(names) :]:
@@ -160,6 +160,7 @@ def _draw_panel(axis: Axes, name: str, lines: Sequence[Figures]) -> None:
     axis.set_title(name, fontsize=10)
     axis.set_xlabel("iteration", fontsize=8)
     axis.grid(alpha=0.3)
+    axis.ticklabel_format(axis="y", scilimits=(-3, 4))
     if axis.get_legend_handles_labels()[1]:
         axis.legend(fontsize=7)
 
