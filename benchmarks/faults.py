@@ -20,80 +20,14 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
+
+from fault_commands import Command, commands
+from safetensors import safe_open
 
 HERE = Path(__file__).parent
 ERRORS = (errno.ENOSPC, errno.EIO, errno.EROFS)
-SMALL = (
-    "prompts.per_iteration=2", "method.group_size=4", "method.num_steps=4", "model.lora.rank=2", "batch.rollout=8",
-    "evaluate.prompts=2", "evaluate.seeds=1", "evaluate.num_steps=2", "evaluate.every=1", "watch=[jpeg_size]", "iterations=3",
-    "save_every=1", "device=cpu",
-)  # fmt: skip
 VOLATILE = ("plan.txt", "report.html", "log.txt", "gallery.html", ".lock", "curves.png")  # hold times or the machine's speed
-
-
-@dataclass(frozen=True)
-class Command:
-    """Hold a command to disturb.
-
-    prepare: makes what it starts from, once; run(place): the arguments; again(place): those that a user gives afterwards.
-    """
-
-    name: str
-    run: Callable[[Path], list[str]]
-    again: Callable[[Path], list[str]]
-    prepare: Callable[[Path], list[str]] | None = None
-
-
-def train(place: Path, *more: str) -> list[str]:
-    """Return the arguments of a small run."""
-    return ["train", f"run_dir={place / 'run'}", f"prompts.cache_dir={place.parent / 'cache'}", *SMALL, *more]
-
-
-def trained(*more: str) -> Command:
-    """Return a run as a command: it is resumed if it has begun, and begun again if not."""
-
-    def again(place: Path) -> list[str]:
-        begun = (place / "run" / "config.yaml").is_file()
-        return ["train", "--resume", str(place / "run")] if begun else train(place, *more)
-
-    return Command("train " + " ".join(more), lambda place: train(place, *more), again)
-
-
-def after(name: str, arguments: Callable[[Path], list[str]]) -> Command:
-    """Return a command on a finished run, which is simply given again."""
-    return Command(name, arguments, arguments, lambda place: train(place, "evaluate.every=0"))
-
-
-def commands() -> list[Command]:
-    """Return everything that is disturbed."""
-    from neighbor_grpo import METHODS
-
-    comparison = HERE.parent / "tests" / "data" / "comparison.yaml"
-    return [
-        *(trained(f"method.name={name}", *(["method.num_steps=4"])) for name in METHODS),
-        trained("model.lora=null", "keep_checkpoints=1"),
-        after("resume with more iterations", lambda p: ["train", "--resume", str(p / "run"), "iterations=4"]),
-        after("resume with another evaluation", lambda p: ["train", "--resume", str(p / "run"), "evaluate.prompts=3"]),
-        after("report", lambda p: ["report", str(p / "run")]),
-        *(
-            after(f"export {form}", lambda p, form=form: ["export", str(p / "run"), "--format", form, "--out", str(p / "out")])
-            for form in ("diffusers", "comfyui", "merged")
-        ),
-        after(
-            "evaluate",
-            lambda p: ["evaluate", "--run", str(p / "run"), "--out", str(p / "out"), "--limit", "2", "--steps", "2", "--seeds", "1",
-                       "--measure", "jpeg_size", "--device", "cpu"],
-        ),
-        *([Command("compare", lambda p: compare(p, comparison), lambda p: compare(p, comparison))] if comparison.is_file() else []),
-    ]  # fmt: skip
-
-
-def compare(place: Path, file: Path) -> list[str]:
-    """Return the arguments of a small comparison."""
-    return ["compare", str(file), f"run_dir={place / 'run'}", f"base.prompts.cache_dir={place.parent / 'cache'}"]
 
 
 # ---------------------------------------------------------------- processes
@@ -144,6 +78,10 @@ def contents(place: Path, original: Path) -> dict[str, object]:
             found[name] = sorted(data.splitlines())
         elif file.name in ("manifest.json", "results.json", "table.md", "table.csv", "README.md"):
             found[name] = None  # hashes of the other files, or seconds
+        elif file.suffix == ".safetensors":  # whose header has its metadata in any order
+            with safe_open(file, "np") as stored:
+                tensors = {key: stored.get_tensor(key).tobytes() for key in stored.keys()}  # noqa: SIM118
+                found[name] = (tensors, stored.metadata())
         else:
             found[name] = data
     return found
@@ -257,7 +195,6 @@ def main() -> int:
     parser.add_argument("--only", help="commands whose name contains this")
     arguments = parser.parse_args()
     preload()
-    import neighbor_grpo.training.trainer  # imported once, for all forks
     from neighbor_grpo import console
 
     console.silence_libraries()
@@ -265,7 +202,10 @@ def main() -> int:
     campaign, chosen = Campaign(root, arguments.seed), [c for c in commands() if (arguments.only or "") in c.name]
     try:
         for n, command in enumerate(chosen):
-            share = [(total + n) // len(chosen) for total in (arguments.kills - arguments.kills // 3, arguments.kills // 3, arguments.failures)]
+            share = [
+                (total + n) // len(chosen)
+                for total in (arguments.kills - arguments.kills // 3, arguments.kills // 3, arguments.failures)
+            ]
             campaign.disturb(command, *share)
             print(command.name, campaign.rows.get(command.name, {}), flush=True)
     finally:

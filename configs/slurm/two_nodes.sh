@@ -1,6 +1,6 @@
 #!/bin/bash
 # Two nodes of 8 GPUs: sbatch configs/slurm/two_nodes.sh CONFIG.yaml key=value ...
-# To go on with a run:  sbatch configs/slurm/two_nodes.sh --resume RUN
+# To resume a run:  sbatch configs/slurm/two_nodes.sh --resume RUN
 # Four nodes, sharded:  ACCELERATE=configs/accelerate/gpu_32_fsdp2.yaml sbatch --nodes=4 configs/slurm/two_nodes.sh ...
 # RUN, the prompts and the caches must lie on a file system that all nodes see.
 #SBATCH --job-name=neighbor-grpo
