@@ -35,6 +35,7 @@ class Family(ABC, Generic[C]):
 
     conditioning: type[C]
     encoders: ClassVar[tuple[str, ...]]  # the pipeline's encoders of texts and source pictures, by attribute
+    optional: ClassVar[tuple[str, ...]] = ()  # components that a pipeline may be saved without
     empty_prompt: ClassVar[str] = ""  # the prompt that classifier-free guidance leads away from
     source_images: ClassVar[int] = 0  # source pictures of each prompt
     frames: int | None  # of a video; None for a picture

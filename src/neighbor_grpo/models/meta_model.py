@@ -34,6 +34,9 @@ def meta_model(path_or_id: str | Path, dtype: torch.dtype = torch.float32, **set
         check_tokenizers(pipe)
         model = family(pipe, META, dtype, ModelSettings(**settings))
         model.empty_text = model.blank_text(1)
+        with torch.no_grad():  # that the components fit together
+            x = torch.empty(1, *model.noise_shape(), device=META, dtype=dtype)
+            model.to_image(model.velocity(model.pack(x), 0.5, model.blank(1)).to(dtype))
     return model
 
 

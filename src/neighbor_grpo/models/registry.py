@@ -2,7 +2,7 @@
 
 import inspect
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ import torch
 import transformers
 from diffusers import DiffusionPipeline, ModelMixin, SchedulerMixin
 from huggingface_hub import snapshot_download
+from torch import nn
 
 from neighbor_grpo.errors import UserError, shown
 from neighbor_grpo.files.text import expand_home
@@ -52,6 +53,12 @@ _PARTS = (  # what a component of a pipeline is
     transformers.image_processing_base.ImageProcessingMixin,
     transformers.FeatureExtractionMixin,
 )
+_CONFIGURED = {  # the file with the settings of a component, and a key that each has
+    ModelMixin: ("config.json", "_class_name"),
+    SchedulerMixin: ("scheduler_config.json", "_class_name"),
+    transformers.PreTrainedModel: ("config.json", "model_type"),
+    transformers.PreTrainedTokenizerBase: ("tokenizer_config.json", None),
+}
 
 
 def load_model(
@@ -64,20 +71,38 @@ def load_model(
     """
     family, index = family_of(path_or_id)
     chosen = ModelSettings(**settings)
-    absent = dict.fromkeys(index.absent)
-    quantized = {"quantization_config": quantization(chosen.quantize, dtype)} if chosen.quantize else {}
+    absent, quantized = dict.fromkeys(index.absent), quantization(chosen.quantize, dtype) if chosen.quantize else {}
     with reading(path_or_id):
         place = locate(path_or_id)
         if not isinstance(place, Path):
             place = Path(DiffusionPipeline.download(place, use_safetensors=True, **absent))
         check_classes(place, check_index(place))
         check_directory(place, index)
-        pipe = DiffusionPipeline.from_pretrained(place, dtype=dtype, use_safetensors=True, **quantized, **absent)
+        modules = _modules(place, index, dtype, quantized)
+        pipe = DiffusionPipeline.from_pretrained(place, dtype=dtype, use_safetensors=True, **modules, **absent)
         check_tokenizers(pipe)
         model = family(pipe, torch.device(device), dtype, chosen)
     if chosen.attention:
         choose_attention(model.transformer, chosen.attention)
     return model
+
+
+def _modules(place: Path, index: Index, dtype: torch.dtype, quantized: Mapping[str, Any]) -> dict[str, nn.Module]:
+    """Load the components that have weights.  Raises UserError for weights that are not in the files.
+
+    The libraries draw them at random and only log it.
+    """
+    modules = {}
+    for name, (library, kind) in index.components.items():
+        if not issubclass(found := component_class(library, kind), ModelMixin | transformers.PreTrainedModel):
+            continue
+        config = {"quantization_config": quantized[name]} if name in quantized else {}
+        options = {"subfolder": name, "dtype": dtype, "use_safetensors": True, "output_loading_info": True, **config}
+        modules[name], info = found.from_pretrained(place, **options)
+        if missing := sorted(info["missing_keys"]):
+            others = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+            raise UserError(f"{place / name} lacks the weights {missing[0]}{others}: download the model again")
+    return modules
 
 
 @contextmanager
@@ -144,13 +169,20 @@ def check_classes(place: Path, index: Index) -> None:
     Raises UserError.
     """
     known = inspect.signature(getattr(diffusers, index.pipeline).__init__).parameters
-    for name, (library, kind) in index.components.items():
+    required = {name for name, parameter in known.items() if parameter.default is parameter.empty} - {"self"}
+    for name in [*index.components, *index.absent, *index.settings]:
         if name not in known:
-            raise UserError(f"a {index.pipeline} has no component {shown(name)}: remove it from {place / INDEX}")
-        config = place / name / "config.json"
+            raise UserError(f"a {index.pipeline} has no component or setting {shown(name)}: remove it from {place / INDEX}")
+    for name in sorted(required - index.components.keys() - {*MODELS[index.pipeline].optional}):
+        raise UserError(f"{place / INDEX} names no {name}, which a {index.pipeline} needs: choose a whole pipeline")
+    for name, (library, kind) in index.components.items():
         found = component_class(library, kind)
-        if library == "diffusers" and config.is_file():
-            _check_types(config, read_object(config), found)
+        for part, (file, key) in _CONFIGURED.items():
+            if issubclass(found, part):
+                config = read_object(place / name / file)
+                if key and key not in config:
+                    raise UserError(f"{place / name / file} lacks {key}: download the model again")
+                _check_types(place / name / file, config, found)
 
 
 def component_class(library: str, name: str) -> Any:

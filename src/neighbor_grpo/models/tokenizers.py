@@ -9,7 +9,7 @@ from transformers import PreTrainedTokenizerBase
 
 from neighbor_grpo.errors import UserError
 
-PROBES = ("a red circle", "two blue stars")  # as long as each other: even one unknown word after another must not be the same
+PROBES = ("a red circle", "two blue stars")
 _PLACES = ("name_or_path", "vocab_file", "merges_file", "tokenizer_file", "spm_file", "is_local", "local_files_only", "backend")
 
 
@@ -26,14 +26,26 @@ def check_tokenizers(pipe: DiffusionPipeline) -> None:
     """
     for name, tokenizer in tokenizers_of(pipe).items():
         one, other = (tokenizer(text).input_ids for text in PROBES)
-        if one == other:
+        if set(one) == set(other):  # also where every character is the unknown word
             raise UserError(f"the component {name!r} gives every prompt the same tokens: download the files that it lacks")
-        encoder, highest = getattr(pipe, name.replace("tokenizer", "text_encoder"), None), max(one + other)
-        words = highest + 1 if encoder is None else encoder.get_input_embeddings().num_embeddings
-        if highest >= words:
+        encoder, highest, length = getattr(pipe, _encoder(name), None), max(one + other), tokenizer.model_max_length
+        if encoder is None:
+            continue
+        if highest >= (words := encoder.get_input_embeddings().num_embeddings):
             raise UserError(
                 f"the component {name!r} has the token {highest}, and its encoder only {words}: download both again"
             )
+        # CLIP's texts are filled up to the tokenizer's length, which without its settings is 10^30
+        places = encoder.config.max_position_embeddings if encoder.config.model_type == "clip_text_model" else length
+        if not 2 < length <= places:
+            raise UserError(
+                f"the component {name!r} gives {length} tokens, and its encoder takes {places}: download both again"
+            )
+
+
+def _encoder(tokenizer: str) -> str:
+    """Return the name of the component that encodes the tokens of a tokenizer."""
+    return tokenizer.replace("tokenizer", "text_encoder")
 
 
 def contents(tokenizer: PreTrainedTokenizerBase) -> str:
