@@ -2,8 +2,8 @@
 
 import inspect
 import os
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from neighbor_grpo.errors import UserError, shown
 from neighbor_grpo.files.text import expand_home
 from neighbor_grpo.models.backends import choose_attention
 from neighbor_grpo.models.directory import INDEX, Index, check_directory, read_index, read_object
+from neighbor_grpo.models.errors import failing
 from neighbor_grpo.models.family import Family
 from neighbor_grpo.models.flux import Flux
 from neighbor_grpo.models.flux2 import Flux2
@@ -105,22 +106,9 @@ def _modules(place: Path, index: Index, dtype: torch.dtype, quantized: Mapping[s
     return modules
 
 
-@contextmanager
-def reading(path_or_id: str | Path) -> Iterator[None]:
-    """Turn what goes wrong while a pipeline is read into a UserError that names it.
-
-    A directory from anywhere can make the libraries raise anything; running out of memory is not its mistake.
-    """
-    try:
-        yield
-    except (UserError, torch.OutOfMemoryError, MemoryError):
-        raise
-    except Exception as error:
-        lines = str(error).strip().splitlines() or [""]
-        reason = f"{type(error).__name__}: {lines[0][:300]}"
-        raise UserError(
-            f"the pipeline at {shown(str(path_or_id))} does not load ({reason}): check it or download it again"
-        ) from error
+def reading(path_or_id: str | Path) -> AbstractContextManager[None]:
+    """Turn what goes wrong while a pipeline is read into a UserError that names it."""
+    return failing(f"the pipeline at {shown(str(path_or_id), 200)} does not load")
 
 
 def locate(path_or_id: str | Path) -> str | Path:
