@@ -37,9 +37,8 @@ def read_prompts(path: str, held_out: bool = False) -> list[Prompt]:
     "scenes" is the prompt set of the bundled model, and the names in SETS are test sets of the field.  Only the end of a line
     divides prompts.  Raises UserError that names file and line.
     """
-    scenes = SCENES / ("heldout.txt" if held_out else "train.txt")
-    file = scenes if path == "scenes" else SETS.get(path) or Path(expand_home(path))
-    if not os.path.isfile(file):  # False also for a name that no file can have
+    file = _file(path, held_out)
+    if not exists(path):
         raise UserError(f"no prompt file {shown(path, 200)}: give a .txt or .jsonl file, or one of scenes, {', '.join(SETS)}")
     text = read_text(file, "prompt file", MOST_BYTES)
     lines = [(n, line.strip()) for n, line in enumerate(text.split("\n"), 1) if line.strip()]
@@ -52,11 +51,27 @@ def read_prompts(path: str, held_out: bool = False) -> list[Prompt]:
     return [_parse(file, f"{path} line {number}", line) for number, line in lines]
 
 
+def is_text(text: str) -> bool:
+    """Return whether a text can be a prompt: without NUL, and writable as UTF-8."""
+    return "\0" not in text and not any("\ud800" <= character <= "\udfff" for character in text)
+
+
+def exists(path: str) -> bool:
+    """Return whether there is a prompt file or set; False also for a name that no file can have."""
+    return os.path.isfile(_file(path))
+
+
+def _file(path: str, held_out: bool = False) -> Path:
+    if path == "scenes":
+        return SCENES / ("heldout.txt" if held_out else "train.txt")
+    return SETS.get(path) or Path(expand_home(path))
+
+
 def _parse(file: Path, place: str, line: str) -> Prompt:
     """Read a line of a .jsonl file; `place` names it in errors."""
     row = _object(place, line)
     text = row.pop("prompt")
-    if not isinstance(text, str) or not text.strip() or "\0" in text:
+    if not isinstance(text, str) or not text.strip() or not is_text(text):
         raise UserError(f'{place}: "prompt" must be a text that is not empty')
     if "image" in row and "images" in row:
         raise UserError(f'{place} has both "image" and "images": give one of them')
