@@ -7,7 +7,7 @@ languages (1e-4 is one; 1:30 and 010 are text), every key is a text that stands 
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import yaml
 from yaml.constructor import ConstructorError
@@ -41,7 +41,7 @@ class _Refusal(ConstructorError):
 class _Loader(yaml.SafeLoader):
     """Compose nodes up to the limits, and construct the values of the core types only."""
 
-    yaml_implicit_resolvers: ClassVar[dict[str, Any]] = {}
+    yaml_implicit_resolvers: dict[str, Any] = {}  # noqa: RUF012, declared so by pyyaml
     count = depth = 0
 
     def compose_node(self, parent: Node | None, index: Any) -> Node | None:
@@ -71,7 +71,7 @@ class _Loader(yaml.SafeLoader):
 class _Dumper(yaml.SafeDumper):
     """Write text in quotes wherever `_Loader` would read it as something else, and everything in full."""
 
-    yaml_implicit_resolvers: ClassVar[dict[str, Any]] = {}
+    yaml_implicit_resolvers: dict[str, Any] = {}  # noqa: RUF012, declared so by pyyaml
 
     def ignore_aliases(self, data: Any) -> bool:
         """Return True: what occurs twice is written twice."""
