@@ -28,8 +28,8 @@ def meta_model(path_or_id: str | Path, dtype: torch.dtype = torch.float32, **set
     family, index = family_of(path_or_id)
     with reading(path_or_id):
         place = _download(path_or_id)
-        check_classes(place, index)
         check_directory(place, index, weights=False)
+        check_classes(place, index)
         pipe = _pipeline(place, index, dtype)
         check_tokenizers(pipe)
         model = family(pipe, META, dtype, ModelSettings(**settings))

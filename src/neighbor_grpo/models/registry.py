@@ -77,8 +77,9 @@ def load_model(
         place = locate(path_or_id)
         if not isinstance(place, Path):
             place = Path(DiffusionPipeline.download(place, use_safetensors=True, **absent))
-        check_classes(place, check_index(place))
+            index = check_index(place)  # which may have changed since
         check_directory(place, index)
+        check_classes(place, index)
         modules = _modules(place, index, dtype, quantized)
         pipe = DiffusionPipeline.from_pretrained(place, dtype=dtype, use_safetensors=True, **modules, **absent)
         check_tokenizers(pipe)
@@ -168,8 +169,8 @@ def check_classes(place: Path, index: Index) -> None:
         for part, (file, key) in _CONFIGURED.items():
             if issubclass(found, part):
                 config = read_object(place / name / file)
-                if key and key not in config:
-                    raise UserError(f"{place / name / file} lacks {key}: download the model again")
+                if not config or (key and key not in config):
+                    raise UserError(f"{place / name / file} lacks {key or 'its settings'}: download the model again")
                 _check_types(place / name / file, config, found)
 
 
