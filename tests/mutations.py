@@ -1,5 +1,7 @@
 """Mutations of files: of their bytes, and of what they say."""
 
+import copy
+
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 
@@ -55,8 +57,6 @@ def places(nested: object, place: tuple = ()) -> list[tuple]:
 @st.composite
 def nested_of(draw, originals: list[dict], values: list = VALUES) -> dict:
     """Some original with a few values replaced, keys removed or added."""
-    import copy
-
     nested = copy.deepcopy(draw(st.sampled_from(originals)))
     for _ in range(draw(st.integers(1, 2))):
         found = places(nested)
@@ -67,7 +67,7 @@ def nested_of(draw, originals: list[dict], values: list = VALUES) -> dict:
         for key in path:
             section = section[key]
         value, kind = (
-            draw(st.sampled_from(values)),
+            copy.deepcopy(draw(st.sampled_from(values))),
             draw(st.sampled_from(["replace", "replace", "replace", "remove", "rename", "add"])),
         )
         if kind == "remove" or (kind == "rename" and isinstance(section, dict)):

@@ -49,6 +49,8 @@ def means_what_is_written(values: dict, config: Config) -> bool:
             return len(written) == len(found) and all(map(same, written, found))
         if key in ("run_dir", "path", "eval_path") and str(written).startswith("~"):
             return found == os.path.expanduser(written)
+        if isinstance(found, float) and isinstance(written, int):
+            written = float(written)
         return key == "reward" or (written == found and isinstance(written, bool) == isinstance(found, bool))
 
     return same(values, read)

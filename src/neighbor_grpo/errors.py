@@ -10,6 +10,15 @@ class UserError(ValueError):
     """Say what is wrong and how to correct it; the command line prints it as one line and exits with 2."""
 
 
+def plain(text: str, most: int = 300) -> str:
+    """Return a text from anywhere for a message: at most `most` characters, all of which can be printed.
+
+    >>> plain("a\x1b[31mb")
+    'a\\x1b[31mb'
+    """
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text[:most])
+
+
 def shown(value: object, most: int = 80) -> str:
     """Return a value as Python writes it: on one line, control characters escaped, at most about `most` characters.
 

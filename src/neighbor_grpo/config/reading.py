@@ -13,7 +13,7 @@ import yaml
 from yaml.constructor import ConstructorError
 from yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
-from neighbor_grpo.errors import UserError, shown
+from neighbor_grpo.errors import UserError, plain, shown
 from neighbor_grpo.files.text import read_text
 
 MOST_BYTES, MOST_VALUES, DEEPEST = 2**16, 4000, 24  # of a document, with aliases written out
@@ -98,8 +98,8 @@ def parse(text: str, where: str) -> Any:
         _check(node)
         return loader.construct_document(node)
     except (yaml.YAMLError, RecursionError) as error:
-        reason = " ".join(str(error).split()).replace('in "<unicode string>", ', "at ")[:300]
-        raise UserError(f"{where}{'' if isinstance(error, _Refusal) else ' is not valid YAML'}: {reason}") from error
+        reason = " ".join(str(error).split()).replace('in "<unicode string>", ', "at ")
+        raise UserError(f"{where}{'' if isinstance(error, _Refusal) else ' is not valid YAML'}: {plain(reason)}") from error
 
 
 def _check(root: Node) -> None:

@@ -167,9 +167,14 @@ def save_all(transformer: Transformer, directory: Path, weights: dict[str, Tenso
 
 
 def load_all(transformer: Transformer, directory: Path) -> None:
-    """Load what `save_all` wrote."""
+    """Load what `save_all` wrote.  Raises UserError where it is damaged or of another model."""
     for name, part in transformers_of(transformer).items():
-        part.load_state_dict(type(part).from_pretrained(_directory_of(name, directory)).state_dict())
+        place = _directory_of(name, directory)
+        with failing(f"{shown(str(place), 200)} does not hold weights of this model"):
+            stored, info = type(part).from_pretrained(place, use_safetensors=True, output_loading_info=True)
+            if info["missing_keys"]:  # which would be drawn at random
+                raise ValueError(f"{min(info['missing_keys'])} is missing")
+            part.load_state_dict(stored.state_dict())
 
 
 def _directory_of(name: str, directory: Path) -> Path:

@@ -83,7 +83,12 @@ class TextCache:
         return self.model.conditioning.concatenate([known[key] for key in keys])
 
     def _key(self, prompt: Prompt) -> str:
-        pictures = [hashlib.sha256(image.read_bytes()).hexdigest() for image in prompt.images]
+        try:
+            pictures = [hashlib.sha256(image.read_bytes()).hexdigest() for image in prompt.images]
+        except OSError as error:
+            raise UserError(
+                f"{error.filename} cannot be read as a picture ({error.strerror}): check the prompt file"
+            ) from error
         return hashlib.sha256(json.dumps([prompt.text, *pictures]).encode()).hexdigest()[:32]
 
     def _path(self, key: str) -> Path:
