@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from neighbor_grpo.commands.options import Commands, count, loaded, model_options, number, scorer_option, scorers
+from neighbor_grpo.commands.options import Commands, count, loaded, model_options, number, place, scorer_option, scorers
 from neighbor_grpo.errors import UserError
 from neighbor_grpo.prompts.reading import Prompt, prompt_hash, read_prompts
 from neighbor_grpo.rewards.names import check_measures, check_scorers
@@ -27,14 +27,14 @@ def add(commands: Commands) -> None:
     )
     model_options(evaluate)
     evaluate.add_argument(
-        "--images", type=Path, metavar="DIR", help="measure the pictures in this folder, instead of a model's"
+        "--images", type=place, metavar="DIR", help="measure the pictures in this folder, instead of a model's"
     )
     evaluate.add_argument("--measure", action="append", metavar="NAME", help="a reward or metric; may be repeated")
     scorer_option(evaluate)
     evaluate.add_argument("--seeds", type=count, default=2, help="pictures of each prompt (default %(default)s)")
     evaluate.add_argument("--limit", type=count, metavar="N", help="use the first N prompts only")
-    evaluate.add_argument("--out", type=Path, help="output directory (default: the first free evaluations/NNN)")
-    evaluate.add_argument("--against", type=Path, metavar="DIR", help="compare with another evaluation, picture by picture")
+    evaluate.add_argument("--out", type=place, help="output directory (default: the first free evaluations/NNN)")
+    evaluate.add_argument("--against", type=place, metavar="DIR", help="compare with another evaluation, picture by picture")
     evaluate.add_argument(
         "--max-failed",
         type=number(float, 0, 1),

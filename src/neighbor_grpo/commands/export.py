@@ -1,9 +1,8 @@
 """The command `export`: the weights of a run, for other programs."""
 
 import argparse
-from pathlib import Path
 
-from neighbor_grpo.commands.options import Commands
+from neighbor_grpo.commands.options import Commands, place
 
 
 def add(commands: Commands) -> None:
@@ -11,10 +10,10 @@ def add(commands: Commands) -> None:
     export = commands.add_parser(
         "export", help="write the weights that a run learned, for diffusers, ComfyUI or as a whole model"
     )
-    export.add_argument("run", type=Path, metavar="RUN", help="directory of a finished run")
+    export.add_argument("run", type=place, metavar="RUN", help="directory of a finished run")
     export.add_argument("--format", choices=["diffusers", "comfyui", "merged"], default="diffusers", help="default %(default)s")
     export.add_argument("--best", action="store_true", help="the best weights by evaluate.best, not the last")
-    export.add_argument("--out", type=Path, help="output directory (default RUN/export-FORMAT)")
+    export.add_argument("--out", type=place, help="output directory (default RUN/export-FORMAT)")
     export.set_defaults(command=run)
 
 

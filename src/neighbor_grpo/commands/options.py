@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from neighbor_grpo.config import Config, Key, check_names, load_config
 from neighbor_grpo.config.keys import written
 from neighbor_grpo.config.reading import parse
-from neighbor_grpo.errors import UserError
+from neighbor_grpo.errors import UserError, shown
+from neighbor_grpo.files.text import expand_home
 from neighbor_grpo.flow.solvers import SOLVERS
+from neighbor_grpo.methods.fields import MOST_STEPS
 from neighbor_grpo.models.settings import known_device
 
 if TYPE_CHECKING:
@@ -18,27 +20,36 @@ if TYPE_CHECKING:
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"  # what a command is added to
 
 
-def number(
-    kind: type[int] | type[float], least: float, most: float = float("inf"), above: bool = False
-) -> Callable[[str], Any]:
+def number(kind: type[int] | type[float], least: float, most: float = 1e15, above: bool = False) -> Callable[[str], Any]:
     """Return an argparse type: a number from `least` to `most`; `above`: larger than `least`."""
 
     def read(text: str) -> Any:
         try:
             value = kind(text)
         except ValueError:
-            raise argparse.ArgumentTypeError(f"{text!r} is not a number: give {wanted}") from None
-        if not least <= value <= most or (above and value == least):
-            raise argparse.ArgumentTypeError(f"{text} is out of range: give {wanted}")
+            raise argparse.ArgumentTypeError(f"{shown(text)} is not a number: give {wanted}") from None
+        if not least <= value <= most or (above and value == least):  # NaN neither
+            raise argparse.ArgumentTypeError(f"{shown(text)[1:-1]} is out of range: give {wanted}")
         return value
 
     name = "a whole number" if kind is int else "a number"
-    limit = f" and at most {most:g}" if most < float("inf") else ""
+    limit = f" and at most {most:g}"
     wanted = f"{name} {'above' if above else 'of at least'} {least:g}{limit}"
     return read
 
 
-count = number(int, 1)
+count = number(int, 1, 10**6)
+steps = number(int, 1, MOST_STEPS)
+pixels = number(int, 1, 2**14)
+random_seed = number(int, 0, 2**63 - 1)
+
+
+def place(text: str) -> Path:
+    """Return a path with its ~ replaced by the home directory, an argparse type."""
+    try:
+        return Path(expand_home(text))
+    except UserError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def device(text: str) -> str:
@@ -72,7 +83,7 @@ def configuration_options(parser: argparse.ArgumentParser) -> None:
 def configuration(arguments: argparse.Namespace, prompts: bool = True) -> Config:
     """Return the configuration of presets, YAML files and key=value; of the demonstration where nothing is given.
 
-    All that it names is checked here, before a library is loaded; `prompts`: its prompt files too.
+    All that it names is checked here, before a library is loaded; `prompts`: also the prompt files that a preset names.
     """
     items = arguments.config
     presets = arguments.preset or ([] if items else ["demo"])
@@ -97,17 +108,23 @@ def key_lines(keys: "list[Key]") -> str:
 def model_options(parser: argparse.ArgumentParser) -> None:
     """Add the options of commands that sample from a model."""
     parser.add_argument("--model", help="pipeline directory, hub id or 'scenes' (default: the run's, or scenes)")
-    parser.add_argument("--run", type=Path, help="a finished run: its model with the weights that it learned")
+    parser.add_argument("--run", type=place, help="a finished run: its model with the weights that it learned")
     parser.add_argument("--best", action="store_true", help="with --run: the best weights by evaluate.best, not the last")
     parser.add_argument("--lora", metavar="DIR", help="a LoRA in diffusers' layout, applied to --model")
     parser.add_argument("--prompts", metavar="FILE", help="a .txt or .jsonl file, or one of scenes, hpdv2, geneval, drawbench")
-    parser.add_argument("--steps", type=count, default=8, help="transitions of the sampling (default %(default)s)")
+    parser.add_argument("--steps", type=steps, default=8, help="transitions of the sampling (default %(default)s)")
     parser.add_argument("--solver", choices=list(SOLVERS), default="dpmpp_2m", help="default %(default)s")
     parser.add_argument("--device", type=device, default="auto", help="auto, cuda, mps or cpu (default %(default)s)")
-    parser.add_argument("--height", type=count, help="pixels (default: the run's, or the model's)")
-    parser.add_argument("--width", type=count, help="pixels (default: the run's, or the model's)")
-    parser.add_argument("--num-frames", type=count, help="frames of a video (default: the run's, or the model's)")
-    parser.add_argument("--guidance-scale", type=float, help="for a guidance embedding (default: the run's, or the pipeline's)")
+    parser.add_argument("--height", type=pixels, help="pixels (default: the run's, or the model's)")
+    parser.add_argument("--width", type=pixels, help="pixels (default: the run's, or the model's)")
+    parser.add_argument(
+        "--num-frames", type=number(int, 1, 10**4), help="frames of a video (default: the run's, or the model's)"
+    )
+    parser.add_argument(
+        "--guidance-scale",
+        type=number(float, -1e6, 1e6),
+        help="for a guidance embedding (default: the run's, or the pipeline's)",
+    )
     parser.add_argument("--cfg", type=number(float, 1), help="classifier-free guidance, 1 = without (default: the run's, or 1)")
 
 

@@ -1,7 +1,6 @@
 """The command `probe`: choose sigma by the spread of the rewards."""
 
 import argparse
-from pathlib import Path
 
 from neighbor_grpo.commands.options import Commands, configuration, configuration_options, number
 from neighbor_grpo.config import method_name
@@ -36,7 +35,7 @@ def run(arguments: argparse.Namespace) -> None:
     if not isinstance(config.method, Neighbor):
         raise UserError(f"{method_name(config.method)} has no sigma: the probe is for method.name=neighbor")
     from neighbor_grpo.models.devices import pick_device
-    from neighbor_grpo.models.text_cache import TextCache
+    from neighbor_grpo.models.text_cache import TextCache, cache_directory
     from neighbor_grpo.prompts.reading import read_prompts
     from neighbor_grpo.rewards.set import load_rewards
     from neighbor_grpo.run.weights import load_base
@@ -45,8 +44,9 @@ def run(arguments: argparse.Namespace) -> None:
     sigmas = sorted(arguments.sigma or SIGMAS)
     prompts = read_prompts(config.prompts.path)
     rewards = load_rewards(list(config.reward.train), config.reward.scorers)
+    cache = cache_directory(config.prompts.cache_dir)
     model = load_base(config, pick_device(config.device))
-    texts = TextCache(model, Path(config.prompts.cache_dir).expanduser(), config.prompts.cache_gb)
+    texts = TextCache(model, cache, config.prompts.cache_gb)
     rows = probe(model, texts, prompts, rewards, config, sigmas)
     print(table(rows))
     print(f"method.sigma={choose(rows, arguments.share):g}")

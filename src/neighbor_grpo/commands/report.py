@@ -1,9 +1,8 @@
 """The command `report`: the page of a run, made again from what the run has recorded."""
 
 import argparse
-from pathlib import Path
 
-from neighbor_grpo.commands.options import Commands
+from neighbor_grpo.commands.options import Commands, place
 
 
 def add(commands: Commands) -> None:
@@ -14,7 +13,7 @@ def add(commands: Commands) -> None:
         description="Write report.html, curves.png and samples/before_after.png again from metrics.jsonl and samples/. The run "
         "may be finished, stopped or still training.",
     )
-    report.add_argument("run", type=Path, metavar="RUN", help="directory of a run")
+    report.add_argument("run", type=place, metavar="RUN", help="directory of a run")
     report.set_defaults(command=run)
 
 

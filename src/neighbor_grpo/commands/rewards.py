@@ -1,9 +1,8 @@
 """The commands `rewards convert`, `check` and `serve`."""
 
 import argparse
-from pathlib import Path
 
-from neighbor_grpo.commands.options import Commands, count, number, scorer_option, scorers
+from neighbor_grpo.commands.options import Commands, count, number, place, scorer_option, scorers
 from neighbor_grpo.console import working
 from neighbor_grpo.errors import UserError
 from neighbor_grpo.rewards.names import REWARDS, check_rewards
@@ -32,9 +31,9 @@ def _add_convert(parts: Commands) -> None:
     )
     convert.add_argument("name", choices=CONVERTED, metavar="NAME", help=f"one of {', '.join(CONVERTED)}")
     convert.add_argument(
-        "source", type=Path, metavar="CHECKPOINT", help="the published file, for instance HPS_v2.1_compressed.pt"
+        "source", type=place, metavar="CHECKPOINT", help="the published file, for instance HPS_v2.1_compressed.pt"
     )
-    convert.add_argument("--out", type=Path, help="output directory (default ~/.cache/neighbor-grpo/scorers/NAME)")
+    convert.add_argument("--out", type=place, help="output directory (default ~/.cache/neighbor-grpo/scorers/NAME)")
     convert.add_argument("--tokenizer", help="directory or hub id of the tokenizer, where the default cannot be reached")
     convert.add_argument("--vision-heads", type=count, help="attention heads of the image tower, if not the published number")
     convert.add_argument("--text-heads", type=count, help="attention heads of the text tower, if not the published number")

@@ -3,9 +3,9 @@
 import argparse
 from pathlib import Path
 
-from neighbor_grpo.commands.options import Commands, loaded, model_options
-from neighbor_grpo.errors import UserError
-from neighbor_grpo.prompts.reading import Prompt, read_prompts
+from neighbor_grpo.commands.options import Commands, loaded, model_options, place, random_seed
+from neighbor_grpo.errors import UserError, shown
+from neighbor_grpo.prompts.reading import Prompt, is_text, read_prompts
 
 
 def add(commands: Commands) -> None:
@@ -13,9 +13,9 @@ def add(commands: Commands) -> None:
     sample = commands.add_parser("sample", help="sample pictures or videos")
     model_options(sample)
     sample.add_argument("--prompt", action="append", metavar="TEXT", help="a prompt; may be repeated")
-    sample.add_argument("--image", type=Path, metavar="FILE", help="first frame of the videos of --prompt")
-    sample.add_argument("--seed", type=int, action="append", help="a seed; may be repeated (default 0)")
-    sample.add_argument("--out", type=Path, default=Path("samples"), help="output directory (default %(default)s)")
+    sample.add_argument("--image", type=place, metavar="FILE", help="first frame of the videos of --prompt")
+    sample.add_argument("--seed", type=random_seed, action="append", help="a seed; may be repeated (default 0)")
+    sample.add_argument("--out", type=place, default=Path("samples"), help="output directory (default %(default)s)")
     sample.set_defaults(command=run)
 
 
@@ -47,5 +47,7 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def _given(arguments: argparse.Namespace) -> list[Prompt]:
+    if broken := next((text for text in arguments.prompt or [] if not is_text(text)), None):
+        raise UserError(f"--prompt {shown(broken)} is not UTF-8: write it in a terminal that is, or in a file for --prompts")
     start = {"image": str(arguments.image)} if arguments.image else {}
     return [Prompt(text, start) for text in arguments.prompt or []]

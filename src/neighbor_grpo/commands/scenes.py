@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from neighbor_grpo.commands.options import Commands, count
+from neighbor_grpo.commands.options import Commands, count, place
 from neighbor_grpo.errors import UserError
 
 
@@ -12,7 +12,7 @@ def add(commands: Commands) -> None:
     scenes = commands.add_parser("scenes", help="make the bundled model, or draw its pictures by rule")
     parts = scenes.add_subparsers(required=True, metavar="COMMAND")
     pretrain = parts.add_parser("pretrain", help="train the bundled model from random weights")
-    pretrain.add_argument("--out", type=Path, required=True, help="output directory of the pipeline")
+    pretrain.add_argument("--out", type=place, required=True, help="output directory of the pipeline")
     pretrain.add_argument("--vae-steps", type=count, default=3500, help="optimizer steps of the VAE (default %(default)s)")
     pretrain.add_argument("--steps", type=count, default=12000, help="optimizer steps of flow matching (default %(default)s)")
     pretrain.add_argument("--pictures", type=count, default=40000, help="training pictures (default %(default)s)")
@@ -22,7 +22,7 @@ def add(commands: Commands) -> None:
     render = parts.add_parser("render", help="draw pictures of prompts by rule, as the training pictures were drawn")
     render.add_argument("prompt", nargs="+", help="e.g. 'a red circle left of a blue square'")
     render.add_argument("--seed", type=int, default=0, help="default %(default)s")
-    render.add_argument("--out", type=Path, default=Path("scenes"), help="output directory (default %(default)s)")
+    render.add_argument("--out", type=place, default=Path("scenes"), help="output directory (default %(default)s)")
     render.set_defaults(command=run_render)
 
 

@@ -12,10 +12,9 @@ from math import ceil
 from pathlib import Path
 
 import torch
-import yaml
 
 from neighbor_grpo.compare.settings import Comparison, Entry, Tune, within
-from neighbor_grpo.config import Config
+from neighbor_grpo.config import Config, write_values
 from neighbor_grpo.errors import UserError
 from neighbor_grpo.files import atomic
 from neighbor_grpo.run import files
@@ -30,7 +29,7 @@ def run_all(comparison: Comparison, entries: Sequence[Entry], say: Callable[[str
     """Tune and train whatever is not finished yet."""
     directory = Path(comparison.run_dir)
     directory.mkdir(parents=True, exist_ok=True)
-    atomic.write(directory / "comparison.yaml", yaml.safe_dump(comparison.model_dump(mode="json"), sort_keys=False))
+    atomic.write(directory / "comparison.yaml", write_values(comparison.model_dump(mode="json")))
     for entry in entries:
         config = with_rate(entry.config, tune_rate(entry, comparison, say))
         for seed in comparison.seeds:

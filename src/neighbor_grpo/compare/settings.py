@@ -1,36 +1,41 @@
 """The settings of a comparison, typed and checked, and the configuration that all runs of a method share."""
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import ceil
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, model_validator
 
 from neighbor_grpo.config import (
     Config,
     Layer,
     Positive,
     Section,
+    checked,
     layers_of,
     method_name,
-    one_line,
     override,
     preset_file,
     read_values,
     resolve,
 )
-from neighbor_grpo.errors import UserError
+from neighbor_grpo.config.schema import Name, Place
+from neighbor_grpo.errors import UserError, shown
+from neighbor_grpo.models.settings import Seed
 
+Count = Annotated[int, Field(ge=1, le=10**12)]
+Rate = Annotated[float, Field(gt=0)]
 Bounds = dict[str, tuple[float | None, float | None]]  # {measure: (least, most)}, None = unbounded
 
 
 class Budget(Section):
     """Describe what every run may spend on training: exactly one of three."""
 
-    iterations: Positive | None = Field(None, description="rollouts")
-    evaluations: Positive | None = Field(None, description="of the model: a forward counts 1, a forward-backward 3")
+    iterations: Count | None = Field(None, description="rollouts")
+    evaluations: Count | None = Field(None, description="of the model: a forward counts 1, a forward-backward 3")
     seconds: float | None = Field(None, gt=0, description="of training, without evaluations")
 
     @model_validator(mode="after")
@@ -43,8 +48,8 @@ class Budget(Section):
 class Tune(Section):
     """Describe how each method's learning rate is chosen: the highest evaluation reward on a seed that is not reported."""
 
-    lr: list[float] = Field(min_length=1, description="learning rates to try")
-    seed: int = Field(1000, ge=0, description="must not be one of the reported seeds")
+    lr: list[Rate] = Field(min_length=1, description="learning rates to try")
+    seed: Seed = Field(1000, description="must not be one of the reported seeds")
     share: float = Field(1.0, gt=0, le=1, description="share of the budget that each try may spend")
     within: Bounds = Field({}, description="{measure: [least, most]} to keep, so that no rate is chosen for hacking the reward")
 
@@ -59,16 +64,16 @@ def within(values: Mapping[str, float], bounds: Bounds) -> bool:
 class Comparison(Section):
     """Describe a comparison: several methods and seeds with one budget."""
 
-    run_dir: str = Field("runs/compare", description="directory of the runs and the report")
+    run_dir: Place = Field("runs/compare", description="directory of the runs and the report")
     base: dict[str, Any] = Field({}, description="keys of a run's configuration that all share; preset: NAME, config: FILE")
     methods: list[dict[str, Any]] = Field(
         min_length=1, description="what differs between runs: {run: NAME, preset: NAME, config: FILE, any other key}"
     )
-    seeds: list[int] = Field([0, 1, 2], min_length=1, description="reported seeds")
+    seeds: list[Seed] = Field([0, 1, 2], min_length=1, description="reported seeds")
     budget: Budget
     tune: Tune | None = Field(None, description="null = each run's own optimizer.lr")
     points: Positive = Field(8, description="evaluations along each run; with budget.seconds, base.evaluate.every is used")
-    reach: float | str | Annotated[list[str], Field(min_length=1)] | None = Field(
+    reach: float | str | Annotated[list[Name], Field(min_length=1)] | None = Field(
         None,
         description="report the cost of reaching this reward, or the final reward of this run, or of the best of these runs "
         "within tune's bounds; null = the best of all runs",
@@ -94,11 +99,8 @@ def load_comparison(path: str | Path, overrides: Sequence[str] = ()) -> tuple[Co
 
 def read_comparison(path: str | Path, overrides: Sequence[str] = ()) -> tuple[Comparison, list[Entry]]:
     """Read and check a comparison and its rows, before their budgets are counted, for which a library is loaded."""
-    path = Path(path) if Path(path).is_file() or Path(path).suffix == ".yaml" else preset_file(str(path))
-    try:
-        comparison = Comparison(**override(read_values(path), overrides))
-    except ValidationError as error:
-        raise UserError(one_line(error, Comparison)) from error
+    path = Path(path) if os.path.isfile(path) or Path(path).suffix == ".yaml" else preset_file(str(path))
+    comparison = checked(Comparison, override(read_values(path), overrides))
     entries = [_entry(values, comparison, path.parent) for values in comparison.methods]
     _check(comparison, entries)
     return comparison, entries
@@ -133,12 +135,15 @@ def _entry(values: dict[str, Any], comparison: Comparison, folder: Path) -> Entr
         config = resolve([*_layers(comparison.base, folder), *_layers(values, folder)])
     except UserError as error:
         name = next((values[key] for key in ("run", "preset", "config", "method") if key in values), "")
-        raise UserError(f"methods, {name}: {error}") from error
-    return Entry(str(values.get("run") or method_name(config.method)), config)
+        raise UserError(f"methods, {shown(name)}: {error}") from error
+    return Entry(values.get("run") or method_name(config.method), config)
 
 
 def _layers(values: dict[str, Any], folder: Path) -> list[Layer]:
     """Return the layers of a run's keys: its presets, the file named by `config`, then the keys themselves."""
+    for key in ("run", "config"):
+        if not isinstance(values.get(key, ""), str):
+            raise UserError(f"{key} must be a text, not {shown(values[key])}")
     own = layers_of({key: value for key, value in values.items() if key not in ("run", "config")}, "the comparison")
     file = str(folder / values["config"]) if "config" in values else None
     return [*(layers_of(read_values(file), file) if file else []), *own]

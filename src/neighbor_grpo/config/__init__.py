@@ -6,9 +6,9 @@ from neighbor_grpo.config.mistakes import one_line
 from neighbor_grpo.config.names import check_names
 from neighbor_grpo.config.origins import Difference, settings_lines
 from neighbor_grpo.config.presets import Preset, check_family, preset_file, preset_names, read_preset
-from neighbor_grpo.config.reading import read_values
+from neighbor_grpo.config.reading import read_values, write_values
 from neighbor_grpo.config.schema import Batch, Config, Ema, Evaluation, Lora, Model, Optimizer, Prompts, Rewards
-from neighbor_grpo.config.sources import Layer, configured, layers_of, load_config, merge, override, resolve
+from neighbor_grpo.config.sources import Layer, checked, configured, layers_of, load_config, merge, override, resolve
 from neighbor_grpo.models.settings import Positive, Section
 
 __all__ = [
@@ -29,6 +29,7 @@ __all__ = [
     "Section",
     "check_family",
     "check_names",
+    "checked",
     "configured",
     "describe",
     "layers_of",
@@ -43,4 +44,5 @@ __all__ = [
     "read_values",
     "resolve",
     "settings_lines",
+    "write_values",
 ]

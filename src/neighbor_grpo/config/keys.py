@@ -59,7 +59,9 @@ def kind_of(annotation: Any) -> str:
         return " | ".join(kind_of(part) for part in get_args(annotation))
     if annotation is type(None):
         return "null"
-    return str(annotation).replace("typing.", "") if get_args(annotation) else annotation.__name__
+    inner = ["..." if part is Ellipsis else kind_of(part) for part in get_args(annotation)]
+    name = getattr(annotation, "__name__", str(annotation))
+    return f"{name}[{', '.join(inner)}]" if inner else name
 
 
 def written(value: Any) -> str:

@@ -7,11 +7,13 @@ from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from neighbor_grpo.config.keys import describe
-from neighbor_grpo.errors import UserError
+from neighbor_grpo.errors import UserError, shown
 
 
 def nearest(name: str, known: Iterable[str]) -> str | None:
     """Return the known name most like `name`, None if none is like it."""
+    if len(name) > 200:
+        return None
     return next(iter(difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)), None)
 
 
@@ -30,7 +32,14 @@ def unknown_key(place: str, keys: Iterable[str], of: str = "") -> str:
     sections = {key.rsplit(".", depth)[0] for key in keys for depth in (1, 2) if "." in key}
     near = nearest(place, [*keys, *sections])
     hint = f"did you mean {near}?" if near else "see neighbor-grpo train --help for the keys"
-    return f"unknown key {place}{f' of {of}' if of else ''}: {hint}"
+    if near == place:  # with the dots that the command line takes
+        hint = f"write {place.rpartition('.')[2]} in the section {place.rpartition('.')[0]}"
+    return f"unknown key {_plain(place)}{f' of {of}' if of else ''}: {hint}"
+
+
+def _plain(text: str) -> str:
+    """Return a part of a key for a message: as it is, unless it is long or cannot be printed."""
+    return text if len(text) <= 100 and text.isprintable() else shown(text)
 
 
 def _unknown_key(place: str, first: ErrorDetails, keys: list[str], of: str) -> str:
@@ -38,12 +47,12 @@ def _unknown_key(place: str, first: ErrorDetails, keys: list[str], of: str) -> s
 
 
 def _missing(place: str, first: ErrorDetails, keys: list[str], of: str) -> str:
-    return f"{place} is required: give {place}=VALUE"
+    return f"{_plain(place)} is required: give {_plain(place)}=VALUE"
 
 
 def _not_a_choice(place: str, first: ErrorDetails, keys: list[str], of: str) -> str:
     choices = first["ctx"]["expected"].replace("'", "")
-    return f"{_known(place, keys)}: unknown value {first['input']!r}: choose {choices}"
+    return f"{_plain(_known(place, keys))}: unknown value {shown(first['input'])}: choose {choices}"
 
 
 def _refused(place: str, first: ErrorDetails, keys: list[str], of: str) -> str:
@@ -54,9 +63,11 @@ def _refused(place: str, first: ErrorDetails, keys: list[str], of: str) -> str:
 
 def _wrong_value(place: str, first: ErrorDetails, keys: list[str], of: str) -> str:
     known, message = _known(place, keys), first["msg"].removeprefix("Value error, ")
-    if known not in keys:  # of a whole section: the message names its keys
+    if known not in keys and first["type"] == "value_error":  # of a whole section: the message names its keys
         return message
-    return f"{known}: {message[0].lower() + message[1:]}, not {first['input']!r}"
+    for formal, plain in _PLAIN.items():
+        message = message.replace(formal, plain)
+    return f"{_plain(known)}: {message[0].lower() + message[1:]}, not {shown(first['input'])}"
 
 
 def _known(place: str, keys: list[str]) -> str:
@@ -64,6 +75,7 @@ def _known(place: str, keys: list[str]) -> str:
     return max((key for key in keys if place == key or place.startswith(key + ".")), key=len, default=place)
 
 
+_PLAIN = {"an object": "a section of keys", "a valid array": "a list", " after validation, not 0": ""}
 _Wording = Callable[[str, ErrorDetails, list[str], str], str]
 _WORDINGS: dict[str, _Wording] = {
     "extra_forbidden": _unknown_key,

@@ -2,14 +2,15 @@
 
 from neighbor_grpo.config.schema import Config
 from neighbor_grpo.errors import UserError
-from neighbor_grpo.prompts.reading import read_prompts
+from neighbor_grpo.prompts.reading import exists, read_prompts
 from neighbor_grpo.rewards.names import check_measures, check_rewards, check_scorers
 
 
 def check_names(config: Config, prompts: bool = True) -> None:
     """Raise UserError for a prompt file, reward, metric or scorer that does not exist.  No library and no weights are read.
 
-    A run checks the same again as it loads them; this is what can be known at once.  `prompts`: check the prompt files too.
+    A run checks the same again as it loads them; this is what can be known at once.  `prompts`: also check the prompt files
+    that a preset names, which are the user's to write.
     """
     trained, watched, scorers = config.reward.train, config.watched, config.reward.scorers
     check_rewards(trained, scorers)
@@ -18,6 +19,18 @@ def check_names(config: Config, prompts: bool = True) -> None:
     best = config.evaluate.best
     if best and best.removeprefix("-") not in [*trained, *watched]:
         raise UserError(f"evaluate.best: {best!r} is not measured: choose among {', '.join([*trained, *watched])}")
-    if prompts:
+    later = [] if prompts else to_be_written(config)
+    if "prompts.path" not in later:
         read_prompts(config.prompts.path)
+    if config.prompts.eval_path or not later:
         read_prompts(config.prompts.eval_path or config.prompts.path, held_out=True)
+
+
+def to_be_written(config: Config) -> list[str]:
+    """Return the keys of prompt files that a preset names and that do not exist yet."""
+    files = {"prompts.path": config.prompts.path, "prompts.eval_path": config.prompts.eval_path}
+    return [
+        one.key
+        for one in config.differences()
+        if one.key in files and one.origin.startswith("preset ") and not exists(str(files[one.key]))
+    ]

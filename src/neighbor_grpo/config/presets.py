@@ -7,7 +7,7 @@ A preset is a YAML file under `presets/`.  Its name is its path without the suff
     family:   the diffusers pipeline class that it is for
 """
 
-import json
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +15,8 @@ from typing import Any
 
 from neighbor_grpo.config.mistakes import nearest
 from neighbor_grpo.config.reading import read_values
-from neighbor_grpo.errors import UserError
+from neighbor_grpo.errors import UserError, shown
+from neighbor_grpo.models.directory import INDEX, read_index
 
 ROOT = Path(__file__).parent.parent / "presets"
 BUNDLED = Path(__file__).parent.parent / "scenes" / "model"
@@ -59,7 +60,7 @@ def preset_file(name: str) -> Path:
     if name not in files:
         near = nearest(str(name), files)
         hint = f"did you mean {near}? " if near else ""
-        raise UserError(f"unknown preset {name!r}: {hint}neighbor-grpo presets lists them")
+        raise UserError(f"unknown preset {shown(name)}: {hint}neighbor-grpo presets lists them")
     return files[name]
 
 
@@ -84,5 +85,5 @@ def check_family(families: Mapping[str, str], path: str, family: str) -> None:
 
 def family_of(path: str) -> str | None:
     """Return the pipeline class of a local pipeline directory or of the bundled model; None for anything else."""
-    index = (BUNDLED if path == "scenes" else Path(path)) / "model_index.json"
-    return json.loads(index.read_text()).get("_class_name") if index.is_file() else None
+    index = (BUNDLED if path == "scenes" else Path(path)) / INDEX
+    return read_index(index.parent).pipeline if os.path.isfile(index) else None

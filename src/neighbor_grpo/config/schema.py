@@ -3,22 +3,27 @@
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, PlainSerializer, PlainValidator, PrivateAttr, model_validator
+from pydantic import AfterValidator, Field, PlainSerializer, PlainValidator, PrivateAttr, model_validator
 
 from neighbor_grpo.config.methods import read_method, write_method
 from neighbor_grpo.config.origins import Difference, Sources, differences
+from neighbor_grpo.errors import UserError, shown
+from neighbor_grpo.files.text import expand_home
 from neighbor_grpo.methods import Method
-from neighbor_grpo.methods.fields import SolverName
+from neighbor_grpo.methods.fields import MOST_STEPS, SolverName
 from neighbor_grpo.methods.neighbor import Neighbor
-from neighbor_grpo.models.settings import Device, Lora, ModelSettings, Positive, Section
+from neighbor_grpo.models.settings import Device, Lora, ModelSettings, Positive, Section, Seed
 
 AnyMethod = Annotated[Method, PlainValidator(read_method), PlainSerializer(write_method)]
+Place = Annotated[str, Field(min_length=1, max_length=4096), AfterValidator(expand_home)]  # a path; ~ is the home directory
+Times = Annotated[int, Field(ge=0, le=10**9)]  # iterations, optimizer steps: only counted
+Name = Annotated[str, Field(min_length=1, max_length=4096)]
 
 
 class Model(ModelSettings):
     """Describe the model that is trained, and what of it."""
 
-    path: str = Field("scenes", description="diffusers pipeline directory, hub id, or the bundled 'scenes'")
+    path: Place = Field("scenes", description="diffusers pipeline directory, hub id, or the bundled 'scenes'")
     lora: Lora | None = Field(Lora(), description="null = full fine-tuning")
     dtype: Literal["auto", "float32", "bfloat16"] = Field("auto", description="auto: bfloat16 on a GPU, float32 on a CPU")
     gradient_checkpointing: bool = Field(False, description="recompute activations: a third more compute for much less memory")
@@ -37,13 +42,13 @@ class Model(ModelSettings):
 class Prompts(Section):
     """Describe the prompts of training and of evaluation."""
 
-    path: str = Field("scenes", description=".txt (one prompt a line) or .jsonl (with metadata), or 'scenes'")
-    eval_path: str | None = Field(
+    path: Place = Field("scenes", description=".txt (one prompt a line) or .jsonl (with metadata), or 'scenes'")
+    eval_path: Place | None = Field(
         None, description="evaluation prompts, in the same formats; null = the first prompts of prompts.path"
     )
-    per_iteration: Positive = Field(8, description="P, prompts per iteration over all ranks")
-    cache_dir: str = Field("~/.cache/neighbor-grpo/text", description="directory of the cached text embeddings")
-    cache_gb: float = Field(10.0, gt=0, description="disk space for the cached text embeddings, in GiB")
+    per_iteration: Annotated[int, Field(ge=1, le=2**16)] = Field(8, description="P, prompts per iteration over all ranks")
+    cache_dir: Name = Field("~/.cache/neighbor-grpo/text", description="directory of the cached text embeddings")
+    cache_gb: float = Field(10.0, gt=0, le=10**9, description="disk space for the cached text embeddings, in GiB")
 
 
 class Rewards(Section):
@@ -52,19 +57,26 @@ class Rewards(Section):
     Short forms: reward: NAME or {NAME: weight} for reward.train, and watch: [...] for reward.watch.
     """
 
-    train: dict[str, float] = Field({"scenes": 1.0}, min_length=1, description="{name or file.py:function: weight}")
-    watch: list[str] | None = Field(
+    train: dict[Name, float] = Field({"scenes": 1.0}, min_length=1, description="{name or file.py:function: weight}")
+    watch: list[Name] | None = Field(
         None,
         description="evaluated, never trained on: rewards and metrics; null = diversity, artefacts and similar metrics",
     )
     aggregate: Literal["advantages", "rewards"] = Field(
         "advantages", description="what the weights of several rewards multiply: z-scores, or raw values"
     )
-    scorers: dict[str, dict[str, Any]] = Field(
+    scorers: dict[Name, dict[str, Any]] = Field(
         {}, description="settings of scorers by name: {hpsv2.1: {weights: PATH}, mine: {url: http://127.0.0.1:8000}}"
     )
     overlap: bool = Field(False, description="score in a thread while the next groups (batch.rollout rows) roll out")
     max_failed: float = Field(0.1, ge=0, le=1, description="largest share of pictures without a score; above it the run stops")
+
+    @model_validator(mode="after")
+    def _check(self) -> "Rewards":
+        for name, weight in self.train.items():
+            if weight == 0:
+                raise UserError(f"reward.train: the weight of {shown(name)} is 0: put it into reward.watch, or leave it out")
+        return self
 
     @model_validator(mode="before")
     @classmethod
@@ -88,7 +100,7 @@ class Optimizer(Section):
     lr: float = Field(1e-4, gt=0, description="learning rate")
     weight_decay: float = Field(1e-4, ge=0, description="weight decay")
     grad_clip: float = Field(1.0, gt=0, description="largest gradient norm")
-    warmup: int = Field(0, ge=0, description="optimizer steps of linear warm-up")
+    warmup: Times = Field(0, description="optimizer steps of linear warm-up")
 
 
 class Ema(Section):
@@ -100,13 +112,15 @@ class Ema(Section):
 class Evaluation(Section):
     """Describe the evaluations: on fixed prompts and seeds, by the averaged weights."""
 
-    every: int = Field(0, ge=0, description="iterations between evaluations; 0 = before and after training only")
+    every: Times = Field(0, description="iterations between evaluations; 0 = before and after training only")
     prompts: Positive = Field(64, description="number of evaluation prompts, the first of prompts.eval_path")
-    seeds: Positive = Field(2, description="pictures of each evaluation prompt")
-    num_steps: Positive | None = Field(None, description="transitions of the sampling; null = method.num_steps")
+    seeds: Annotated[int, Field(ge=1, le=1000)] = Field(2, description="pictures of each evaluation prompt")
+    num_steps: Annotated[int, Field(ge=1, le=MOST_STEPS)] | None = Field(
+        None, description="transitions of the sampling; null = method.num_steps"
+    )
     solver: SolverName = Field("dpmpp_2m", description="solver of the sampling")
     gallery: Positive = Field(8, description="prompts whose pictures the report shows")
-    best: str | None = Field(
+    best: Name | None = Field(
         None,
         description="measure by which the best weights are kept in best/; -NAME where less is better; "
         "null = the first watched reward",
@@ -131,9 +145,11 @@ class Batch(Section):
 class Config(Section):
     """Describe a whole run; the defaults are the published recipe, with a LoRA, on the bundled model and task."""
 
-    run_dir: str | None = Field(None, description="directory of everything that the run writes; null = the first free runs/NNN")
-    seed: int = Field(0, ge=0, description="seed of everything random")
-    iterations: Positive = Field(300, description="rollouts, each followed by its optimizer steps")
+    run_dir: Place | None = Field(
+        None, description="directory of everything that the run writes; null = the first free runs/NNN"
+    )
+    seed: Seed = Field(0, description="seed of everything random")
+    iterations: Annotated[int, Field(ge=1, le=10**9)] = Field(300, description="rollouts, each followed by its optimizer steps")
     device: Device = Field("auto", description="auto, cuda, mps or cpu")
     model: Model = Model()
     prompts: Prompts = Prompts()
@@ -144,7 +160,7 @@ class Config(Section):
     evaluate: Evaluation = Evaluation()
     batch: Batch = Batch()
     seconds: float | None = Field(None, gt=0, description="seconds of training after which the run ends; null = no limit")
-    save_every: Positive = Field(20, description="iterations between checkpoints")
+    save_every: Annotated[int, Field(ge=1, le=10**9)] = Field(20, description="iterations between checkpoints")
     keep_checkpoints: Positive = Field(2, description="newest checkpoints that are kept")
 
     _sources: Sources = PrivateAttr(default_factory=Sources)

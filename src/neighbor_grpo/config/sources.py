@@ -1,9 +1,10 @@
 """How a configuration is put together: presets below files, files below overrides ("method.sigma=0.2")."""
 
+import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
@@ -11,9 +12,12 @@ from neighbor_grpo.config.methods import method_name
 from neighbor_grpo.config.mistakes import one_line
 from neighbor_grpo.config.origins import Sources, differences, with_origins
 from neighbor_grpo.config.presets import Preset, check_family, family_of, read_preset
-from neighbor_grpo.config.reading import parse, read_values
+from neighbor_grpo.config.reading import DEEPEST, parse, read_values
 from neighbor_grpo.config.schema import Config, long_reward
-from neighbor_grpo.errors import UserError
+from neighbor_grpo.errors import UserError, shown
+from neighbor_grpo.models.settings import Section
+
+S = TypeVar("S", bound=Section)
 
 
 @dataclass(frozen=True)
@@ -42,7 +46,10 @@ def layers_of(values: dict[str, Any], origin: str) -> list[Layer]:
     """Return the layers of nested keys: those of the presets named by their key `preset`, then their own."""
     values = dict(values)
     included = values.pop("preset", [])
-    return [*preset_layers([included] if isinstance(included, str) else included), Layer(origin, values)]
+    names = [included] if isinstance(included, str) else included
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise UserError(f"preset must be the name of a preset, or a list of names, not {shown(included)}")
+    return [*preset_layers(names), Layer(origin, values)]
 
 
 def preset_layers(names: Iterable[str]) -> list[Layer]:
@@ -84,10 +91,19 @@ def resolve(layers: Sequence[Layer]) -> Config:
 
 def configured(values: dict[str, Any]) -> Config:
     """Check nested keys and return their configuration.  Raises UserError for the first mistake."""
+    return checked(Config, values)
+
+
+def checked(section: type[S], values: dict[str, Any]) -> S:
+    """Check nested keys against a section and return it.  Raises UserError for the first mistake.
+
+    Types are strict: true is not a number, and text is neither.  (A list of YAML is a tuple where the section has one, which
+    pydantic's strict mode allows of JSON only.)
+    """
     try:
-        return Config(**values)
+        return section.model_validate_json(json.dumps(values), strict=True)
     except ValidationError as error:
-        raise UserError(one_line(error, Config)) from error
+        raise UserError(one_line(error, section)) from error
 
 
 # ---------------------------------------------------------------- nested keys
@@ -103,12 +119,15 @@ def override(values: dict[str, Any], overrides: Iterable[str]) -> dict[str, Any]
 def change(text: str) -> dict[str, Any]:
     """Return the nested keys of an override "key.of.it=value"."""
     key, equals, value = text.partition("=")
-    if not equals:
-        raise UserError(f"{text!r} is not an override: write key=value, for instance method.sigma=0.3")
+    parts = key.strip().split(".")
+    if not equals or not all(parts):
+        raise UserError(f"{shown(text)} is not an override: write key=value, for instance method.sigma=0.3")
     if key.strip() == "preset":
-        raise UserError(f"a preset lies below all other values: write --preset {value or 'NAME'}")
+        raise UserError(f"a preset lies below all other values: write --preset {value[:100] or 'NAME'}")
+    if len(parts) > DEEPEST:
+        raise UserError(f"unknown key {shown(key)}: see neighbor-grpo train --help for the keys")
     nested = parse(value, text)
-    for part in reversed(key.strip().split(".")):
+    for part in reversed(parts):
         nested = {part: nested}
     return nested
 

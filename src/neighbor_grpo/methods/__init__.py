@@ -6,11 +6,12 @@ defaults are the published recipe), and the members of `protocol.Method`.
 
 import difflib
 import importlib.util
+import os
 import sys
 from dataclasses import is_dataclass
 from pathlib import Path
 
-from neighbor_grpo.errors import UserError
+from neighbor_grpo.errors import UserError, shown
 from neighbor_grpo.methods.branch_grpo import BranchGRPO
 from neighbor_grpo.methods.dance_grpo import DanceGRPO
 from neighbor_grpo.methods.flow_grpo import FlowGRPO
@@ -39,21 +40,21 @@ def load_method(name: str) -> type[Method]:
         return METHODS[name]
     path, colon, kind = name.rpartition(":")
     if not colon or not path.endswith(".py"):
-        near = difflib.get_close_matches(name, METHODS, n=1, cutoff=0.5)
+        near = difflib.get_close_matches(name[:100], METHODS, n=1, cutoff=0.5)
         hint = f"did you mean {near[0]}?" if near else f"choose {', '.join(METHODS)}, or your own as path/to/file.py:Class"
-        raise UserError(f"unknown method {name!r}: {hint}")
-    return _checked(name, _class_in(name, Path(path).expanduser(), kind))
+        raise UserError(f"unknown method {shown(name)}: {hint}")
+    return _checked(name, _class_in(name, Path(os.path.expanduser(path)), kind))
 
 
 def _class_in(name: str, path: Path, kind: str) -> type:
     spec = importlib.util.spec_from_file_location(f"neighbor_grpo_method_{path.stem}", path)
-    if not path.is_file() or spec is None or spec.loader is None:
-        raise UserError(f"method {name!r}: there is no file {path}")
+    if not os.path.isfile(path) or spec is None or spec.loader is None:
+        raise UserError(f"method {shown(name)}: there is no file {path.name[:100]}: correct the path")
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module  # where pydantic looks for the names in postponed annotations
     try:
         spec.loader.exec_module(module)
-    except Exception as error:  # whatever a user's file does wrong while it loads
+    except (Exception, SystemExit) as error:  # whatever a user's file does wrong while it loads
         raise UserError(f"method file {path} does not load: {type(error).__name__}: {error}") from error
     if not isinstance(found := getattr(module, kind, None), type):
         raise UserError(f"method {name!r}: {path} defines no class {kind}")

@@ -13,10 +13,16 @@ if TYPE_CHECKING:
 else:
     SolverName, KernelName = Literal[tuple(SOLVERS)], Literal[tuple(KERNELS)]
 
-GroupSize = Annotated[int, Field(ge=2, description="G, samples per prompt")]
-NumSteps = Annotated[int, Field(ge=2, description="N, transitions of the rollout")]
-TrainSteps = Annotated[int | None, Field(ge=1, description="K, stochastic transitions trained of each sample; null = all")]
-Updates = Annotated[int, Field(ge=1, description="optimizer steps per rollout, each on a share of every group")]
+MOST_SAMPLES, MOST_STEPS = 4096, 1000  # of a prompt; of a rollout: beyond them nothing can be meant
+
+GroupSize = Annotated[int, Field(ge=2, le=MOST_SAMPLES, description="G, samples per prompt")]
+NumSteps = Annotated[int, Field(ge=2, le=MOST_STEPS, description="N, transitions of the rollout")]
+TrainSteps = Annotated[
+    int | None, Field(ge=1, le=MOST_STEPS, description="K, stochastic transitions trained of each sample; null = all")
+]
+Updates = Annotated[
+    int, Field(ge=1, le=MOST_SAMPLES, description="optimizer steps per rollout, each on a share of every group")
+]
 Solver = Annotated[SolverName, Field(description="solver of the rollout")]
 Sde = Annotated[KernelName, Field(description="kernel of the stochastic transitions")]
 Eta = Annotated[float, Field(gt=0, description="strength of the kernel's noise")]
@@ -26,23 +32,28 @@ AdvantageStd = Annotated[
 Clip = Annotated[float, Field(gt=0, lt=1, description="c, clip range of the ratio")]
 AdvClip = Annotated[float, Field(gt=0, description="largest size of an advantage")]
 Kl = Annotated[float, Field(ge=0, description="weight of the divergence from the model without its LoRA")]
-Window = Annotated[int, Field(ge=1, description="w, stochastic transitions")]
+Window = Annotated[int, Field(ge=1, le=MOST_STEPS, description="w, stochastic transitions")]
 Strategy = Annotated[
     Literal["progressive", "random", "decay", "exp_decay", "frozen"], Field(description="how the window moves")
 ]
 Tail = Annotated[float, Field(gt=0, le=1, description="r, share of the transitions after the window that is kept")]
 TailSolver = Annotated[Literal["euler", "dpmpp_2m"], Field(description="solver after the window")]
 WindowEnd = Annotated[float, Field(gt=0, le=1, description="end of the window's last place, fraction of the grid")]
-Dwell = Annotated[int, Field(ge=1, description="iterations that the window stays in a place, at most and at least")]
-Splits = Annotated[tuple[int, ...], Field(description="transitions at which every state has several successors")]
-Branching = Annotated[int, Field(ge=2, description="successors at a split")]
+Dwell = Annotated[int, Field(ge=1, le=10**9, description="iterations that the window stays in a place, at most and at least")]
+Transition = Annotated[int, Field(ge=0, lt=MOST_STEPS)]
+Splits = Annotated[
+    tuple[Transition, ...], Field(max_length=MOST_STEPS, description="transitions at which every state has several successors")
+]
+Branching = Annotated[int, Field(ge=2, le=MOST_SAMPLES, description="successors at a split")]
 Fusion = Annotated[
     Literal["mean", "softmax"], Field(description="a state's reward: mean of its leaves', or by its successors' likelihood")
 ]
-Depths = Annotated[tuple[int, ...], Field(description="transitions left out of training")]
-SlideEvery = Annotated[int | None, Field(ge=1, description="iterations after which they move one up, to the last split")]
+Depths = Annotated[tuple[Transition, ...], Field(max_length=MOST_STEPS, description="transitions left out of training")]
+SlideEvery = Annotated[
+    int | None, Field(ge=1, le=10**9, description="iterations after which they move one up, to the last split")
+]
 Keep = Annotated[
     Literal["all", "best", "extremes"],
     Field(description="leaves trained after the last split: all, the best half, or the best and the worst quarter"),
 ]
-EdgesPerUpdate = Annotated[int, Field(ge=1, description="transitions of a group in one optimizer step, about")]
+EdgesPerUpdate = Annotated[int, Field(ge=1, le=10**9, description="transitions of a group in one optimizer step, about")]

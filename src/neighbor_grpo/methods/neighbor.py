@@ -22,7 +22,7 @@ from neighbor_grpo.errors import STRICT
 from neighbor_grpo.flow.solvers import Velocity, euler
 from neighbor_grpo.flow.streams import Iteration
 from neighbor_grpo.methods.advantage import quasi_norm
-from neighbor_grpo.methods.fields import Clip, GroupSize, Solver
+from neighbor_grpo.methods.fields import MOST_SAMPLES, MOST_STEPS, Clip, GroupSize, Solver
 from neighbor_grpo.methods.policy import clipped_surrogate, leap_log_prob, ratio_figures
 from neighbor_grpo.methods.protocol import Method, Policy
 from neighbor_grpo.methods.rows import Decisions
@@ -38,11 +38,12 @@ class Neighbor(Method):
 
     name: str = "neighbor"
     group_size: GroupSize = 12
-    num_steps: Annotated[int, Field(ge=1, description="N, transitions of the rollout")] = 8
-    num_train_steps: Annotated[int, Field(ge=1, description="K, transitions trained per rollout")] = 4
-    num_anchors: Annotated[int, Field(ge=1, description="B, anchors per group")] = 4
+    num_steps: Annotated[int, Field(ge=1, le=MOST_STEPS, description="N, transitions of the rollout")] = 8
+    num_train_steps: Annotated[int, Field(ge=1, le=MOST_STEPS, description="K, transitions trained per rollout")] = 4
+    num_anchors: Annotated[int, Field(ge=1, le=MOST_SAMPLES, description="B, anchors per group")] = 4
     updates_per_rollout: Annotated[
-        int | None, Field(ge=1, description="optimizer steps per rollout, a divisor of B; null = B, one per anchor")
+        int | None,
+        Field(ge=1, le=MOST_SAMPLES, description="optimizer steps per rollout, a divisor of B; null = B, one per anchor"),
     ] = None
     sigma: Annotated[float, Field(gt=0, le=1, description="size of the neighbourhood, 1 = independent noise")] = 0.3
     solver: Solver = "dpmpp_2m"

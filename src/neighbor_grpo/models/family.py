@@ -1,6 +1,5 @@
 """The type of every model, and what the families share: parts and devices, sizes, precision, guidance, pictures and latents."""
 
-import hashlib
 import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -36,6 +35,7 @@ class Family(ABC, Generic[C]):
 
     conditioning: type[C]
     encoders: ClassVar[tuple[str, ...]]  # the pipeline's encoders of texts and source pictures, by attribute
+    optional: ClassVar[tuple[str, ...]] = ()  # components that a pipeline may be saved without
     empty_prompt: ClassVar[str] = ""  # the prompt that classifier-free guidance leads away from
     source_images: ClassVar[int] = 0  # source pictures of each prompt
     frames: int | None  # of a video; None for a picture
@@ -174,23 +174,6 @@ class Family(ABC, Generic[C]):
         its architecture keeps in fp32.
         """
         return self.dtype != torch.float32 and self.transformer.dtype == torch.float32
-
-    @property
-    def fingerprint(self) -> str:
-        """Return a hash that changes with what conditioning depends on, apart from the prompt.
-
-        That is the sequence length and the encoders' weights (the ends of every tensor); with source pictures also the VAE's
-        weights, size and frames.
-        """
-        digest, encoders = hashlib.sha256(str(self.max_sequence_length).encode()), self._encoders()
-        if self.source_images:
-            digest.update(str((self.height, self.width, self.frames)).encode())
-            encoders.append(self.vae)
-        for encoder in encoders:
-            for name, weight in encoder.named_parameters():
-                ends = torch.cat([weight.flatten()[:16], weight.flatten()[-16:]]).float().cpu()
-                digest.update(name.encode() + str(tuple(weight.shape)).encode() + ends.numpy().tobytes())
-        return digest.hexdigest()[:16]
 
     def default(self, name: str) -> Any:
         """Return the default of an argument of the pipeline's `__call__`."""

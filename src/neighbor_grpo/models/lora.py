@@ -1,6 +1,6 @@
 """What is trained, a LoRA on the transformer or all its weights, and how it is saved so that diffusers loads it back."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,9 @@ from peft.tuners.lora import LoraLayer
 from peft.utils import get_peft_model_state_dict
 from torch import Tensor, nn
 
-from neighbor_grpo.errors import UserError
+from neighbor_grpo.errors import UserError, shown
+from neighbor_grpo.models.directory import safetensors_is_whole
+from neighbor_grpo.models.errors import failing
 from neighbor_grpo.models.experts import Transformer, split_weights, transformers_of
 from neighbor_grpo.models.family import Family
 from neighbor_grpo.models.settings import Lora
@@ -116,16 +118,48 @@ def _metadata(config: PeftConfig) -> dict[str, Any]:
 
 
 def load_lora(pipe: DiffusionPipeline, transformer: Transformer, source: str | Path) -> None:
-    """Load what `save_lora` wrote, or any LoRA that diffusers reads.  Raises UserError if an expert has none."""
+    """Load what `save_lora` wrote, or any LoRA that diffusers reads.
+
+    Raises UserError if an expert has none, and for a LoRA that is damaged or does not fit: all of it is used, or nothing.
+    """
     experts = list(transformers_of(transformer))
     if missing := [name for name in experts[1:] if not _directory_of(name, Path(source)).is_dir()]:
         raise UserError(
             f"{source} has no directory {missing[0]}: this model has {len(experts)} experts, and a LoRA for it is a directory "
             f"with the .safetensors of the first, and that of the second in {missing[0]}"
         )
-    pipe.load_lora_weights(source, use_safetensors=True)
-    for name in experts[1:]:
-        pipe.load_lora_weights(_directory_of(name, Path(source)), use_safetensors=True, **{f"load_into_{name}": True})
+    for name in experts:
+        place = _directory_of(name, Path(source)) if name != experts[0] else source
+        with failing(f"{shown(str(place), 200)} is not a LoRA for this model in diffusers' layout"):
+            _check_file(Path(place))
+            said = pipe.lora_state_dict(place, use_safetensors=True)
+            pipe.load_lora_weights(place, use_safetensors=True, **({} if name == experts[0] else {f"load_into_{name}": True}))
+            _check_used(pipe, name, said[0] if isinstance(said, tuple) else said)
+
+
+def _check_file(place: Path) -> None:
+    """Raise ValueError for a file that was cut off."""
+    for file in [place] if place.is_file() else sorted(place.glob("*.safetensors")):
+        if not safetensors_is_whole(file):
+            raise ValueError(f"{file.name} is damaged: download it again")
+
+
+def _check_used(pipe: DiffusionPipeline, expert: str, weights: Mapping[str, Tensor]) -> None:
+    """Raise ValueError for a LoRA with weights for a layer that the model lacks, which diffusers leaves out, or with NaN."""
+    parts = {"transformer": getattr(pipe, expert)} | {
+        name: part for name, part in pipe.components.items() if name.startswith("text_encoder") and part is not None
+    }
+    layers = {
+        f"{name}.{layer}" for name, part in parts.items() for layer, m in part.named_modules() if isinstance(m, LoraLayer)
+    }
+    names = [name for name in weights if ".lora" in name]
+    if not names:
+        raise ValueError("it has no LoRA's weights")
+    for name in names:
+        if (layer := name.partition(".lora")[0]) not in layers:
+            raise ValueError(f"this model has no layer {layer[:200]}")
+        if not weights[name].isfinite().all():
+            raise ValueError(f"{name[:200]} is not finite")
 
 
 def save_all(transformer: Transformer, directory: Path, weights: dict[str, Tensor]) -> None:
@@ -139,9 +173,14 @@ def save_all(transformer: Transformer, directory: Path, weights: dict[str, Tenso
 
 
 def load_all(transformer: Transformer, directory: Path) -> None:
-    """Load what `save_all` wrote."""
+    """Load what `save_all` wrote.  Raises UserError where it is damaged or of another model."""
     for name, part in transformers_of(transformer).items():
-        part.load_state_dict(type(part).from_pretrained(_directory_of(name, directory)).state_dict())
+        place = _directory_of(name, directory)
+        with failing(f"{shown(str(place), 200)} does not hold weights of this model"):
+            stored, info = type(part).from_pretrained(place, use_safetensors=True, output_loading_info=True)
+            if info["missing_keys"]:  # which would be drawn at random
+                raise ValueError(f"{min(info['missing_keys'])} is missing")
+            part.load_state_dict(stored.state_dict())
 
 
 def _directory_of(name: str, directory: Path) -> Path:

@@ -5,19 +5,18 @@ from typing import Any
 
 import diffusers
 import torch
-import transformers
 from diffusers import DiffusionPipeline, ModelMixin
 from huggingface_hub import snapshot_download
 from torch import nn
 from transformers import PreTrainedModel
 
-from neighbor_grpo.errors import UserError
+from neighbor_grpo.models.directory import Index, check_directory
 from neighbor_grpo.models.family import Family
-from neighbor_grpo.models.registry import components, family_of, locate
+from neighbor_grpo.models.registry import check_classes, component_class, family_of, locate, reading
 from neighbor_grpo.models.settings import ModelSettings
+from neighbor_grpo.models.tokenizers import check_tokenizers
 
 META = torch.device("meta")
-LIBRARIES = {"diffusers": diffusers, "transformers": transformers}
 READ = ["*.json", "*.txt", "*.model", "*.jinja"]  # configurations and tokenizers
 
 
@@ -27,37 +26,33 @@ def meta_model(path_or_id: str | Path, dtype: torch.dtype = torch.float32, **set
     Weights are neither opened nor downloaded; tokenizers, processors and the scheduler are loaded.  Raises UserError.
     """
     family, index = family_of(path_or_id)
-    try:
-        pipe = _pipeline(_download(path_or_id), index, dtype)
-    except (OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise UserError(f"the configuration of the pipeline at {str(path_or_id)!r} does not load: {reason}") from error
-    model = family(pipe, META, dtype, ModelSettings(**settings))
-    model.empty_text = model.blank_text(1)
+    with reading(path_or_id):
+        place = _download(path_or_id)
+        check_directory(place, index, weights=False)
+        check_classes(place, index)
+        pipe = _pipeline(place, index, dtype)
+        check_tokenizers(pipe)
+        model = family(pipe, META, dtype, ModelSettings(**settings))
+        model.empty_text = model.blank_text(1)
+        with torch.no_grad():  # that the components fit together
+            x = torch.empty(1, *model.noise_shape(), device=META, dtype=dtype)
+            model.to_image(model.velocity(model.pack(x), 0.5, model.blank(1)).to(dtype))
     return model
 
 
 def _download(path_or_id: str | Path) -> Path:
     """Return the directory of a pipeline; download the files to read of one on the hub."""
-    path = Path(locate(path_or_id))
-    return path if path.is_dir() else Path(snapshot_download(str(path_or_id), allow_patterns=READ))
+    place = locate(path_or_id)
+    return place if isinstance(place, Path) else Path(snapshot_download(place, allow_patterns=READ))
 
 
-def _pipeline(path: Path, index: dict[str, Any], dtype: torch.dtype) -> DiffusionPipeline:
-    parts = {}
-    for name, (library, kind) in components(index).items():
-        parts[name] = _component(_class(library, kind), path, name, dtype)
-    for name in index.keys() - parts.keys():
-        if not name.startswith("_"):  # a setting, or a component that was left out, [None, None]
-            parts[name] = None if index[name] == [None, None] else index[name]
-    return _class("diffusers", index["_class_name"])(**parts)
-
-
-def _class(library: str, name: str) -> Any:
-    kind = getattr(LIBRARIES[library], name, None)
-    if not isinstance(kind, type):
-        raise ValueError(f"{library} has no class {name}: install the version that model_index.json names")
-    return kind
+def _pipeline(place: Path, index: Index, dtype: torch.dtype) -> DiffusionPipeline:
+    parts = {
+        name: _component(component_class(library, kind), place, name, dtype)
+        for name, (library, kind) in index.components.items()
+    }
+    kind = getattr(diffusers, index.pipeline)  # one of registry.MODELS
+    return kind(**parts, **index.settings, **dict.fromkeys(index.absent))
 
 
 def _component(kind: Any, path: Path, name: str, dtype: torch.dtype) -> Any:

@@ -5,7 +5,7 @@ from contextlib import contextmanager
 from functools import partial
 
 import torch
-from diffusers import BitsAndBytesConfig, PipelineQuantizationConfig, TorchAoConfig
+from diffusers import BitsAndBytesConfig, TorchAoConfig
 from torch import Tensor, nn
 
 from neighbor_grpo.errors import UserError
@@ -14,8 +14,8 @@ E4M3 = torch.float8_e4m3fn
 LARGEST = torch.finfo(E4M3).max  # 448
 
 
-def quantization(kind: str, dtype: torch.dtype) -> PipelineQuantizationConfig:
-    """Build diffusers' configuration that quantizes the transformers of a pipeline.
+def quantization(kind: str, dtype: torch.dtype) -> dict[str, BitsAndBytesConfig | TorchAoConfig]:
+    """Build diffusers' configurations that quantize the transformers of a pipeline, by their names.
 
     Raises UserError if the library is missing, or for nf4 without a CUDA device.
     """
@@ -32,7 +32,7 @@ def quantization(kind: str, dtype: torch.dtype) -> PipelineQuantizationConfig:
             config = TorchAoConfig({"int8": Int8WeightOnlyConfig, "fp8": Float8WeightOnlyConfig}[kind](version=2))
     except ImportError as error:
         raise UserError(f"model.quantize={kind} needs the package {error.name}: pip install 'neighbor-grpo[lean]'") from error
-    return PipelineQuantizationConfig(quant_mapping={"transformer": config, "transformer_2": config})
+    return {"transformer": config, "transformer_2": config}
 
 
 @contextmanager

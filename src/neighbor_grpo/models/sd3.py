@@ -21,6 +21,7 @@ class SD3(Family[SD3Cond]):
 
     conditioning = SD3Cond
     encoders = ("text_encoder", "text_encoder_2", "text_encoder_3")
+    optional = ("text_encoder_3", "tokenizer_3")
 
     @property
     def patch(self) -> int:

@@ -6,7 +6,9 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from neighbor_grpo.errors import UserError
 
-Positive = Annotated[int, Field(ge=1)]
+Positive = Annotated[int, Field(ge=1, le=10**6)]  # also makes lists and tensors of so many
+Pixels = Annotated[int, Field(ge=1, le=2**14)]
+Seed = Annotated[int, Field(ge=0, le=2**63 - 1)]
 DEVICES = ("auto", "cuda", "mps", "cpu")
 
 
@@ -23,30 +25,36 @@ Device = Annotated[str, AfterValidator(known_device)]
 class Section(BaseModel):
     """Hold settings of which an unknown key is an error."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), allow_inf_nan=False)
 
 
 class Lora(Section):
     """Describe the LoRA that is trained."""
 
-    rank: Positive = Field(16, description="rank of the update of each layer")
+    rank: Annotated[int, Field(ge=1, le=2**14)] = Field(16, description="rank of the update of each layer")
     alpha: float = Field(16.0, gt=0, description="the update is scaled by alpha / rank")
-    targets: list[str] | None = Field(
-        None, description="endings of the names of the layers to adapt; null = the attention projections of the model"
+    targets: list[Annotated[str, Field(min_length=1)]] | None = Field(
+        None,
+        min_length=1,
+        description="endings of the names of the layers to adapt; null = the attention projections of the model",
     )
 
 
 class ModelSettings(Section):
     """Describe how a model is loaded: size of its pictures, guidance, text length, memory and speed."""
 
-    height: Positive | None = Field(None, description="height in pixels; null = the model's default")
-    width: Positive | None = Field(None, description="width in pixels; null = the model's default")
-    num_frames: Positive | None = Field(None, description="frames of a video; null = the model's default")
+    height: Pixels | None = Field(None, description="height in pixels; null = the model's default")
+    width: Pixels | None = Field(None, description="width in pixels; null = the model's default")
+    num_frames: Annotated[int, Field(ge=1, le=10**4)] | None = Field(
+        None, description="frames of a video; null = the model's default"
+    )
     guidance_scale: float | None = Field(
         None, description="input of a guidance-distilled model, no second forward; null = the default of its pipeline"
     )
     cfg: float = Field(1.0, ge=1, description="classifier-free guidance, a second forward each time; 1 = off")
-    max_sequence_length: Positive | None = Field(None, description="text tokens; null = the default of the pipeline")
+    max_sequence_length: Annotated[int, Field(ge=1, le=10**5)] | None = Field(
+        None, description="text tokens; null = the default of the pipeline"
+    )
     quantize: Literal["nf4", "int8", "fp8"] | None = Field(
         None, description="weights of the frozen transformer under a LoRA: nf4 by bitsandbytes, int8 and fp8 by torchao"
     )

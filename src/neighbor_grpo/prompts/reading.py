@@ -2,15 +2,18 @@
 
 import hashlib
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
-from neighbor_grpo.errors import UserError
+from neighbor_grpo.errors import UserError, shown
+from neighbor_grpo.files.text import expand_home, read_text
 from neighbor_grpo.scenes.world import PROMPTS as SCENES
 
 SETS = {file.stem: file for file in sorted((Path(__file__).parent / "sets").iterdir())}
+MOST_BYTES, LONGEST, DEEPEST = 2**30, 100_000, 50  # of a file; characters of a line; levels of its metadata
 
 
 @dataclass(frozen=True)
@@ -31,29 +34,44 @@ def read_prompts(path: str, held_out: bool = False) -> list[Prompt]:
     """Read a .txt file, a prompt a line, or a .jsonl file, an object with "prompt" a line; its other keys are metadata.
 
     The key "image" is a source picture, and "images" a list of them: files, by their paths from the prompt file or absolute.
-    "scenes" is the prompt set of the bundled model, and the names in SETS are test sets of the field.  Raises UserError that
-    names file and line.
+    "scenes" is the prompt set of the bundled model, and the names in SETS are test sets of the field.  Only the end of a line
+    divides prompts.  Raises UserError that names file and line.
     """
-    scenes = SCENES / ("heldout.txt" if held_out else "train.txt")
-    file = scenes if path == "scenes" else SETS.get(path, Path(path))
-    if not file.is_file():
-        raise UserError(f"no prompt file {path!r}: give a .txt or .jsonl file, or one of scenes, {', '.join(SETS)}")
-    lines = [(n, line.strip()) for n, line in enumerate(file.read_text(encoding="utf-8").splitlines(), 1) if line.strip()]
+    file = _file(path, held_out)
+    if not exists(path):
+        raise UserError(f"no prompt file {shown(path, 200)}: give a .txt or .jsonl file, or one of scenes, {', '.join(SETS)}")
+    text = read_text(file, "prompt file", MOST_BYTES)
+    lines = [(n, line.strip()) for n, line in enumerate(text.split("\n"), 1) if line.strip()]
     if not lines:
-        raise UserError(f"prompt file {path!r} is empty: write one prompt a line")
+        raise UserError(f"prompt file {shown(path, 200)} is empty: write one prompt a line")
+    if too_long := next((number for number, line in lines if len(line) > LONGEST), None):
+        raise UserError(f"{path} line {too_long} has more than {LONGEST:,} characters: write one prompt a line")
     if file.suffix != ".jsonl":
         return [Prompt(line) for _, line in lines]
     return [_parse(file, f"{path} line {number}", line) for number, line in lines]
 
 
+def is_text(text: str) -> bool:
+    """Return whether a text can be a prompt: without NUL, and writable as UTF-8."""
+    return "\0" not in text and not any("\ud800" <= character <= "\udfff" for character in text)
+
+
+def exists(path: str) -> bool:
+    """Return whether there is a prompt file or set; False also for a name that no file can have."""
+    return os.path.isfile(_file(path))
+
+
+def _file(path: str, held_out: bool = False) -> Path:
+    if path == "scenes":
+        return SCENES / ("heldout.txt" if held_out else "train.txt")
+    return SETS.get(path) or Path(expand_home(path))
+
+
 def _parse(file: Path, place: str, line: str) -> Prompt:
     """Read a line of a .jsonl file; `place` names it in errors."""
-    try:
-        row = json.loads(line)
-        text = row.pop("prompt")
-    except (json.JSONDecodeError, KeyError, AttributeError, TypeError) as error:
-        raise UserError(f'{place} is not a JSON object with a "prompt": {line[:60]!r}') from error
-    if not isinstance(text, str) or not text.strip():
+    row = _object(place, line)
+    text = row.pop("prompt")
+    if not isinstance(text, str) or not text.strip() or not is_text(text):
         raise UserError(f'{place}: "prompt" must be a text that is not empty')
     if "image" in row and "images" in row:
         raise UserError(f'{place} has both "image" and "images": give one of them')
@@ -66,11 +84,53 @@ def _parse(file: Path, place: str, line: str) -> Prompt:
     return Prompt(text, row)
 
 
+def _object(place: str, line: str) -> dict[str, Any]:
+    """Return the JSON object of a line, which has a "prompt"; all of it can be written as JSON in UTF-8 again."""
+    try:
+        row = json.loads(line, object_pairs_hook=_once, parse_constant=_refuse)
+        if not _is_flat(row):
+            raise UserError(f"{place} has more than {DEEPEST} levels: write fewer")
+        json.dumps(row, ensure_ascii=False, allow_nan=False).encode()
+    except _KeyError as error:
+        raise UserError(f"{place} has the key {error} twice: leave out one") from error
+    except UserError:
+        raise
+    except UnicodeEncodeError as error:  # half of a pair of \\ud83d\\ude00
+        raise UserError(f"{place} holds half a character ({error.object[error.start]!a}): write it whole") from error
+    except (ValueError, RecursionError) as error:  # broken JSON, NaN, a number of thousands of digits, deep nesting
+        raise UserError(f'{place} is not a JSON object with a "prompt": {shown(line, 60)}') from error
+    if not isinstance(row, dict) or "prompt" not in row:
+        raise UserError(f'{place} is not a JSON object with a "prompt": {shown(line, 60)}')
+    return row
+
+
+class _KeyError(Exception):
+    """Say which key stands twice."""
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    row = dict(pairs)
+    if len(row) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise _KeyError(shown(next(name for name in names if names.count(name) > 1)))
+    return row
+
+
+def _is_flat(value: Any, levels: int = DEEPEST) -> bool:
+    """Return whether a JSON value has at most so many levels."""
+    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return levels > 0 and all(_is_flat(part, levels - 1) for part in inner)
+
+
+def _refuse(constant: str) -> NoReturn:
+    raise ValueError(f"{constant} is not JSON")
+
+
 def _find_picture(file: Path, place: str, name: object) -> str:
     """Return the path of a picture that a line names."""
-    picture = file.parent / name if isinstance(name, str) else None
-    if picture is None or not picture.is_file():
-        raise UserError(f"{place}: no picture {name!r}: write the path of a file, from {file.parent} or absolute")
+    picture = file.parent / expand_home(name) if isinstance(name, str) else None
+    if picture is None or not os.path.isfile(picture):
+        raise UserError(f"{place}: no picture {shown(name)}: write the path of a file, from {file.parent} or absolute")
     return str(picture)
 
 

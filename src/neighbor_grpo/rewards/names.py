@@ -3,9 +3,9 @@
 They are those of `rewards.registry.REWARDS` and `evaluate.metrics.METRICS`, in the same order.
 """
 
+import os
 from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
-from pathlib import Path
 from typing import Any
 
 from neighbor_grpo.errors import UserError
@@ -60,7 +60,7 @@ def _check(name: str, scorers: Mapping[str, Mapping[str, Any]], known: tuple[str
     path, colon, _ = name.rpartition(":")
     if not colon or not path.endswith(".py"):
         raise UserError(f"unknown {kind} {name!r}: {_hint(name, known)}, or give your own as path/to/file.py:function")
-    if not Path(path).is_file():
+    if not os.path.isfile(os.path.expanduser(path)):
         raise UserError(f"reward {name!r}: no such file {path}: correct the path")
 
 

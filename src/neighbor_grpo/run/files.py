@@ -6,8 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import yaml
-
 from neighbor_grpo.errors import UserError
 from neighbor_grpo.files import atomic
 from neighbor_grpo.files.lock import LOCK, InUseError, Lock
@@ -103,9 +101,11 @@ def diverged(run: Path) -> bool:
 
 def begin(run: Path, config: "Config", plan: Sequence[str], record: Record) -> None:
     """Write the plan, the record and the configuration of a run; the configuration last, because it makes it a run."""
+    from neighbor_grpo.config import write_values
+
     atomic.write(run / "plan.txt", "\n".join(plan) + "\n")
     records.write_record(run, record)
-    atomic.write(run / "config.yaml", yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
+    atomic.write(run / "config.yaml", write_values(config.model_dump(mode="json")))
 
 
 def read_plan(run: Path) -> str:

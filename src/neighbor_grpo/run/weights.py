@@ -33,7 +33,7 @@ def load_base(config: Config, device: torch.device) -> Family:
     """Load the model that a run starts from."""
     m = config.model
     if config.families:
-        check_family(config.families, m.path, family_of(m.path)[1]["_class_name"])
+        check_family(config.families, m.path, family_of(m.path)[1].pipeline)
     with working(f"loading {m.path}"):
         return load_model(m.path, device, pick_dtype(m.dtype, device), **m.model_settings())
 

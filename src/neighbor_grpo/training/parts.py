@@ -15,7 +15,7 @@ from neighbor_grpo.files.lock import Lock
 from neighbor_grpo.models.conditioning import Cond
 from neighbor_grpo.models.devices import pick_device
 from neighbor_grpo.models.family import Family
-from neighbor_grpo.models.text_cache import TextCache
+from neighbor_grpo.models.text_cache import TextCache, cache_directory
 from neighbor_grpo.planning.estimate import Estimate, estimate
 from neighbor_grpo.planning.fit import refuse
 from neighbor_grpo.planning.machine import matrix_rate, memory_of
@@ -92,8 +92,9 @@ class Parts:
         counted, estimated = plan(config), estimate(config, device.type, ranks, accelerator.is_fsdp2)
         if not accelerator.is_fsdp2:  # whose temporary all-gathers are not in the estimate
             refuse(config, estimated, device.type, memory_of(device), ranks)
+        cache = cache_directory(config.prompts.cache_dir)
         model = load_base(config, device)
-        texts = TextCache(model, Path(config.prompts.cache_dir).expanduser(), config.prompts.cache_gb)
+        texts = TextCache(model, cache, config.prompts.cache_gb)
         measures = Measures({**rewards.scorers, **watched.rewards}, watched.metrics)
         evaluator = Evaluator(model, texts, evaluation_prompts, measures, config, accelerator)
         return cls(

@@ -1,0 +1,149 @@
+"""A pipeline directory, checked before a library opens it: its model_index.json, its components, and their files.
+
+A directory comes from anywhere.  It must not decide which modules are imported or which folders are read, and what a broken
+download left behind is named here; the libraries would say it in many ways, or load it.
+"""
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from neighbor_grpo.errors import UserError, shown
+from neighbor_grpo.files.text import read_text
+
+LIBRARIES = ("diffusers", "transformers")  # whose classes a model_index.json may name
+INDEX = "model_index.json"
+MOST_JSON = 2**26  # bytes of a configuration or of an index of weights
+_POINTER = b"version https://git-lfs"
+_AGAIN = "download the model again"
+
+
+@dataclass(frozen=True)
+class Index:
+    """Hold what a model_index.json says: the pipeline class, library and class of each component, and settings."""
+
+    pipeline: str
+    components: Mapping[str, tuple[str, str]]
+    absent: frozenset[str]  # components that the pipeline was saved without, for instance SD3's T5
+    settings: Mapping[str, Any]
+
+
+def read_object(file: Path) -> dict[str, Any]:
+    """Read a JSON object of a model.  Raises UserError."""
+    try:
+        found = json.loads(read_text(file, "file", MOST_JSON))
+    except (json.JSONDecodeError, RecursionError) as error:
+        pointer = file.read_bytes()[:100].startswith(_POINTER)
+        reason = "is a pointer of git-lfs: run git lfs pull" if pointer else f"is not JSON ({error}): {_AGAIN}"
+        raise UserError(f"{file} {reason}") from error
+    if not isinstance(found, dict):
+        raise UserError(f"{file} must hold a JSON object, not a {type(found).__name__}: {_AGAIN}")
+    return found
+
+
+def read_index(place: Path) -> Index:
+    """Read the model_index.json of a pipeline directory.  Raises UserError for what does not name classes of LIBRARIES."""
+    found = read_object(place / INDEX)
+    pipeline = found.get("_class_name")
+    if not isinstance(pipeline, str):  # a list names code that comes with the model
+        raise UserError(
+            f"{place / INDEX}: _class_name must be the name of a diffusers pipeline, not {shown(pipeline)}: choose a "
+            "pipeline without code of its own"
+        )
+    components, absent, settings = {}, set(), {}
+    for name, value in found.items():
+        if name.startswith("_"):
+            continue
+        if not isinstance(value, list):
+            settings[name] = value
+        elif value == [None, None]:
+            absent.add(name)
+        else:
+            components[name] = _component(place, name, value)
+    return Index(pipeline, components, frozenset(absent), settings)
+
+
+def _component(place: Path, name: str, value: list[Any]) -> tuple[str, str]:
+    match value:
+        case [str(library), str(kind)] if library in LIBRARIES and kind.isidentifier() and name.isidentifier():
+            return library, kind
+        case [str(library), str(kind)] if name.isidentifier():
+            named = f"{shown(library)[1:-1]}.{shown(kind)[1:-1]}"
+        case _:
+            named = shown(value)
+    raise UserError(
+        f"the component {shown(name)} of {shown(str(place))} is a {named}: choose a pipeline whose components are classes of "
+        f"{' or '.join(LIBRARIES)}"
+    )
+
+
+def check_directory(place: Path, index: Index, weights: bool = True) -> None:
+    """Check that the components of a pipeline directory are there and whole; `weights`: their weights too.
+
+    Every file is opened, and of its content a header is read.  Raises UserError that names the file.
+    """
+    for name in index.components:
+        if not (folder := place / name).is_dir():
+            raise UserError(f"the component {name!r} of {shown(str(place))} is missing: {_AGAIN}")
+        for file in sorted(folder.iterdir()):
+            if file.suffix == ".py":
+                raise UserError(f"{file} is Python code, and no code of a model is run: remove the file")
+            if file.is_file():
+                _check_file(file, weights)
+        if (config := folder / "config.json").is_file():
+            attention = [read_object(config).get(key) for key in ("attn_implementation", "_attn_implementation")]
+            if any(isinstance(value, str) and "/" in value for value in attention):
+                raise UserError(f"{config} names code of the hub for its attention: remove the key, and set model.attention")
+        if weights:
+            _check_shards(folder)
+
+
+def _check_file(file: Path, weights: bool) -> None:
+    size = file.stat().st_size
+    try:
+        with file.open("rb") as opened:
+            head = opened.read(len(_POINTER))
+            if head == _POINTER:
+                raise UserError(f"{file} is a pointer of git-lfs, not the file: run git lfs pull, or {_AGAIN}")
+            if file.suffix == ".safetensors" and weights:
+                opened.seek(0)
+                if (whole := _length(opened.read(8), opened.read, size)) != size:
+                    raise UserError(f"{file} is damaged ({size} bytes of {whole or 'an unknown number'}): {_AGAIN}")
+    except OSError as error:
+        raise UserError(f"{file} cannot be read ({error.strerror}): check its permissions") from error
+    if file.suffix == ".json" and "config" in file.name:
+        read_object(file)
+
+
+def safetensors_is_whole(file: Path) -> bool:
+    """Return whether a .safetensors file has the length that its header says."""
+    size = file.stat().st_size
+    with file.open("rb") as opened:
+        return _length(opened.read(8), opened.read, size) == size
+
+
+def _length(head: bytes, read: Any, size: int) -> int | None:
+    """Return the bytes that a .safetensors file must have, by its header; None where it has none."""
+    length = int.from_bytes(head, "little")
+    if len(head) < 8 or length > min(size, 10**8):
+        return None
+    try:
+        tensors = json.loads(read(length))
+        ends = [tensor["data_offsets"][1] for name, tensor in tensors.items() if name != "__metadata__"]
+        return 8 + length + max(ends, default=0)
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError):
+        return None
+
+
+def _check_shards(folder: Path) -> None:
+    """Raise UserError where a file is missing that an index of weights names."""
+    for file in folder.glob("*.safetensors.index.json"):
+        shards = read_object(file).get("weight_map")
+        if not isinstance(shards, dict) or not all(isinstance(name, str) for name in shards.values()):
+            raise UserError(f"{file} has no weight_map: {_AGAIN}")
+        for name in sorted(set(shards.values())):
+            if Path(name).name != name or not os.path.isfile(folder / name):
+                raise UserError(f"{folder / Path(name).name} is missing, which {file.name} names: {_AGAIN}")
