@@ -60,7 +60,7 @@ def _check(name: str, scorers: Mapping[str, Mapping[str, Any]], known: tuple[str
     path, colon, _ = name.rpartition(":")
     if not colon or not path.endswith(".py"):
         raise UserError(f"unknown {kind} {name!r}: {_hint(name, known)}, or give your own as path/to/file.py:function")
-    if not Path(path).is_file():
+    if not Path(path).expanduser().is_file():
         raise UserError(f"reward {name!r}: no such file {path}: correct the path")
 
 

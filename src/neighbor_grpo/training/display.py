@@ -63,7 +63,7 @@ class PlainDisplay(Display):
 
     def say(self, text: str) -> None:
         """Print a text."""
-        print(text, file=self.stream, flush=True)
+        print(console.safe_lines(text), file=self.stream, flush=True)
 
 
 class LiveDisplay(Display):
@@ -108,7 +108,7 @@ class LiveDisplay(Display):
 
     def say(self, text: str) -> None:
         """Print a text above the display."""
-        self.terminal.print(text, markup=False, highlight=False)
+        self.terminal.print(console.safe_lines(text), markup=False, highlight=False)
 
     def _drawn(self) -> Group:
         table = Table.grid(padding=(0, 2))
