@@ -24,9 +24,9 @@ from neighbor_grpo.rewards.scorer import Scorer
 
 def scorer(path, body):
     assert path == "/score"
-    return protocol.answer(
-        Scores(torch.tensor(worth(*protocol.read_request(body)), dtype=torch.float64)), {"name": "faulty"}, {}
-    )
+    sent = protocol.read_request(body)
+    values = worth(sent.images(), sent.prompts, sent.metadata)
+    return protocol.answer(Scores(torch.tensor(values, dtype=torch.float64)), {"name": "faulty"}, {})
 
 
 def spoil(kind, right):

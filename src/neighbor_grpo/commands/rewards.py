@@ -1,6 +1,8 @@
 """The commands `rewards convert`, `check` and `serve`."""
 
 import argparse
+import os
+import sys
 from pathlib import Path
 
 from neighbor_grpo.commands.options import Commands, count, number, scorer_option, scorers
@@ -93,9 +95,11 @@ def run_check(arguments: argparse.Namespace) -> None:
 
 
 def run_serve(arguments: argparse.Namespace) -> None:
-    """Serve a reward until the process is stopped."""
+    """Serve a reward until the process is stopped, then end it with exit code 0."""
     check_rewards([arguments.name], scorers(arguments))
     from neighbor_grpo.rewards.http.server import serve
     from neighbor_grpo.rewards.registry import load_reward
 
     serve(load_reward(arguments.name, scorers(arguments)), arguments.host, arguments.port)
+    sys.stdout.flush()
+    os._exit(0)  # at once: taking the libraries down takes seconds, and a server has nothing else to end
