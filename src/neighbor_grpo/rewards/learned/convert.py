@@ -28,7 +28,7 @@ from neighbor_grpo.console import one_line, reason_of
 from neighbor_grpo.errors import UserError
 from neighbor_grpo.files import atomic
 from neighbor_grpo.rewards.learned.clip import Head
-from neighbor_grpo.rewards.learned.files import CONVERTED, read_tokenizer
+from neighbor_grpo.rewards.learned.files import CONVERTED, KIND, read_tokenizer
 from neighbor_grpo.rewards.learned.imagereward import MARKS, Blip
 
 State = dict[str, Tensor]
@@ -99,7 +99,7 @@ def convert(
             model = build(state, vision_heads, text_heads)
     except KeyError as error:
         raise UserError(f"{source} is not a checkpoint of {name}: missing key {error.args[0]}") from error
-    except (ValueError, IndexError, ArithmeticError, RuntimeError) as error:  # sizes are read off shapes of any kind
+    except (ValueError, TypeError, IndexError, ArithmeticError, RuntimeError) as error:  # sizes are read off shapes of any kind
         if isinstance(error, UserError):
             raise
         raise UserError(
@@ -112,7 +112,7 @@ def convert(
         vocabulary = model.config.to_dict()["text_config"]["vocab_size"]
         remedy = "give another with --tokenizer PATH"
         parts = [model.config, read_tokenizer(kind, tokenizer or default, vocabulary, spare, remedy)]
-    with atomic.directory(out, "scorer") as aside:
+    with atomic.directory(out, KIND) as aside:
         save_file(weights, aside / "model.safetensors", metadata={"format": "pt"})
         for part in parts:
             part.save_pretrained(aside)

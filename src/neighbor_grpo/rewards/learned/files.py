@@ -16,11 +16,13 @@ from transformers.utils import logging
 
 from neighbor_grpo.console import reason_of
 from neighbor_grpo.errors import UserError
+from neighbor_grpo.files import atomic
 
 Model = TypeVar("Model", bound=PreTrainedModel)
 Tokenizer = TypeVar("Tokenizer", bound=PreTrainedTokenizerBase)
 
-CONVERTED = "~/.cache/neighbor-grpo/scorers"  # directories that `convert` writes
+KIND = "scorer"  # of the directories that `convert` writes, in their manifests
+CONVERTED = "~/.cache/neighbor-grpo/scorers"  # where it writes them
 
 
 def find_weights(name: str, weights: str, setting: str = "weights") -> Path:
@@ -47,6 +49,11 @@ def find_weights(name: str, weights: str, setting: str = "weights") -> Path:
             ) from error
     if not any([*place.glob("model*.safetensors"), *place.glob("pytorch_model*.bin")]):
         raise UserError(f"{name}: neither model.safetensors nor pytorch_model.bin in {place}: {remedy}")
+    if (place / atomic.MANIFEST).is_file():  # written by `convert`
+        try:
+            atomic.check(place, KIND)
+        except atomic.DamagedError as error:
+            raise UserError(f"{name}: {error}: {remedy}") from error
     return place
 
 
