@@ -97,6 +97,11 @@ def working(title: str, stream: IO[str] | None = None) -> Iterator[None]:
     print(f"{title}: {time.perf_counter() - began:.0f} s", file=stream, flush=True)
 
 
+def say(text: object, stream: IO[str] | None = None) -> None:
+    """Print a text of one or more lines, whatever is in it: nothing of it controls the terminal."""
+    print(safe_lines(str(text)), file=stream or sys.stdout, flush=True)
+
+
 def mistake(text: str) -> None:
     """Write a user's mistake as one line on stderr."""
     sys.stderr.write(f"neighbor-grpo: {one_line(text)}\n")  # in one piece: other ranks write theirs

@@ -3,6 +3,7 @@
 import argparse
 
 from neighbor_grpo.commands.options import Commands, configuration, configuration_options, count, number
+from neighbor_grpo.console import say
 from neighbor_grpo.errors import UserError
 
 
@@ -57,6 +58,6 @@ def run(arguments: argparse.Namespace) -> None:
     if not elsewhere:
         limit = limit or memory_of(device)
         rate = rate or matrix_rate(device, pick_dtype(config.model.dtype, device))
-    print("\n".join(plan(config).lines(config, processes, estimated, rate)))
+    say("\n".join(plan(config).lines(config, processes, estimated, rate)))
     if limit:
         refuse(config, estimated, device.type, limit, processes, arguments.fsdp2)

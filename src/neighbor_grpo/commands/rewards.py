@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 from neighbor_grpo.commands.options import Commands, count, number, scorer_option, scorers
-from neighbor_grpo.console import working
+from neighbor_grpo.console import say, working
 from neighbor_grpo.errors import UserError
 from neighbor_grpo.rewards.names import REWARDS, check_rewards
 
@@ -77,7 +77,7 @@ def run_convert(arguments: argparse.Namespace) -> None:
     a = arguments
     with working(f"converting {a.source}"):
         out = convert(a.name, a.source, a.out, a.tokenizer, a.vision_heads, a.text_heads)
-    print(out)
+    say(out)
 
 
 def run_check(arguments: argparse.Namespace) -> None:
@@ -87,7 +87,7 @@ def run_check(arguments: argparse.Namespace) -> None:
     from neighbor_grpo.rewards.registry import load_reward
 
     report = check(load_reward(arguments.name, scorers(arguments)))
-    print("\n".join(report.lines))
+    say("\n".join(report.lines))
     if not report.passed:
         raise UserError(
             f"the scores of {arguments.name} make no sense (see the lines above): check that its weights are the right ones"

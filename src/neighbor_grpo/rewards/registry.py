@@ -4,7 +4,6 @@ from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
 from inspect import signature
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 from pydantic import ValidationError
@@ -74,7 +73,9 @@ def _configured(name: str, reward: Reward | type, settings: Mapping[str, Any]) -
     if isinstance(reward, type):
         made = _from_settings(name, reward, settings)
     elif settings:
-        kept = {each.name: getattr(reward, each.name) for each in fields(reward) if each.init} if is_dataclass(reward) else {}
+        kept: dict[str, Any] = (
+            {each.name: getattr(reward, each.name) for each in fields(reward) if each.init} if is_dataclass(reward) else {}
+        )
         made = _from_settings(name, type(reward), settings, kept)
     else:
         made = reward
@@ -82,9 +83,7 @@ def _configured(name: str, reward: Reward | type, settings: Mapping[str, Any]) -
     return made
 
 
-def _from_settings(
-    name: str, kind: type, settings: Mapping[str, Any], kept: Mapping[str, Any] = MappingProxyType({})
-) -> Reward:
+def _from_settings(name: str, kind: type, settings: Mapping[str, Any], kept: Mapping[str, Any] | None = None) -> Reward:
     """Make a reward of the class `kind`, a dataclass whose fields are its settings; `kept`: values of the other fields."""
     known = [field.name for field in fields(kind) if field.init] if is_dataclass(kind) else []
     for key in settings:
@@ -92,7 +91,7 @@ def _from_settings(
             remedy = f"settings are {', '.join(known)}" if known else "this reward has no settings, remove it"
             raise UserError(f"scorers.{name}.{key}: unknown setting: {remedy}")
     try:
-        reward = kind(**{**kept, **settings})
+        reward = kind(**{**(kept or {}), **settings})
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(map(str, ("scorers", name, *first["loc"])))

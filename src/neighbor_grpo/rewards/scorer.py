@@ -26,7 +26,7 @@ class Reward(Protocol):
 
     def __call__(
         self, images: Tensor, prompts: list[str], metadata: list[dict[str, Any]], /
-    ) -> Tensor | Sequence[float | Exception]:
+    ) -> Tensor | Sequence[float | BaseException]:
         """Score images [N, 3, H, W] in [0, 1] with N prompts and N dicts of metadata.  Returns N numbers.
 
         A picture without a score has NaN in its place, or an exception that says why.
@@ -38,7 +38,7 @@ class Preference(Protocol):
 
     def __call__(
         self, first: Tensor, second: Tensor, prompts: list[str], metadata: list[dict[str, Any]], /
-    ) -> Sequence[float | Exception]:
+    ) -> Tensor | Sequence[float | BaseException]:
         """Return P(first is better) for each of N pairs, or an exception that says why it is missing."""
 
 

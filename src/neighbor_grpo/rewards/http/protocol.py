@@ -24,7 +24,8 @@ from neighbor_grpo.rewards.score import Scores
 
 MAX_PIXELS = 2**26  # of all the pictures of a request: 64 of 1024 x 1024
 MAX_PICTURE = 2**24  # of one picture: 4096 x 4096
-_MAX_SIGNS = 500_000  # brackets, commas and colons of a JSON text: of 50,000 pictures and more
+_MAX_SIGNS = 500_000  # brackets, commas, colons and quotes of a JSON text: those of 50,000 pictures
+_MAX_ESCAPED = 1 << 16  # bytes of one text with escapes, in a long JSON text
 _MAX_TEXT = 16 << 20  # bytes of a request beside its images
 _HEADER = b"\x89PNG\r\n\x1a\n\x00\x00\x00\rIHDR"  # of every PNG, before its width and height
 
@@ -142,12 +143,16 @@ def read_answer(body: bytes, n: int) -> list[float | Exception]:
 def read_object(body: bytes | bytearray) -> dict[str, Any]:
     """Read a JSON object.  Raises ValueError for anything else, also for NaN and Infinity, which Python would accept.
 
-    The signs that make objects are counted first, because `{},` takes 25 times its bytes once it is parsed.
+    What would take many times its bytes once it is parsed is refused before: too many objects, and long texts in which one
+    character makes all others take 4 bytes each.
     """
-    if sum(map(body.count, b"[{,:")) > _MAX_SIGNS:
-        raise ValueError(f"the JSON has more than {_MAX_SIGNS} brackets, commas and colons: send less at once")
-    if len(body) > _MAX_TEXT and not body.isascii():  # one character may make all others take 4 bytes each
-        raise ValueError(f"JSON of more than {_MAX_TEXT} bytes must be ASCII: write other characters as \\u escapes")
+    if sum(map(body.count, b'[{,:"')) > _MAX_SIGNS:
+        raise ValueError(f"the JSON has more than {_MAX_SIGNS} brackets, commas, colons and quotes: send less at once")
+    if len(body) > _MAX_TEXT:
+        if not body.isascii():
+            raise ValueError(f"JSON of more than {_MAX_TEXT} bytes must be ASCII: write other characters as \\u escapes")
+        if any(len(text) > _MAX_ESCAPED and b"\\" in text for text in body.split(b'"')):
+            raise ValueError(f"a text of more than {_MAX_ESCAPED} bytes has escapes: send shorter texts")
 
     def refuse(literal: str) -> None:
         raise ValueError(f"{literal} is not allowed in JSON")

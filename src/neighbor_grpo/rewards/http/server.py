@@ -23,6 +23,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
+from neighbor_grpo.console import say
 from neighbor_grpo.errors import UserError
 from neighbor_grpo.rewards.http import protocol
 from neighbor_grpo.rewards.http.intake import Intake
@@ -183,9 +184,9 @@ def serve(scorer: Scorer, host: str = "127.0.0.1", port: int = 8000) -> None:
     threading.Thread(target=server.watch, name="end of the server", daemon=True).start()
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)  # before and after uvicorn, which has its own
     with suppress(KeyboardInterrupt):
-        print(f"scoring {scorer.name} on {address}", flush=True)
+        say(f"scoring {scorer.name} on {address}")
         if not _loopback(host):
-            print(f"warning: listening on {host} without authentication", file=sys.stderr, flush=True)
+            say(f"warning: listening on {host} without authentication", sys.stderr)
         server.run([listening])
     server.finish()
     signal.signal(signal.SIGTERM, before)
