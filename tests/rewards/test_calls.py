@@ -180,7 +180,7 @@ def test_the_process_is_as_before_after_a_call(tmp_path):
         torch.set_grad_enabled(True)
         os.chdir(tmp_path)
     assert (torch.get_default_dtype(), torch.get_num_threads(), os.getcwd(), torch.is_grad_enabled()) == before
-    assert torch.zeros(1).device.type == "cpu"
+    assert torch.zeros(1).device.type == "cpu" and torch.full_like(torch.zeros(1, device="meta"), 1).device.type == "meta"
 
 
 def test_a_forked_child_that_comes_back_ends_there(tmp_path):

@@ -64,7 +64,7 @@ def contained() -> Iterator[None]:
         if torch.get_default_dtype() != dtype:
             torch.set_default_dtype(dtype)
         if torch.get_default_device() != device:
-            torch.set_default_device(device)
+            torch.set_default_device(None)  # this project sets none; to set "cpu" would act on all tensors made later
         if torch.get_num_threads() != threads:
             torch.set_num_threads(threads)
         if folder and _folder() != folder:
