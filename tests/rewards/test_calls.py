@@ -2,6 +2,7 @@
 
 import os
 from collections import deque
+from concurrent.futures import ThreadPoolExecutor
 from decimal import Decimal
 from fractions import Fraction
 
@@ -116,6 +117,9 @@ def test_an_interrupt_passes():
 
     with pytest.raises(KeyboardInterrupt):
         score(Scorer("r", reward), images(), ["a"] * 3, [{}] * 3)
+    with ThreadPoolExecutor(1) as thread:  # where no signal raises it
+        scores = thread.submit(score, Scorer("r", reward), images(), ["a"] * 3, [{}] * 3).result()
+    assert len(scores.failures) == 3
 
 
 def spoil(images, prompts, metadata):

@@ -10,6 +10,7 @@ from contextlib import contextmanager, suppress
 from copy import deepcopy
 from math import isfinite
 from numbers import Real
+from threading import current_thread, main_thread
 from typing import Any
 
 import numpy as np
@@ -35,11 +36,11 @@ def call(
         own = images.clone(), list(prompts), [deepcopy(row) for row in metadata]
         with contained():
             return read_values(function(*own), n)
-    except KeyboardInterrupt:
-        raise
     except ResultError as error:  # nothing says which value belongs to which picture
         return [error] * n
     except BaseException as error:  # a user's function may raise anything, such as SystemExit
+        if isinstance(error, KeyboardInterrupt) and current_thread() is main_thread():  # elsewhere it is the function's own
+            raise
         if n <= 1 or not split:
             return [error] * n
     halves = slice(0, n // 2), slice(n // 2, n)
