@@ -164,7 +164,8 @@ def stop(process: subprocess.Popen) -> str:
 
 def main() -> None:
     """Print the table."""
-    print("| a client sends | memory | a small request waits | /health waits | SIGTERM while it does |\n|---|---|---|---|---|")
+    print("| a client sends | memory | a small request waits | /health waits | SIGTERM while a body is unfinished |")
+    print("|---|---|---|---|---|", flush=True)
     for name, make in ATTACKS.items():
         attack = make()
         with served() as server:

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import threading
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from itertools import chain, repeat
 
 import pytest
@@ -42,6 +42,10 @@ def listening(answer=None):
                 if answer is not None:
                     client.recv(1 << 20)
                     client.sendall(answer)
+                    with suppress(OSError):  # drained, or the client would get a reset instead of the answer
+                        client.shutdown(socket.SHUT_WR)
+                        while client.recv(1 << 16):
+                            pass
                     client.close()
 
         threading.Thread(target=serve, daemon=True).start()
@@ -134,7 +138,7 @@ def test_a_server_that_is_killed_while_it_scores(tmp_path):
     remote = Remote(process.stdout.readline().split()[-1], timeout=30, retries=1, backoff=0.01, batch=4)
     threading.Timer(0.5, process.kill).start()
     values, seconds = timed(remote, 8)
-    assert seconds < 10 and all("connection" in str(value).lower() or "closed" in str(value) for value in values)
+    assert seconds < 10 and all("connection" in str(value) for value in values)
     process.communicate()
 
 

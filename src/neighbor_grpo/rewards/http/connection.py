@@ -13,12 +13,13 @@ from urllib.parse import urlsplit
 import httpx
 from pydantic import Field
 
-from neighbor_grpo.console import one_line
+from neighbor_grpo.console import one_line, reason_of
 from neighbor_grpo.errors import UserError
 
 T = TypeVar("T")
 MAX_ANSWER = 16 << 20  # bytes
 _ALIVE = 5.0  # seconds for a sign of life
+_QUICK = 0.5  # seconds: an attempt that fails within them costs too little to be left out
 _EXAMPLE = "http://127.0.0.1:8000"
 _starting = threading.Lock()
 
@@ -59,8 +60,8 @@ class Connection:
 
     A server that fails for long does not cost its time limit again and again.  After a timeout, and after a request that used
     up its retries, one request at a time finds out whether the server answers, and the others wait for its result.  If it
-    fails, all requests fail at once, unsent, for as long as it took.  After a timeout a server is first tried by a GET with a
-    short limit, so that one that hangs altogether costs little more than one timeout.
+    fails, all requests fail at once, unsent, for as long as it took, unless that was short.  After a timeout a server is first
+    tried by a GET with a short limit, so that one that hangs altogether costs little more than one timeout.
 
     `counts` has requests, retries, failed (requests given up), "not sent" (attempts that failed unsent), and failed attempts
     by kind: timeout, connection, malformed, "http 500" and so on.
@@ -129,7 +130,8 @@ class Connection:
                 self._trouble = None  # it answers, if only to refuse or to fail as others do
                 raise
             ended = time.monotonic()
-            self._trouble = replace(trouble, reason=str(error), until=ended + (ended - began))
+            pause = ended - began if ended - began > _QUICK else 0.0
+            self._trouble = replace(trouble, reason=str(error), until=ended + pause)
             raise AttemptError(error.kind, str(error), retry=False) from error
 
     async def _check_alive(self, url: str) -> None:
@@ -175,7 +177,7 @@ class Connection:
         except TimeoutError as error:
             raise AttemptError("timeout", f"the answer was not complete after {limit:g} s") from error
         except (httpx.HTTPError, httpx.InvalidURL, OSError, ValueError) as error:  # ValueError: an url that httpx cannot parse
-            raise AttemptError("connection", self.shorten(f"{type(error).__name__}: {error}")) from error
+            raise AttemptError("connection", self.shorten(f"the connection failed: {reason_of(error)}")) from error
         status = response.status_code
         if status != 200:
             after = response.headers.get("retry-after", "")

@@ -46,6 +46,7 @@ Alignment Score (1-5): X
 Coherence Score (1-5): X
 Style Score (1-5): X
 """
+_MAX_REPLY = 1 << 18  # characters
 _LINE = re.compile(rf"\n|(?=\b(?:{'|'.join(AXES)})\s+score\b)", re.IGNORECASE)
 _SCORE = re.compile(
     r"(?P<axis>\w+)\s+score\s*"
@@ -62,6 +63,7 @@ def parse(reply: str, axis: str) -> float:
     Raises ValueError if it is missing, if it stands there twice with different values, or if it is outside 1 to 5.
     """
     plain = re.sub(r"[*_`#~]", "", unicodedata.normalize("NFKC", reply))  # bold; full-width digits and colons
+    plain = re.sub(r"[^\S\n]+", " ", plain)  # long runs of spaces would take the patterns long
     scores: dict[str, set[float]] = {name: set() for name in AXES}
     for line in _LINE.split(plain):
         match = _SCORE.fullmatch(line.strip())
@@ -86,6 +88,8 @@ def read_reply(body: bytes) -> str:
         raise ValueError("the answer is not a chat completion") from error
     if not isinstance(text, str):
         raise ValueError("the completion has no text")
+    if len(text) > _MAX_REPLY:
+        raise ValueError(f"the completion has more than {_MAX_REPLY} characters")
     return text.rpartition("\n")[0] if cut else text
 
 
