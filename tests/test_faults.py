@@ -19,5 +19,3 @@ def test_a_disturbed_run_ends_like_an_undisturbed_one(command):
     last = done.stdout.splitlines()[-1]
     kills, moments, failures, wrong = map(int, last.split("|")[2:-1])
     assert (kills + moments, failures, wrong) == (int(counts[1]), int(counts[3]), 0)
-        counts[1]
-    ) + int(counts[3])

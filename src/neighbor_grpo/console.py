@@ -97,6 +97,40 @@ def working(title: str, stream: IO[str] | None = None) -> Iterator[None]:
     print(f"{title}: {time.perf_counter() - began:.0f} s", file=stream, flush=True)
 
 
+def say(text: object, stream: IO[str] | None = None) -> None:
+    """Print a text of one or more lines, whatever is in it: nothing of it controls the terminal."""
+    print(safe_lines(str(text)), file=stream or sys.stdout, flush=True)
+
+
 def mistake(text: str) -> None:
     """Write a user's mistake as one line on stderr."""
-    sys.stderr.write(f"neighbor-grpo: {' '.join(text.split())}\n")  # in one piece: other ranks write theirs
+    sys.stderr.write(f"neighbor-grpo: {one_line(text)}\n")  # in one piece: other ranks write theirs
+
+
+def one_line(text: str, most: int = 2000) -> str:
+    """Make one short line of a text from anywhere: single spaces, the middle of a long text left out, and `printable`."""
+    return _shorten(printable(_shorten(" ".join(text.split()), most)), most)
+
+
+def safe_lines(text: str, most: int = 2000) -> str:
+    """Make each line of a text `printable` and at most `most` characters long."""
+    return "\n".join(_shorten(printable(_shorten(line.expandtabs(), most)), most) for line in text.split("\n"))
+
+
+def printable(text: str) -> str:
+    """Escape what a terminal would obey instead of show: control characters, marks that turn the direction of writing."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def _shorten(text: str, most: int) -> str:
+    half = (most - 3) // 2
+    return text if len(text) <= most else f"{text[:half]} … {text[-half:]}"
+
+
+def reason_of(error: BaseException, most: int = 500) -> str:
+    """Describe an exception from someone else's code by its type and text, in one safe line."""
+    try:
+        text = str(error)
+    except Exception as broken:  # an exception's own __str__ may raise anything
+        text = f"its text cannot be read ({type(broken).__name__})"
+    return one_line(f"{type(error).__name__}: {text}" if text else type(error).__name__, most)

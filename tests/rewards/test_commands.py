@@ -51,7 +51,8 @@ def test_a_run_trains_on_one_watches_others_and_is_evaluated_by_them(capsys, tin
 
     scorer = ("--scorer", "hpsv2.1", f"weights={scorers / 'hpsv2.1'}", "batch=2")
     out = ("--out", tmp_path / "e", "--prompts", tmp_path / "prompts.txt")
-    assert run(capsys, "evaluate", "--run", tmp_path / "run", "--measure", "hpsv2.1", *scorer, *out)[0] == 0
+    code, _, err = run(capsys, "evaluate", "--run", tmp_path / "run", "--measure", "hpsv2.1", *scorer, *out)
+    assert code == 0, err
     stored = json.loads((tmp_path / "e" / "result.json").read_text())
     assert stored["settings"]["scorers"]["hpsv2.1"]["weights"] == str(scorers / "hpsv2.1")
 

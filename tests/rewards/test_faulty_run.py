@@ -17,7 +17,7 @@ from neighbor_grpo.training.trainer import Trainer
 
 
 def brightness(path, body):
-    images, _, _ = protocol.read_request(body)
+    images = protocol.read_request(body).images()
     return protocol.answer(Scores(torch.stack([image.double().mean() for image in images])), {"name": "faulty"}, {})
 
 

@@ -3,6 +3,7 @@
 import base64
 import hashlib
 import json
+import time
 from itertools import chain, cycle, repeat
 
 import pytest
@@ -221,3 +222,13 @@ def test_the_id_tells_the_template_and_no_path(tmp_path):
     }
     assert reward.id == expected
     assert describe(make_scorer("reward", reward)) == {**expected, "name": "reward"}
+
+
+@pytest.mark.parametrize("reply", ["Style Score" + " " * 250_000 + "x", "Style " * 40_000, "(,;.!" * 50_000, "a" * 250_000])
+def test_no_reply_takes_long_to_read(reply):
+    began = time.monotonic()
+    with pytest.raises(ValueError, match="no style scores"):
+        parse(reply, "style")
+    assert time.monotonic() - began < 5
+    with pytest.raises(ValueError, match="characters"):
+        read_reply(completion(reply * 2))

@@ -7,6 +7,7 @@ import sys
 from neighbor_grpo.commands.options import Commands, key_lines
 from neighbor_grpo.compare.settings import Comparison, read_comparison, with_budgets
 from neighbor_grpo.config import check_names, describe
+from neighbor_grpo.console import say
 from neighbor_grpo.errors import UserError
 
 
@@ -49,7 +50,7 @@ def run(arguments: argparse.Namespace) -> int:
     try:
         run_all(comparison, entries[int(match[1]) - 1 :: int(match[2])])
     except SignalError as stop:
-        print(f"neighbor-grpo: {stop}", file=sys.stderr)
+        say(f"neighbor-grpo: {stop}", sys.stderr)
         return 128 + stop.signum
-    print(write(comparison, entries))
+    say(write(comparison, entries))
     return 0

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from neighbor_grpo.commands.options import Commands, count, loaded, model_options, number, place, scorer_option, scorers
+from neighbor_grpo.console import say
 from neighbor_grpo.errors import UserError
 from neighbor_grpo.prompts.reading import Prompt, prompt_hash, read_prompts
 from neighbor_grpo.rewards.names import check_measures, check_scorers
@@ -102,7 +103,7 @@ def _evaluate(
         result = summarize(out, tables, measures, arguments.max_failed)
         if arguments.against:
             result["against"] = compare_with(arguments.against, result["settings"], tables, len(prompts), measures)
-        print(page.write(out, result, pictures, prompts, tables), end="")
+        say(page.write(out, result, pictures, prompts, tables).rstrip("\n"))
         for name, reasons in result["reasons"].items():
-            print(f"{name}: {result['failed'][name]} pictures without a score, for instance: {reasons[0]}")
-        print(out / "gallery.html")
+            say(f"{name}: {result['failed'][name]} pictures without a score, for instance: {reasons[0]}")
+        say(out / "gallery.html")

@@ -3,6 +3,7 @@
 import argparse
 
 from neighbor_grpo.commands.options import Commands, place
+from neighbor_grpo.console import say
 
 
 def add(commands: Commands) -> None:
@@ -22,4 +23,4 @@ def run(arguments: argparse.Namespace) -> None:
     from neighbor_grpo.run.export import export
 
     out = arguments.out or arguments.run / f"export-{arguments.format}"
-    print(export(arguments.run, arguments.format, out, arguments.best))
+    say(export(arguments.run, arguments.format, out, arguments.best))

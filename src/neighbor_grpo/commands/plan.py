@@ -4,6 +4,7 @@ import argparse
 
 from neighbor_grpo.commands.options import Commands, configuration, configuration_options, count, number
 from neighbor_grpo.config.names import to_be_written
+from neighbor_grpo.console import say
 from neighbor_grpo.errors import UserError
 
 
@@ -58,8 +59,8 @@ def run(arguments: argparse.Namespace) -> None:
     if not elsewhere:
         limit = limit or memory_of(device)
         rate = rate or matrix_rate(device, pick_dtype(config.model.dtype, device))
-    print("\n".join(plan(config).lines(config, processes, estimated, rate)))
+    say("\n".join(plan(config).lines(config, processes, estimated, rate)))
     for key in to_be_written(config):
-        print(f"prompts     {key}: the preset's file does not exist yet: give {key}=FILE, or write it before you train")
+        say(f"prompts     {key}: the preset's file does not exist yet: give {key}=FILE, or write it before you train")
     if limit:
         refuse(config, estimated, device.type, limit, processes, arguments.fsdp2)

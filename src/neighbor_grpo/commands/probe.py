@@ -4,6 +4,7 @@ import argparse
 
 from neighbor_grpo.commands.options import Commands, configuration, configuration_options, number
 from neighbor_grpo.config import method_name
+from neighbor_grpo.console import say
 from neighbor_grpo.errors import UserError
 from neighbor_grpo.methods.neighbor import Neighbor
 
@@ -48,5 +49,5 @@ def run(arguments: argparse.Namespace) -> None:
     model = load_base(config, pick_device(config.device))
     texts = TextCache(model, cache, config.prompts.cache_gb)
     rows = probe(model, texts, prompts, rewards, config, sigmas)
-    print(table(rows))
+    say(table(rows))
     print(f"method.sigma={choose(rows, arguments.share):g}")

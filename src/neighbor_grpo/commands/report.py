@@ -3,6 +3,7 @@
 import argparse
 
 from neighbor_grpo.commands.options import Commands, place
+from neighbor_grpo.console import say
 
 
 def add(commands: Commands) -> None:
@@ -22,4 +23,4 @@ def run(arguments: argparse.Namespace) -> None:
     from neighbor_grpo.run import files, report
 
     files.read_config(arguments.run)  # raises where there is no run
-    print(report.write(arguments.run))
+    say(report.write(arguments.run))

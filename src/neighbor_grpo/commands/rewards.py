@@ -1,9 +1,11 @@
 """The commands `rewards convert`, `check` and `serve`."""
 
 import argparse
+import os
+import sys
 
 from neighbor_grpo.commands.options import Commands, count, number, place, scorer_option, scorers
-from neighbor_grpo.console import working
+from neighbor_grpo.console import say, working
 from neighbor_grpo.errors import UserError
 from neighbor_grpo.rewards.names import REWARDS, check_rewards
 
@@ -74,7 +76,7 @@ def run_convert(arguments: argparse.Namespace) -> None:
     a = arguments
     with working(f"converting {a.source}"):
         out = convert(a.name, a.source, a.out, a.tokenizer, a.vision_heads, a.text_heads)
-    print(out)
+    say(out)
 
 
 def run_check(arguments: argparse.Namespace) -> None:
@@ -84,7 +86,7 @@ def run_check(arguments: argparse.Namespace) -> None:
     from neighbor_grpo.rewards.registry import load_reward
 
     report = check(load_reward(arguments.name, scorers(arguments)))
-    print("\n".join(report.lines))
+    say("\n".join(report.lines))
     if not report.passed:
         raise UserError(
             f"the scores of {arguments.name} make no sense (see the lines above): check that its weights are the right ones"
@@ -92,9 +94,11 @@ def run_check(arguments: argparse.Namespace) -> None:
 
 
 def run_serve(arguments: argparse.Namespace) -> None:
-    """Serve a reward until the process is stopped."""
+    """Serve a reward until the process is stopped, then end it with exit code 0."""
     check_rewards([arguments.name], scorers(arguments))
     from neighbor_grpo.rewards.http.server import serve
     from neighbor_grpo.rewards.registry import load_reward
 
     serve(load_reward(arguments.name, scorers(arguments)), arguments.host, arguments.port)
+    sys.stdout.flush()
+    os._exit(0)  # at once: taking the libraries down takes seconds, and a server has nothing else to end

@@ -4,6 +4,7 @@ import argparse
 from pathlib import Path
 
 from neighbor_grpo.commands.options import Commands, loaded, model_options, place, random_seed
+from neighbor_grpo.console import say
 from neighbor_grpo.errors import UserError, shown
 from neighbor_grpo.prompts.reading import Prompt, is_text, read_prompts
 
@@ -43,7 +44,7 @@ def run(arguments: argparse.Namespace) -> None:
             file = arguments.out / f"{n:04d}-seed{seed}.png"
             with atomic.writing(file, durable=False) as aside:
                 save_png(image, aside)
-            print(file, prompt.text)
+            say(f"{file} {prompt.text}")
 
 
 def _given(arguments: argparse.Namespace) -> list[Prompt]:

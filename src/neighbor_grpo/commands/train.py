@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from neighbor_grpo.commands.options import Commands, configuration, configuration_options, key_lines
 from neighbor_grpo.config import Config, describe
+from neighbor_grpo.console import say
 from neighbor_grpo.errors import UserError
 from neighbor_grpo.methods import METHODS, load_method
 
@@ -59,7 +60,7 @@ def _train(config: Config | None = None, resume: str = "", changes: Sequence[str
         trainer = Trainer(config) if config else Trainer.resume(resume, changes)
         trainer.run()
     except SignalError as stop:
-        print(f"neighbor-grpo: {stop}", file=sys.stderr)
+        say(f"neighbor-grpo: {stop}", sys.stderr)
         return 128 + stop.signum
     return 0
 

@@ -9,7 +9,9 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from neighbor_grpo.rewards.score import Outcome, score
+from neighbor_grpo.console import reason_of
+from neighbor_grpo.rewards.call import Outcome, read_values
+from neighbor_grpo.rewards.score import score
 from neighbor_grpo.rewards.scorer import Preference, Scorer
 
 
@@ -68,12 +70,15 @@ def _wins_by_preference(prefer: Preference, images: Tensor, prompts: list[str], 
     # a model may favour the picture that it sees first: in this order every picture is first about as often as second
     pairs = [(i, j) if (i + j) % 2 else (j, i) for i, j in combinations(range(len(prompts)), 2)]
     first, second = ([pair[side] for pair in pairs] for side in (0, 1))
-    preferences = prefer(images[first], images[second], [prompts[i] for i in first], [metadata[i] for i in first])
+    returned = prefer(images[first], images[second], [prompts[i] for i in first], [metadata[i] for i in first])
+    preferences = read_values(returned, len(pairs))
     wins = torch.full((len(prompts), len(prompts)), float("nan"), dtype=torch.float64)
     reasons: dict[int, str] = {}
     for (a, b), preference in zip(pairs, preferences, strict=True):
-        if isinstance(preference, Exception):
-            reasons[a] = reasons[b] = f"not compared: {type(preference).__name__}: {preference}"
+        if isinstance(preference, BaseException):
+            reasons[a] = reasons[b] = f"not compared: {reason_of(preference)}"
+        elif not 0 <= preference <= 1:
+            reasons[a] = reasons[b] = f"not compared: prefer returned {preference:g}, not a probability from 0 to 1"
         else:
-            wins[a, b], wins[b, a] = float(preference), 1 - float(preference)
+            wins[a, b], wins[b, a] = preference, 1 - preference
     return wins, reasons

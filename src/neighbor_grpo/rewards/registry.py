@@ -1,8 +1,8 @@
 """Rewards by name, and how they are loaded."""
 
-import importlib.util
 from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from neighbor_grpo.rewards.names import WIN_RATE
 from neighbor_grpo.rewards.ocr import Ocr
 from neighbor_grpo.rewards.preference import WinRate
 from neighbor_grpo.rewards.scorer import Loadable, Reward, Scorer, make_scorer
+from neighbor_grpo.rewards.user_files import load_file, users_code
 from neighbor_grpo.scenes.verify import scenes, scenes_sparse, scenes_strict
 
 REWARDS: dict[str, Reward] = {  # functions, and instances with their default settings
@@ -47,31 +48,50 @@ def load_reward(name: str, settings: Mapping[str, Mapping[str, Any]] | None = No
     """
     if name.startswith(WIN_RATE):
         return make_scorer(name, WinRate(load_reward(name.removeprefix(WIN_RATE), settings)))
-    reward = _configured(name, (settings or {}).get(name, {}))
+    own = (settings or {}).get(name, {})
+    if name in REWARDS or "url" in own:
+        return _loaded(name, _bundled(name, own))
+    reward = _from_file(name)
+    with users_code(f"reward {name!r} cannot be made", "correct its class"):
+        return _loaded(name, _configured(name, reward, own))
+
+
+def _loaded(name: str, reward: Reward) -> Scorer:
     if isinstance(reward, Loadable):
         reward.load()
     return make_scorer(name, reward)
 
 
-def _configured(name: str, settings: Mapping[str, Any]) -> Reward:
-    """Return the reward of this name with these settings."""
+def _bundled(name: str, settings: Mapping[str, Any]) -> Reward:
     if "url" in settings and not isinstance(REWARDS.get(name), UnifiedReward):
         return _from_settings(name, Remote, settings)
-    reward = REWARDS[name] if name in REWARDS else _from_file(name)
+    return _configured(name, REWARDS[name], settings)
+
+
+def _configured(name: str, reward: Reward | type, settings: Mapping[str, Any]) -> Reward:
+    """Return a reward with these settings, in the place of those that it has."""
     if isinstance(reward, type):
-        return _from_settings(name, reward, settings)
-    return _from_settings(name, type(reward), settings) if settings else reward
+        made = _from_settings(name, reward, settings)
+    elif settings:
+        kept: dict[str, Any] = (
+            {each.name: getattr(reward, each.name) for each in fields(reward) if each.init} if is_dataclass(reward) else {}
+        )
+        made = _from_settings(name, type(reward), settings, kept)
+    else:
+        made = reward
+    _check_arguments(name, made)
+    return made
 
 
-def _from_settings(name: str, kind: type, settings: Mapping[str, Any]) -> Reward:
-    """Make a reward of the class `kind`, a dataclass whose fields are its settings."""
-    known = [field.name for field in fields(kind)] if is_dataclass(kind) else []
+def _from_settings(name: str, kind: type, settings: Mapping[str, Any], kept: Mapping[str, Any] | None = None) -> Reward:
+    """Make a reward of the class `kind`, a dataclass whose fields are its settings; `kept`: values of the other fields."""
+    known = [field.name for field in fields(kind) if field.init] if is_dataclass(kind) else []
     for key in settings:
         if key not in known:
             remedy = f"settings are {', '.join(known)}" if known else "this reward has no settings, remove it"
             raise UserError(f"scorers.{name}.{key}: unknown setting: {remedy}")
     try:
-        reward = kind(**settings)
+        reward = kind(**{**(kept or {}), **settings})
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(map(str, ("scorers", name, *first["loc"])))
@@ -83,21 +103,24 @@ def _from_settings(name: str, kind: type, settings: Mapping[str, Any]) -> Reward
     return reward
 
 
+def _check_arguments(name: str, reward: Reward) -> None:
+    """Check that a reward can be called with three arguments.  Raises UserError."""
+    try:
+        signature(reward).bind(None, None, None)
+    except TypeError as error:
+        raise UserError(f"reward {name!r} {error}: it gets (images, prompts, metadata)") from error
+    except ValueError:  # a function without a signature, such as one in C
+        return
+
+
 def _from_file(name: str) -> Reward | type:
     """Import a function, a class or an instance from a user's file."""
     path, colon, attribute = name.rpartition(":")
     if not colon or not path.endswith(".py"):
         raise UserError(f"unknown reward {name!r}: choose {', '.join(REWARDS)}, or your own as path/to/file.py:function")
-    if not Path(path).is_file():
+    if not Path(path).expanduser().is_file():
         raise UserError(f"reward {name!r}: no such file {path}: correct the path")
-    spec = importlib.util.spec_from_file_location(Path(path).stem, path)
-    assert spec and spec.loader  # a .py file always has a loader
-    module = importlib.util.module_from_spec(spec)
-    try:
-        spec.loader.exec_module(module)
-    except Exception as error:  # a user's file may raise anything while it loads
-        raise UserError(f"reward file {path} does not load ({type(error).__name__}: {error}): correct the file") from error
-    reward = vars(module).get(attribute)
+    reward = vars(load_file(path)).get(attribute)
     if not callable(reward):
         raise UserError(f"reward {name!r}: {path} has no function {attribute}: correct the name")
     return reward

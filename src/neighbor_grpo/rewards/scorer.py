@@ -7,6 +7,8 @@ from dataclasses import asdict, dataclass, field, is_dataclass
 from inspect import isroutine
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
+from neighbor_grpo.errors import UserError
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -24,7 +26,7 @@ class Reward(Protocol):
 
     def __call__(
         self, images: Tensor, prompts: list[str], metadata: list[dict[str, Any]], /
-    ) -> Tensor | Sequence[float | Exception]:
+    ) -> Tensor | Sequence[float | BaseException]:
         """Score images [N, 3, H, W] in [0, 1] with N prompts and N dicts of metadata.  Returns N numbers.
 
         A picture without a score has NaN in its place, or an exception that says why.
@@ -36,7 +38,7 @@ class Preference(Protocol):
 
     def __call__(
         self, first: Tensor, second: Tensor, prompts: list[str], metadata: list[dict[str, Any]], /
-    ) -> Sequence[float | Exception]:
+    ) -> Tensor | Sequence[float | BaseException]:
         """Return P(first is better) for each of N pairs, or an exception that says why it is missing."""
 
 
@@ -46,6 +48,9 @@ class Loadable(Protocol):
 
     def load(self) -> None:
         """Load what scoring needs.  Raises UserError if something is missing."""
+
+
+FILE_MARK = "@"  # in the name of a module out of a user's file, between the file's name and a digest
 
 
 @dataclass(frozen=True)
@@ -67,19 +72,25 @@ class Scorer:
 
 
 def make_scorer(name: str, reward: Reward) -> Scorer:
-    """Make the record of a loaded reward."""
+    """Make the record of a loaded reward.  Raises UserError if one of its attributes has another type."""
     named: Any = reward if isroutine(reward) else type(reward)
     # this function alone reads optional attributes of a reward
     if hasattr(reward, "id"):
         settings = reward.id
     else:
         settings = asdict(reward) if is_dataclass(reward) and not isinstance(reward, type) else {}
+    flags = {key: getattr(reward, key, False) for key in ("groupwise", "of_videos")}
+    for key, value in flags.items():
+        if not isinstance(value, bool):
+            raise UserError(f"reward {name}: {key} is {value!r}: set True or False")
+    if not isinstance(settings, Mapping):
+        raise UserError(f"reward {name}: id is a {type(settings).__name__}: make it a dict of settings")
+    counts, prefer = getattr(reward, "counts", {}), getattr(reward, "prefer", None)
+    if not isinstance(counts, Mapping):
+        raise UserError(f"reward {name}: counts is a {type(counts).__name__}: make it a dict of numbers")
+    if not (prefer is None or callable(prefer)):
+        raise UserError(f"reward {name}: prefer is a {type(prefer).__name__}: make it a function")
+    module = named.__module__.partition(FILE_MARK)[0]  # the same wherever the file lies
     return Scorer(
-        name,
-        reward,
-        groupwise=bool(getattr(reward, "groupwise", False)),
-        of_videos=bool(getattr(reward, "of_videos", False)),
-        identity={"is": f"{named.__module__}.{named.__qualname__}"} | settings,
-        counts=getattr(reward, "counts", {}),
-        prefer=getattr(reward, "prefer", None),
+        name, reward, **flags, identity={"is": f"{module}.{named.__qualname__}", **settings}, counts=counts, prefer=prefer
     )

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from neighbor_grpo.console import one_line
 from neighbor_grpo.prompts.reading import Prompt, for_each
 from neighbor_grpo.rewards.registry import load_reward
 from neighbor_grpo.rewards.score import Failure, RewardError, Scores, score
@@ -28,11 +29,9 @@ class RewardSet:
     def score(self, images: Tensor, prompts: Sequence[Prompt]) -> dict[str, Scores]:
         """Score pictures [P, G, 3, H, W] of P prompts.  Returns P * G scores by name of the reward."""
         texts, metadata = for_each(prompts, images.shape[1])
-        with torch.no_grad():  # a thread does not inherit it
-            return {
-                name: score(scorer, images.flatten(0, 1), texts, metadata, images.shape[1])
-                for name, scorer in self.scorers.items()
-            }
+        return {
+            name: score(scorer, images.flatten(0, 1), texts, metadata, images.shape[1]) for name, scorer in self.scorers.items()
+        }
 
     def submit(self, images: Tensor, prompts: Sequence[Prompt]) -> "Future[dict[str, Scores]]":
         """Start `score` in the thread, or do it now without one.  Returns its future result."""
@@ -72,7 +71,8 @@ def check_failed(counts: Mapping[str, FailureCount], most: float) -> None:
     """Check the counts by name of the reward.  Raises RewardError if more than the share `most` of pictures failed."""
     for name, count in counts.items():
         if count.failed > most * count.pictures:
+            prompt = one_line(count.first.prompt, 200)
             raise RewardError(
                 f"reward {name} could not score {count.failed} of {count.pictures} pictures, more than "
-                f"reward.max_failed = {most:g} allows; the first: {count.first.reason} (prompt {count.first.prompt!r})"
+                f"reward.max_failed = {most:g} allows; the first: {count.first.reason} (prompt {prompt!r})"
             )

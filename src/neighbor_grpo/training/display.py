@@ -15,6 +15,7 @@ from rich.console import Console, Group
 from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
 
 from neighbor_grpo import console
 
@@ -63,7 +64,7 @@ class PlainDisplay(Display):
 
     def say(self, text: str) -> None:
         """Print a text."""
-        print(text, file=self.stream, flush=True)
+        console.say(text, self.stream)
 
 
 class LiveDisplay(Display):
@@ -108,12 +109,12 @@ class LiveDisplay(Display):
 
     def say(self, text: str) -> None:
         """Print a text above the display."""
-        self.terminal.print(text, markup=False, highlight=False)
+        self.terminal.print(console.safe_lines(text), markup=False, highlight=False)
 
     def _drawn(self) -> Group:
         table = Table.grid(padding=(0, 2))
         for name, value, more in (*_rewards(self.latest), *_measures(self.first, self.evaluated), *_ratios(self.latest)):
-            table.add_row(name, value, more)
+            table.add_row(*map(Text, (name, value, more)))  # not markup: a name may have brackets
         return Group(self.bar, table)
 
 

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache, lru_cache
+from math import isfinite
 from pathlib import Path
 
 import torch
@@ -21,6 +22,7 @@ from transformers import (
     CLIPVisionConfig,
 )
 
+from neighbor_grpo.console import one_line, reason_of
 from neighbor_grpo.errors import UserError
 from neighbor_grpo.files.images import to_bytes
 from neighbor_grpo.rewards.learned.images import crop, normalise
@@ -47,23 +49,32 @@ def read_detections(path: str) -> list[list[Detection]]:
     A line is {"detections": [{"label", "score", "box": [x0, y0, x1, y1], "color" (optional)}, ...]}.  Raises UserError for a
     missing file or a line of another form.
     """
-    if not Path(path).is_file():
-        raise UserError(f"no such file of detections {path!r}: give a .jsonl with a line for each picture")
+    try:
+        lines = Path(path).expanduser().read_text(encoding="utf-8").split("\n")
+    except (OSError, ValueError) as error:  # ValueError: not UTF-8
+        raise UserError(
+            f"no file of detections {path!r} ({reason_of(error)}): give a .jsonl with a line for each picture"
+        ) from error
     pictures = []
-    for number, line in enumerate(Path(path).read_text(encoding="utf-8").splitlines(), 1):
+    for number, line in enumerate(lines[:-1] if lines[-1] == "" else lines, 1):
         try:
             rows = json.loads(line)["detections"]
             pictures.append([_detection(**row) for row in rows])
-        except (ValueError, TypeError, KeyError) as error:
+        except (ValueError, TypeError, KeyError, RecursionError, OverflowError) as error:
             raise UserError(
-                f'{path} line {number} ({error}): write {{"detections": [{{"label", "score", "box", "color"}}, ...]}}'
+                f"{path} line {number} ({one_line(str(error), 200)}): write "
+                '{"detections": [{"label", "score", "box", "color"}, ...]}'
             ) from error
     return pictures
 
 
 def _detection(label: str, score: float, box: Sequence[float], color: str | None = None) -> Detection:
     x0, y0, x1, y1 = map(float, box)
-    return Detection(str(label), float(score), (x0, y0, x1, y1), color)
+    if not all(map(isfinite, (x0, y0, x1, y1, float(score)))):
+        raise ValueError("box and score must be finite")
+    if not isinstance(label, str) or not isinstance(color, str | None):
+        raise TypeError("label and color must be texts")
+    return Detection(label, float(score), (x0, y0, x1, y1), color)
 
 
 @contextmanager
@@ -71,9 +82,8 @@ def _loading(what: str, path: str) -> Iterator[None]:
     """Turn the errors of transformers' loading into a UserError."""
     try:
         yield
-    except (OSError, ValueError, ImportError) as error:  # ImportError: a backbone that needs another package
-        reason = str(error).strip().splitlines()[0]
-        raise UserError(f"no {what} at {path!r} ({reason}): give a directory or a hub id") from error
+    except Exception as error:  # transformers, safetensors and tokenizers have their own, and a damaged file raises any
+        raise UserError(f"no {what} at {path!r} ({reason_of(error, 200)}): give an undamaged directory or a hub id") from error
 
 
 class Detector(nn.Module):

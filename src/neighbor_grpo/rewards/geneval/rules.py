@@ -61,6 +61,8 @@ def _read_clauses(metadata: dict[str, Any], key: str) -> tuple[Clause, ...]:
 def _read_clause(row: Any, place: str, earlier: int) -> Clause:
     if not isinstance(row, dict) or not isinstance(row.get("class"), str) or not isinstance(row.get("count"), int):
         raise ValueError(f'GenEval metadata: {place} needs a "class" (a string) and a "count" (an integer)')
+    if isinstance(row["count"], bool) or row["count"] < 1:
+        raise ValueError(f'GenEval metadata: {place} "count" must be 1 or more')
     color, position = row.get("color"), row.get("position")
     if color is not None and not isinstance(color, str):
         raise ValueError(f'GenEval metadata: {place} "color" must be a string')

@@ -94,8 +94,8 @@ class Geneval(WithWeights[Models]):
         """Score the picture at `place` of `pictures` by the file; its line is metadata["picture"] if an evaluation set it."""
         total = len(self.pictures)
         n = metadata.get("picture", place if total == pictures else None)
-        if n is None or n >= total:  # which line describes this picture is unknown
-            which = f"these {pictures}" if n is None else f"picture {n} (counted from 0)"
+        if not isinstance(n, int) or not 0 <= n < total:  # which line describes this picture is unknown
+            which = f"these {pictures}" if n is None else f"picture {n!r} (counted from 0)"
             return ValueError(f"{self.detections} describes {total} pictures, not {which}: give one line a picture")
         try:
             task = read_task(metadata)

@@ -19,7 +19,10 @@ from neighbor_grpo.rewards.http.connection import (
     RequestError,
     Retries,
     Timeout,
+    check_url,
 )
+
+_MAX_HEALTH = 1 << 16  # bytes
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -61,8 +64,10 @@ class Remote:
         """Return the answer of GET /health: name and settings of the scorer.  Raises UserError if the url is wrong."""
         if not self.url:
             raise UserError("a remote scorer needs a url: set it, such as http://127.0.0.1:8000")
+        check_url("a remote scorer", self.url)
         try:
-            health = protocol.read_object(self.connection.run(self.connection.send("GET", self._at("health"))))
+            answer = self.connection.send("GET", self._at("health"), most=_MAX_HEALTH)
+            health = protocol.read_object(self.connection.run(answer))
         except AttemptError as error:
             raise UserError(f"no scorer at {self.url} ({error}): start one there or correct the url") from error
         except ValueError:
@@ -89,7 +94,7 @@ class Remote:
             if sent:
                 read = partial(protocol.read_answer, n=len(sent))
                 try:
-                    scores = await self.connection.request(self._at("score"), protocol.request(sent), read)
+                    scores = await self.connection.request(self._at("score"), protocol.request(sent), read, self._at("health"))
                 except RequestError as error:
                     scores = [error] * len(sent)
         self.counts["null"] += sum(isinstance(value, protocol.UnscoredError) for value in scores)

@@ -8,7 +8,8 @@ import base64
 import io
 import json
 import struct
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from math import isfinite
 from typing import Any
 
@@ -22,6 +23,10 @@ from neighbor_grpo.rewards.learned.images import check_pictures
 from neighbor_grpo.rewards.score import Scores
 
 MAX_PIXELS = 2**26  # of all the pictures of a request: 64 of 1024 x 1024
+MAX_PICTURE = 2**24  # of one picture: 4096 x 4096
+_MAX_SIGNS = 500_000  # brackets, commas, colons and quotes of a JSON text: those of 50,000 pictures
+_MAX_ESCAPED = 1 << 16  # bytes of one text with escapes, in a long JSON text
+_MAX_TEXT = 16 << 20  # bytes of a request beside its images
 _HEADER = b"\x89PNG\r\n\x1a\n\x00\x00\x00\rIHDR"  # of every PNG, before its width and height
 
 
@@ -61,8 +66,32 @@ def request(items: Sequence[Item]) -> bytes:
     return json.dumps({"images": images, "prompts": prompts, "metadata": metadata}, allow_nan=False).encode()
 
 
-def read_request(body: bytes, max_pixels: int = MAX_PIXELS) -> tuple[Tensor, list[str], list[dict[str, Any]]]:
-    """Read a request: images [N, 3, H, W] float32 in [0, 1], N prompts and N metadata.
+@dataclass(frozen=True)
+class Request:
+    """Hold a request whose pictures are not decoded yet; the headers of their files are checked."""
+
+    files: list[bytes]  # PNG
+    width: int
+    height: int
+    prompts: list[str]
+    metadata: list[dict[str, Any]]
+
+    def parts(self, pixels: int) -> Iterator[slice]:
+        """Divide the pictures into parts of at most so many pixels, or of one picture."""
+        size = max(1, pixels // (self.width * self.height))
+        return (slice(n, n + size) for n in range(0, len(self.files), size))
+
+    def images(self, rows: slice = slice(None)) -> Tensor:
+        """Decode pictures: [n, 3, H, W] float32 in [0, 1].  Raises ValueError if one of them is damaged."""
+        numbers = range(len(self.files))[rows]
+        pixels = torch.empty(len(numbers), 3, self.height, self.width)  # filled one by one: floats take 4 times a file's pixels
+        for place, n in zip(pixels, numbers, strict=True):
+            place.copy_(_pixels(self.files[n], n, (self.width, self.height)))
+        return pixels.div_(255)
+
+
+def read_request(body: bytes | bytearray, max_pixels: int = MAX_PIXELS, max_picture: int = MAX_PICTURE) -> Request:
+    """Read a request of N pictures with N prompts and N metadata.
 
     Raises LengthError if the lengths differ, ValueError for any other fault.
     """
@@ -74,15 +103,20 @@ def read_request(body: bytes, max_pixels: int = MAX_PIXELS) -> tuple[Tensor, lis
         raise LengthError(f"{len(texts)} images, {len(prompts)} prompts and {len(metadata)} metadata: send equal numbers")
     if not texts:
         raise ValueError("images is empty: send 1 or more")
+    if len(body) - sum(map(len, texts)) > _MAX_TEXT:
+        raise ValueError(f"there are more than {_MAX_TEXT} bytes beside the images: send shorter prompts and metadata")
     files = [_base64(text, n) for n, text in enumerate(texts)]
     sizes = [_size(file, n) for n, file in enumerate(files)]
-    for n, (width, height) in enumerate(sizes):
-        if (width, height) != sizes[0]:
-            raise ValueError(f"images[{n}] is {width} x {height} and images[0] {sizes[0][0]} x {sizes[0][1]}: send equal sizes")
-    pixels = len(sizes) * sizes[0][0] * sizes[0][1]
-    if not 0 < pixels <= max_pixels:  # checked by the headers, before anything is unpacked
-        raise ValueError(f"the images have {pixels} pixels together: send 1 to {max_pixels}")
-    return torch.stack([_pixels(file, n, sizes[0]) for n, file in enumerate(files)]), prompts, metadata
+    (width, height), pixels = sizes[0], sizes[0][0] * sizes[0][1]
+    for n, size in enumerate(sizes):
+        if size != sizes[0]:
+            raise ValueError(f"images[{n}] is {size[0]} x {size[1]} and images[0] {width} x {height}: send equal sizes")
+    # checked by the headers, before anything is unpacked
+    if pixels > max_picture:
+        raise ValueError(f"the images have {pixels} pixels each: send at most {max_picture}")
+    if not 0 < len(sizes) * pixels <= max_pixels:
+        raise ValueError(f"the images have {len(sizes) * pixels} pixels together: send 1 to {max_pixels}")
+    return Request(files, width, height, prompts, metadata)
 
 
 def answer(scores: Scores, scorer: dict[str, Any], reasons: dict[int, str]) -> bytes:
@@ -106,8 +140,19 @@ def read_answer(body: bytes, n: int) -> list[float | Exception]:
     ]
 
 
-def read_object(body: bytes) -> dict[str, Any]:
-    """Read a JSON object.  Raises ValueError for anything else, also for NaN and Infinity, which Python would accept."""
+def read_object(body: bytes | bytearray) -> dict[str, Any]:
+    """Read a JSON object.  Raises ValueError for anything else, also for NaN and Infinity, which Python would accept.
+
+    What would take many times its bytes once it is parsed is refused before: too many objects, and long texts in which one
+    character makes all others take 4 bytes each.
+    """
+    if sum(map(body.count, b'[{,:"')) > _MAX_SIGNS:
+        raise ValueError(f"the JSON has more than {_MAX_SIGNS} brackets, commas, colons and quotes: send less at once")
+    if len(body) > _MAX_TEXT:
+        if not body.isascii():
+            raise ValueError(f"JSON of more than {_MAX_TEXT} bytes must be ASCII: write other characters as \\u escapes")
+        if any(len(text) > _MAX_ESCAPED and b"\\" in text for text in body.split(b'"')):
+            raise ValueError(f"a text of more than {_MAX_ESCAPED} bytes has escapes: send shorter texts")
 
     def refuse(literal: str) -> None:
         raise ValueError(f"{literal} is not allowed in JSON")
@@ -163,6 +208,7 @@ def _size(file: bytes, n: int) -> tuple[int, int]:
 
 
 def _pixels(file: bytes, n: int, size: tuple[int, int]) -> Tensor:
+    """Decode a file to [3, H, W] uint8."""
     try:
         with Image.open(io.BytesIO(file), formats=["PNG"]) as image:
             if image.size != size:  # a second header must not bypass the limit on pixels
@@ -170,4 +216,4 @@ def _pixels(file: bytes, n: int, size: tuple[int, int]) -> Tensor:
             pixels = np.array(image)
     except Exception as error:  # Pillow raises errors of many kinds for damaged files
         raise ValueError(f"images[{n}] is a damaged PNG") from error
-    return torch.from_numpy(pixels).permute(2, 0, 1).float() / 255
+    return torch.from_numpy(pixels).permute(2, 0, 1)

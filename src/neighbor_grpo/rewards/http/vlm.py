@@ -26,6 +26,7 @@ from neighbor_grpo.rewards.http.connection import (
     RequestError,
     Retries,
     Timeout,
+    check_url,
 )
 from neighbor_grpo.rewards.http.protocol import png, read_object
 
@@ -45,6 +46,7 @@ Alignment Score (1-5): X
 Coherence Score (1-5): X
 Style Score (1-5): X
 """
+_MAX_REPLY = 1 << 18  # characters
 _LINE = re.compile(rf"\n|(?=\b(?:{'|'.join(AXES)})\s+score\b)", re.IGNORECASE)
 _SCORE = re.compile(
     r"(?P<axis>\w+)\s+score\s*"
@@ -61,6 +63,7 @@ def parse(reply: str, axis: str) -> float:
     Raises ValueError if it is missing, if it stands there twice with different values, or if it is outside 1 to 5.
     """
     plain = re.sub(r"[*_`#~]", "", unicodedata.normalize("NFKC", reply))  # bold; full-width digits and colons
+    plain = re.sub(r"[^\S\n]+", " ", plain)  # long runs of spaces would take the patterns long
     scores: dict[str, set[float]] = {name: set() for name in AXES}
     for line in _LINE.split(plain):
         match = _SCORE.fullmatch(line.strip())
@@ -85,6 +88,8 @@ def read_reply(body: bytes) -> str:
         raise ValueError("the answer is not a chat completion") from error
     if not isinstance(text, str):
         raise ValueError("the completion has no text")
+    if len(text) > _MAX_REPLY:
+        raise ValueError(f"the completion has more than {_MAX_REPLY} characters")
     return text.rpartition("\n")[0] if cut else text
 
 
@@ -131,8 +136,8 @@ class UnifiedReward:
         if "{prompt}" in self.template:
             return self.template
         try:
-            text = Path(self.template).read_text(encoding="utf-8")
-        except (OSError, ValueError) as error:
+            text = Path(self.template).expanduser().read_text(encoding="utf-8")
+        except (OSError, ValueError, RuntimeError) as error:  # RuntimeError: a home that is not known
             raise UserError(
                 "unified_reward: template is neither a text with {prompt} nor a text file: set one of them"
             ) from error
@@ -150,9 +155,10 @@ class UnifiedReward:
         """Score a grey square, so that a wrong url, model or key shows now.  Raises UserError."""
         if not (self.url and self.model):
             raise UserError("unified_reward needs url and model: set the url of an OpenAI-compatible API and the id of a model")
+        check_url("unified_reward", self.url)
         body = self._body(torch.full((3, 64, 64), 0.5), "a grey square")
         try:
-            read_reply(self.connection.run(self.connection.send("POST", self._at, body)))
+            read_reply(self.connection.run(self.connection.send("POST", self._at("chat/completions"), body)))
         except (AttemptError, ValueError) as error:
             raise UserError(
                 f"unified_reward: no model {self.model} at {self.url} ({error}): "
@@ -170,7 +176,7 @@ class UnifiedReward:
         async with self.connection.slots:
             try:
                 body = await asyncio.to_thread(self._body, image, prompt)
-                reply = await self.connection.request(self._at, body, read_reply)
+                reply = await self.connection.request(self._at("chat/completions"), body, read_reply, self._at("models"))
             except (ValueError, RequestError) as error:  # a picture that cannot be encoded, or a request that was given up
                 return error
         try:
@@ -179,9 +185,8 @@ class UnifiedReward:
             self.counts["unparsable"] += 1
             return ValueError(f"the reply has {error}: {self.connection.shorten(reply)!r}")
 
-    @property
-    def _at(self) -> str:
-        return f"{self.url.rstrip('/')}/chat/completions"
+    def _at(self, path: str) -> str:
+        return f"{self.url.rstrip('/')}/{path}"
 
     def _body(self, image: Tensor, prompt: str) -> bytes:
         picture = {"url": f"data:image/png;base64,{base64.b64encode(png(image)).decode()}"}

@@ -9,13 +9,12 @@ import torch
 import torch.nn.functional as F
 from pydantic import Field
 from pydantic.dataclasses import dataclass
-from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import CLIPModel, CLIPTextConfig, CLIPTokenizer, CLIPVisionConfig
 
 from neighbor_grpo.errors import STRICT
 from neighbor_grpo.rewards.learned.base import Learned
-from neighbor_grpo.rewards.learned.files import CONVERTED, check_keys, find_weights, read_model, read_tokenizer
+from neighbor_grpo.rewards.learned.files import CONVERTED, check_keys, find_weights, read_model, read_state, read_tokenizer
 from neighbor_grpo.rewards.learned.images import check_pictures, crop, normalise, pad, squash
 
 
@@ -167,7 +166,7 @@ class Aesthetic(Learned[Predictor]):
         clip = read_model(CLIPModel, self.name, find_weights(self.name, self.clip, "clip"))
         del clip.text_model, clip.text_projection  # unused: this frees their memory
         head = Head(clip.visual_projection.out_features)
-        wanted, state = head.state_dict(), load_file(place / "model.safetensors")
+        wanted, state = head.state_dict(), read_state(self.name, place)
         check_keys(
             self.name,
             place,

@@ -24,10 +24,11 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from neighbor_grpo.console import one_line, reason_of
 from neighbor_grpo.errors import UserError
 from neighbor_grpo.files import atomic
 from neighbor_grpo.rewards.learned.clip import Head
-from neighbor_grpo.rewards.learned.files import CONVERTED, read_tokenizer
+from neighbor_grpo.rewards.learned.files import CONVERTED, KIND, read_tokenizer
 from neighbor_grpo.rewards.learned.imagereward import MARKS, Blip
 
 State = dict[str, Tensor]
@@ -98,6 +99,12 @@ def convert(
             model = build(state, vision_heads, text_heads)
     except KeyError as error:
         raise UserError(f"{source} is not a checkpoint of {name}: missing key {error.args[0]}") from error
+    except (ValueError, TypeError, IndexError, ArithmeticError, RuntimeError) as error:  # sizes are read off shapes of any kind
+        if isinstance(error, UserError):
+            raise
+        raise UserError(
+            f"{source} is not a checkpoint of {name}: its shapes fit no such model ({reason_of(error, 200)}): give another file"
+        ) from error
     weights = _translate(name, source, state, model, published)
     parts: list[PreTrainedConfig | PreTrainedTokenizerBase] = []
     if isinstance(model, PreTrainedModel):
@@ -105,7 +112,7 @@ def convert(
         vocabulary = model.config.to_dict()["text_config"]["vocab_size"]
         remedy = "give another with --tokenizer PATH"
         parts = [model.config, read_tokenizer(kind, tokenizer or default, vocabulary, spare, remedy)]
-    with atomic.directory(out, "scorer") as aside:
+    with atomic.directory(out, KIND) as aside:
         save_file(weights, aside / "model.safetensors", metadata={"format": "pt"})
         for part in parts:
             part.save_pretrained(aside)
@@ -121,7 +128,7 @@ def _read(source: Path) -> State:
             return load_file(source)
         state = torch.load(source, map_location="cpu", weights_only=True)
     except Exception as error:  # a file of another kind may raise anything in its reader
-        reason = " ".join(str(error).split())
+        reason = one_line(str(error))
         if code := re.search(r"GLOBAL (\S+)", reason):
             raise UserError(
                 f"{source} is a pickle that would run code ({code[1]}) and was not loaded: give a file of tensors only"
@@ -150,10 +157,17 @@ def _translate(name: str, source: Path, state: State, model: nn.Module, publishe
         theirs, form = names[key]
         if theirs not in state:
             raise UserError(f"{source} is not a checkpoint of {name}: missing key {theirs}")
-        weights[key] = form(state[theirs]).contiguous()
-        if weights[key].shape != ours.shape:
-            shape, expected = (list(tensor.shape) for tensor in (weights[key], ours))
-            raise UserError(f"{source} is not a checkpoint of {name}: {theirs} gives the shape {shape}, expected {expected}")
+        tensor = state[theirs]
+        if tensor.ndim and tensor.ndim <= max(ours.ndim, 1):  # `form` is not defined for more dimensions
+            tensor = form(tensor)
+        if tensor.shape != ours.shape:
+            raise UserError(
+                f"{source} is not a checkpoint of {name}: {theirs} gives the shape {list(tensor.shape)}, "
+                f"expected {list(ours.shape)}"
+            )
+        if not (tensor.is_floating_point() and tensor.isfinite().all()):
+            raise UserError(f"{source} is damaged: {theirs} is not a tensor of finite numbers: download it again")
+        weights[key] = tensor.contiguous()
     return weights
 
 

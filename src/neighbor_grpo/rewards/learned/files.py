@@ -9,15 +9,20 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from huggingface_hub import snapshot_download
+from safetensors.torch import load_file
+from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
 
+from neighbor_grpo.console import reason_of
 from neighbor_grpo.errors import UserError
+from neighbor_grpo.files import atomic
 
 Model = TypeVar("Model", bound=PreTrainedModel)
 Tokenizer = TypeVar("Tokenizer", bound=PreTrainedTokenizerBase)
 
-CONVERTED = "~/.cache/neighbor-grpo/scorers"  # directories that `convert` writes
+KIND = "scorer"  # of the directories that `convert` writes, in their manifests
+CONVERTED = "~/.cache/neighbor-grpo/scorers"  # where it writes them
 
 
 def find_weights(name: str, weights: str, setting: str = "weights") -> Path:
@@ -39,10 +44,16 @@ def find_weights(name: str, weights: str, setting: str = "weights") -> Path:
                 if any(place.glob(files)):
                     break
         except Exception as error:  # huggingface_hub, httpx and the file system have their own exceptions
-            reason = f"{type(error).__name__}: {error}".splitlines()[0]
-            raise UserError(f"{name}: {weights} is not a directory and was not downloaded ({reason}): {remedy}") from error
+            raise UserError(
+                f"{name}: {weights} is not a directory and was not downloaded ({reason_of(error, 200)}): {remedy}"
+            ) from error
     if not any([*place.glob("model*.safetensors"), *place.glob("pytorch_model*.bin")]):
         raise UserError(f"{name}: neither model.safetensors nor pytorch_model.bin in {place}: {remedy}")
+    if (place / atomic.MANIFEST).is_file():  # written by `convert`
+        try:
+            atomic.check(place, KIND)
+        except atomic.DamagedError as error:
+            raise UserError(f"{name}: {error}: {remedy}") from error
     return place
 
 
@@ -70,8 +81,10 @@ def read_model(kind: type[Model], name: str, place: Path) -> Model:
                 place, use_safetensors=safe, ignore_mismatched_sizes=True, output_loading_info=True
             )
     except Exception as error:  # pickle, safetensors, torch and transformers have their own exceptions
-        reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
-        raise UserError(f"{name}: the weights in {place} do not load as {kind.__name__}: {reason}") from error
+        raise UserError(
+            f"{name}: the weights in {place} do not load as {kind.__name__}: {reason_of(error, 200)}: "
+            "download or convert them again"
+        ) from error
     model, info = loaded
     check_keys(
         name,
@@ -83,6 +96,16 @@ def read_model(kind: type[Model], name: str, place: Path) -> Model:
         },
     )
     return model
+
+
+def read_state(name: str, place: Path) -> dict[str, Tensor]:
+    """Read the tensors of model.safetensors.  Raises UserError if the file is missing or damaged."""
+    try:
+        return load_file(place / "model.safetensors")
+    except Exception as error:  # safetensors, torch and the file system have their own exceptions
+        raise UserError(
+            f"{name}: the weights in {place} do not load: {reason_of(error, 200)}: convert or copy them again"
+        ) from error
 
 
 def check_keys(name: str, place: Path, wrong: dict[str, set[str]]) -> None:
