@@ -1,4 +1,5 @@
 import json
+import os
 import re
 import subprocess
 import sys
@@ -149,3 +150,13 @@ def test_scenes_pretrain_makes_a_pipeline_that_loads(capsys, tmp_path):
 
 def test_the_bundled_weights_are_small():
     assert 5e6 < sum(file.stat().st_size for file in BUNDLED.rglob("*") if file.is_file()) < 12e6
+
+
+@pytest.mark.parametrize(
+    ("shell", "environment"),
+    [(">&-", {}), ("2>&-", {}), ("", {"PYTHONIOENCODING": "ascii"}), ("", {"LC_ALL": "C", "PYTHONUTF8": "0"})],
+)
+def test_a_terminal_that_is_closed_or_knows_few_letters_is_written_to(shell, environment):
+    line = f"{sys.executable} -m neighbor_grpo presets {shell}"
+    done = subprocess.run(line, shell=True, capture_output=True, text=True, env=os.environ | environment)
+    assert done.returncode == 0 and "Traceback" not in done.stderr

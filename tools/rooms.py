@@ -13,7 +13,6 @@ from pathlib import Path
 PACKAGE = Path(__file__).resolve().parents[1] / "src" / "neighbor_grpo"
 ORDER = (  # from low to high
     "errors",
-    "lazy",
     "console",
     "files",
     "flow",

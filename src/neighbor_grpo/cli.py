@@ -2,6 +2,7 @@
 
 import argparse
 import errno
+import io
 import os
 import sys
 from collections.abc import Sequence
@@ -27,6 +28,7 @@ class Parser(argparse.ArgumentParser):
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return the exit code."""
     console.silence_libraries()
+    _open_streams()
     try:
         try:
             return _run(argv)
@@ -55,6 +57,16 @@ def _run(argv: Sequence[str] | None) -> int:
         return STOPPED
     finally:
         _leave_ranks()
+
+
+def _open_streams() -> None:
+    """Let every text be printed: a closed stream loses it, and a terminal that lacks a character shows its code instead."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:  # closed by whoever started this process
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115, open as long as the process
+        elif isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def _leave_ranks() -> None:

@@ -9,6 +9,8 @@ from collections.abc import Iterable, Iterator, Sized
 from contextlib import contextmanager
 from typing import IO, TypeVar
 
+from neighbor_grpo.errors import printable
+
 T = TypeVar("T")
 
 # Environment that libraries read at their import: their advice and progress bars are for those who write programs with them.
@@ -115,11 +117,6 @@ def one_line(text: str, most: int = 2000) -> str:
 def safe_lines(text: str, most: int = 2000) -> str:
     """Make each line of a text `printable` and at most `most` characters long."""
     return "\n".join(_shorten(printable(_shorten(line.expandtabs(), most)), most) for line in text.split("\n"))
-
-
-def printable(text: str) -> str:
-    """Escape what a terminal would obey instead of show: control characters, marks that turn the direction of writing."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def _shorten(text: str, most: int) -> str:

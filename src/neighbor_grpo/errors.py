@@ -10,13 +10,13 @@ class UserError(ValueError):
     """Say what is wrong and how to correct it; the command line prints it as one line and exits with 2."""
 
 
-def plain(text: str, most: int = 300) -> str:
-    """Return a text from anywhere for a message: at most `most` characters, all of which can be printed.
+def printable(text: str) -> str:
+    r"""Escape what a terminal would obey instead of show: control characters, marks that turn the direction of writing.
 
-    >>> plain("a\x1b[31mb")
+    >>> printable("a\x1b[31mb")
     'a\\x1b[31mb'
     """
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text[:most])
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def shown(value: object, most: int = 80) -> str:

@@ -13,7 +13,7 @@ import yaml
 from yaml.constructor import ConstructorError
 from yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
-from neighbor_grpo.errors import UserError, plain, shown
+from neighbor_grpo.errors import UserError, printable, shown
 from neighbor_grpo.files.text import read_text
 
 MOST_BYTES, MOST_VALUES, DEEPEST = 2**16, 4000, 24  # of a document, with aliases written out
@@ -99,7 +99,8 @@ def parse(text: str, where: str) -> Any:
         return loader.construct_document(node)
     except (yaml.YAMLError, RecursionError) as error:
         reason = " ".join(str(error).split()).replace('in "<unicode string>", ', "at ")
-        raise UserError(f"{where}{'' if isinstance(error, _Refusal) else ' is not valid YAML'}: {plain(reason)}") from error
+        said = "" if isinstance(error, _Refusal) else " is not valid YAML"
+        raise UserError(f"{where}{said}: {printable(reason[:300])}") from error
 
 
 def _check(root: Node) -> None:

@@ -12,9 +12,9 @@ from collections.abc import Callable
 from math import cos, pi, sin
 from typing import TYPE_CHECKING, TypeAlias
 
+from neighbor_grpo.flow.lazy import torch
 from neighbor_grpo.flow.path import Time, eps_prediction, per_row, x0_prediction
 from neighbor_grpo.flow.solvers import euler
-from neighbor_grpo.lazy import torch
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -25,7 +25,7 @@ Record: TypeAlias = "Callable[[float, float, Tensor, Tensor, Tensor], Any]"
 def euler(x: Tensor, v: Tensor, t: Time, s: Time, past: Past = ()) -> Tensor:
     """Take a step of first order:  y = x - (t - s)·v.  On this path it is DDIM and first-order DPM-Solver++.
 
-    >>> from neighbor_grpo.lazy import torch
+    >>> from neighbor_grpo.flow.lazy import torch
     >>> euler(torch.tensor([1.0]), torch.tensor([2.0]), 1.0, 0.75)
     tensor([0.5000])
     """
@@ -35,7 +35,7 @@ def euler(x: Tensor, v: Tensor, t: Time, s: Time, past: Past = ()) -> Tensor:
 def heun(x: Tensor, v: Tensor, t: float, s: float, velocity: Velocity) -> Tensor:
     """Take a step of second order, two velocities:  y = x - (t - s)·(v + velocity(x - (t - s)·v, s)) / 2.
 
-    >>> from neighbor_grpo.lazy import torch
+    >>> from neighbor_grpo.flow.lazy import torch
     >>> heun(torch.tensor([1.0]), torch.tensor([1.0]), 1.0, 0.0, lambda x, t: x)  # dx/dt = x at x = 1
     tensor([0.5000])
     """
@@ -96,7 +96,7 @@ SOLVERS: dict[str, Callable[..., Tensor]] = {"euler": euler, "heun": heun, "dpmp
 def solve(name: str, velocity: Velocity, x: Tensor, times: Sequence[float], record: Record | None = None) -> Tensor:
     """Integrate x from times[0] to times[-1] by the solver `name`; call `record(t, s, x, v, y)` after every step.
 
-    >>> from neighbor_grpo.lazy import torch
+    >>> from neighbor_grpo.flow.lazy import torch
     >>> x0, eps = torch.tensor([3.0]), torch.tensor([1.0])
     >>> solve("euler", lambda x, t: eps - x0, eps, [1.0, 0.5, 0.0])  # a straight path is integrated exactly
     tensor([3.])

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from neighbor_grpo.lazy import torch
+from neighbor_grpo.flow.lazy import torch
 
 if TYPE_CHECKING:
     from torch import Generator

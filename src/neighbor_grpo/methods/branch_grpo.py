@@ -19,9 +19,9 @@ from pydantic import model_validator
 from pydantic.dataclasses import dataclass
 
 from neighbor_grpo.errors import STRICT
+from neighbor_grpo.flow.lazy import torch
 from neighbor_grpo.flow.solvers import Velocity
 from neighbor_grpo.flow.streams import Iteration
-from neighbor_grpo.lazy import torch
 from neighbor_grpo.methods.advantage import z_score
 from neighbor_grpo.methods.fields import (
     Branching,

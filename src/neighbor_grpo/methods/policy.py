@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal
 
+from neighbor_grpo.flow.lazy import torch
 from neighbor_grpo.flow.path import per_row
-from neighbor_grpo.lazy import torch
 
 if TYPE_CHECKING:
     from torch import Tensor

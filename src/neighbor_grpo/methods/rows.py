@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, ClassVar, TypeVar
 
-from neighbor_grpo.lazy import torch
+from neighbor_grpo.flow.lazy import torch
 
 if TYPE_CHECKING:
     from torch import Tensor, device

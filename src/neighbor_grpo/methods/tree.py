@@ -10,9 +10,9 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import TYPE_CHECKING, TypeAlias
 
+from neighbor_grpo.flow.lazy import torch
 from neighbor_grpo.flow.sde import Kernel
 from neighbor_grpo.flow.solvers import Velocity, solve
-from neighbor_grpo.lazy import torch
 
 if TYPE_CHECKING:
     from torch import Generator, Tensor

@@ -5,7 +5,7 @@ from contextlib import contextmanager
 
 import torch
 
-from neighbor_grpo.errors import UserError, plain
+from neighbor_grpo.errors import UserError, printable
 
 
 @contextmanager
@@ -20,4 +20,4 @@ def failing(what: str) -> Iterator[None]:
         raise
     except Exception as error:
         lines = str(error).strip().splitlines() or [""]
-        raise UserError(f"{what} ({type(error).__name__}: {plain(lines[0])}): check it or download it again") from error
+        raise UserError(f"{what} ({type(error).__name__}: {printable(lines[0])}): check it or download it again") from error
