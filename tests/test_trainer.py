@@ -316,3 +316,34 @@ def test_memory_that_runs_out_is_one_line_and_the_run_goes_on(tiny_flux, tmp_pat
         trainer.run()
     assert Trainer.resume(tmp_path / "run").run() == tmp_path / "run"
     assert [line["iteration"] for line in metrics(tmp_path / "run")] == [0, 1, 2, 3]
+
+
+def test_what_is_not_finite_is_named(tiny_flux, tmp_path):
+    """A loss by its prompt and tensor, a weight by the rollout that it spoils."""
+    trainer = Trainer(load_config(None, settings(tiny_flux, tmp_path)))
+    method, prompts = trainer.config.method, [prompt.text for prompt in trainer.parts.prompts]
+    texts = []
+
+    class Spoiled(type(method)):
+        def loss(self, policy, rows):
+            loss, figures = super().loss(policy, rows)
+            return torch.where(rows.prompt.to(loss.device) == 1, loss * float("nan"), loss), figures
+
+    experience = trainer.source.experience
+
+    def noted(n):
+        got = experience(n)
+        texts[:] = got.texts
+        return got
+
+    trainer.source.experience = noted
+    trainer.learner.config = trainer.config.model_copy(update={"method": Spoiled(**vars(method))})
+    with pytest.raises(TrainingError) as caught:
+        trainer.run()
+    said = str(caught.value)
+    assert "gradient of" in said and "lora" in said and repr(texts[1]) in said and repr(texts[0]) not in said
+    assert set(texts) <= set(prompts) and (tmp_path / "run" / "failed").is_dir()
+    again = Trainer.resume(tmp_path / "run")
+    next(iter(again.learner.weights.values())).data[0, 0] = float("nan")
+    with pytest.raises(TrainingError, match="rollout of iteration 0"):
+        again.run()

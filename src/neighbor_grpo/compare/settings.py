@@ -22,9 +22,8 @@ from neighbor_grpo.config import (
     read_values,
     resolve,
 )
-from neighbor_grpo.config.schema import Name, Place
+from neighbor_grpo.config.schema import Name, Place, Seed
 from neighbor_grpo.errors import UserError, shown
-from neighbor_grpo.models.settings import Seed
 
 Count = Annotated[int, Field(ge=1, le=10**12)]
 Rate = Annotated[float, Field(gt=0)]

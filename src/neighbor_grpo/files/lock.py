@@ -60,6 +60,10 @@ class Lock:
             os.close(self.descriptor)
             self.descriptor = None
 
+    def __del__(self) -> None:
+        """Give the directory free when nothing refers to the lock any more."""
+        self.release()
+
 
 def _owner(descriptor: int) -> dict[str, object]:
     try:

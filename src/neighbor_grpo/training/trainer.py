@@ -40,8 +40,12 @@ class Trainer:
         parts.phases.shown = self.display.phase
         begun = parts.beginning
         self.done, self.spent = begun.iteration, begun.seconds  # iterations, and seconds of training
-        self.unrecorded = self.learner.load(begun.checkpoint) if begun.checkpoint else None
-        check_recorded(self.run_dir, begun, self.unrecorded)
+        try:
+            self.unrecorded = self.learner.load(begun.checkpoint) if begun.checkpoint else None
+            check_recorded(self.run_dir, begun, self.unrecorded)
+        except BaseException:
+            parts.leave()
+            raise
         self.base = begun.base  # figures of the evaluation that later ones are compared with
         self.learning = False  # the weights are between two iterations
         self.hacked = False
