@@ -18,6 +18,7 @@ from test_remote import scorer, spoil
 from test_server import pictures, worth
 
 from neighbor_grpo.errors import UserError
+from neighbor_grpo.rewards.http import connection
 from neighbor_grpo.rewards.http.client import Remote
 from neighbor_grpo.rewards.http.vlm import UnifiedReward
 from neighbor_grpo.rewards.score import score
@@ -68,16 +69,17 @@ def both(url):
     )
 
 
-def test_a_server_that_hangs_altogether_costs_one_timeout_and_a_sign_of_life():
+def test_a_server_that_hangs_altogether_costs_one_timeout_and_a_sign_of_life(monkeypatch):
+    monkeypatch.setattr(connection, "_ALIVE", 0.2)
     with listening() as (url, taken):
         for remote in both(url):
             values, seconds = timed(remote)
             assert all(isinstance(value, Exception) and "attempt" in str(value) for value in values)
-            assert TIMEOUT <= seconds < 3 * TIMEOUT  # the sign of life has a limit of its own, here the timeout
+            assert TIMEOUT <= seconds < 1.9 * TIMEOUT
             counts = remote.connection.counts
             assert counts["failed"] == 16 and counts["not sent"] >= 11
-            values, seconds = timed(remote)  # while the circuit is open
-            assert seconds < 0.5 and all("not sent" in str(value) for value in values)
+            values, seconds = timed(remote)  # at most one more sign of life
+            assert seconds < 0.9 and sum("not sent" in str(value) for value in values) >= 14
         assert len(taken) < 2 * 7
 
 

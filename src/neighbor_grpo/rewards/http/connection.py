@@ -130,7 +130,7 @@ class Connection:
                 self._trouble = None  # it answers, if only to refuse or to fail as others do
                 raise
             ended = time.monotonic()
-            pause = ended - began if ended - began > _QUICK else 0.0
+            pause = ended - began if trouble.silent or ended - began > _QUICK else 0.0
             self._trouble = replace(trouble, reason=str(error), until=ended + pause)
             raise AttemptError(error.kind, str(error), retry=False) from error
 
