@@ -1,4 +1,3 @@
-import os
 import re
 import signal
 import subprocess
@@ -17,7 +16,6 @@ from neighbor_grpo.methods import METHODS
 from neighbor_grpo.planning.plan import plan
 from neighbor_grpo.rewards.registry import load_reward
 from neighbor_grpo.training.errors import TrainingError
-from neighbor_grpo.training.signals import SignalError
 from neighbor_grpo.training.trainer import Trainer
 
 
@@ -110,69 +108,6 @@ def equal_runs(first, second):
     theirs = [{k.replace(*next(iter(names.items()))): v for k, v in line.items()} for line in without_times(metrics(second))]
     last = metrics(first)[-1]["iteration"]
     return theirs == without_times(metrics(first)) and same(weights(first, last), weights(second, last))
-
-
-EXTRAS = [(), ("ema=null", "model.lora=null", "optimizer.lr=1e-4"), ("optimizer.warmup=5",)]
-
-
-@pytest.mark.parametrize(
-    ("extra", "phase", "occurrence", "done"),
-    [
-        (EXTRAS[0], "evaluate", 1, 0),
-        (EXTRAS[0], "rollout", 1, 0),
-        (EXTRAS[0], "evaluate", 2, 1),
-        (EXTRAS[0], "reward", 4, 1),
-        (EXTRAS[1], "decode", 3, 1),
-        (EXTRAS[1], "evaluate", 3, 2),
-        (EXTRAS[2], "update", 4, 2),
-        (EXTRAS[2], "encode", 2, 1),
-    ],
-)
-def test_a_signal_in_any_phase_saves_the_last_whole_iteration(tiny_flux, tmp_path, extra, phase, occurrence, done):
-    (tmp_path / "a").mkdir(), (tmp_path / "b").mkdir()
-    more = (*extra, "evaluate.every=1", "batch.rollout=4", "save_every=100")
-    whole = train(tiny_flux, tmp_path / "a", *more)
-    trainer = Trainer(load_config(None, settings(tiny_flux, tmp_path / "b", *more)))
-    seen = []
-
-    def shown(name):
-        seen.append(name)
-        if name == phase and seen.count(phase) == occurrence:
-            os.kill(os.getpid(), signal.SIGTERM)
-
-    trainer.display.phase = trainer.parts.phases.shown = shown
-    with pytest.raises(SignalError, match="--resume"):
-        trainer.run()
-    assert trainer.done == done
-    run = tmp_path / "b" / "run"
-    assert [path.name for path in (run / "checkpoints").iterdir()][-1:] and not list(run.rglob(".*.partial"))
-    Trainer.resume(run).run()
-    assert equal_runs(whole, run)
-
-
-def test_an_update_that_takes_too_long_is_given_up(tiny_flux, tmp_path, monkeypatch):
-    (tmp_path / "a").mkdir(), (tmp_path / "b").mkdir()
-    whole = train(tiny_flux, tmp_path / "a", "save_every=100")
-    trainer = Trainer(load_config(None, settings(tiny_flux, tmp_path / "b", "save_every=100")))
-    monkeypatch.setattr("neighbor_grpo.training.signals.GRACE", 0.2)
-    step, steps = trainer.learner.step, []
-
-    def slow_step(rows, cond):
-        steps.append(1)
-        if len(steps) == 4:
-            os.kill(os.getpid(), signal.SIGUSR1)
-            time.sleep(30)
-        return step(rows, cond)
-
-    trainer.learner.step = slow_step
-    began = time.monotonic()
-    with pytest.raises(SignalError):
-        trainer.run()
-    assert time.monotonic() - began < 20
-    run = tmp_path / "b" / "run"
-    assert [path.name for path in (run / "checkpoints").iterdir()] == ["000000"]  # weights in the middle are not saved
-    Trainer.resume(run).run()
-    assert equal_runs(whole, run)
 
 
 def command(*args):
@@ -316,34 +251,3 @@ def test_memory_that_runs_out_is_one_line_and_the_run_goes_on(tiny_flux, tmp_pat
         trainer.run()
     assert Trainer.resume(tmp_path / "run").run() == tmp_path / "run"
     assert [line["iteration"] for line in metrics(tmp_path / "run")] == [0, 1, 2, 3]
-
-
-def test_what_is_not_finite_is_named(tiny_flux, tmp_path):
-    """A loss by its prompt and tensor, a weight by the rollout that it spoils."""
-    trainer = Trainer(load_config(None, settings(tiny_flux, tmp_path)))
-    method, prompts = trainer.config.method, [prompt.text for prompt in trainer.parts.prompts]
-    texts = []
-
-    class Spoiled(type(method)):
-        def loss(self, policy, rows):
-            loss, figures = super().loss(policy, rows)
-            return torch.where(rows.prompt.to(loss.device) == 1, loss * float("nan"), loss), figures
-
-    experience = trainer.source.experience
-
-    def noted(n):
-        got = experience(n)
-        texts[:] = got.texts
-        return got
-
-    trainer.source.experience = noted
-    trainer.learner.config = trainer.config.model_copy(update={"method": Spoiled(**vars(method))})
-    with pytest.raises(TrainingError) as caught:
-        trainer.run()
-    said = str(caught.value)
-    assert "gradient of" in said and "lora" in said and repr(texts[1]) in said and repr(texts[0]) not in said
-    assert set(texts) <= set(prompts) and (tmp_path / "run" / "failed").is_dir()
-    again = Trainer.resume(tmp_path / "run")
-    next(iter(again.learner.weights.values())).data[0, 0] = float("nan")
-    with pytest.raises(TrainingError, match="rollout of iteration 0"):
-        again.run()

@@ -6,6 +6,7 @@ import io
 import os
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from importlib.metadata import version
 from typing import NoReturn, TextIO
 
@@ -14,7 +15,7 @@ from neighbor_grpo.commands import compare, evaluate, export, plan, presets, pro
 from neighbor_grpo.errors import UserError
 
 COMMANDS = (train, plan, probe, compare, presets, sample, evaluate, report, export, rewards, scenes)
-STOPPED, CLOSED = 130, 141  # exit codes of a process that SIGINT or SIGPIPE ended
+SIGNALLED, STOPPED, CLOSED = 128, 130, 141  # exit codes of a process that SIGINT or SIGPIPE ended
 
 
 class Parser(argparse.ArgumentParser):
@@ -43,6 +44,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         place = f"{error.filename}: " if error.filename else ""
         console.mistake(f"{place}{error.strerror}: free space, or make it readable and writable, and try again")
         return 2
+
+
+def entry() -> NoReturn:
+    """Run one command and leave.  After a signal at once: Python would wait for threads, and a scorer may hang in one."""
+    code = main()
+    if code > SIGNALLED:
+        for stream in (sys.stdout, sys.stderr):
+            with suppress(OSError):
+                stream.flush()
+        os._exit(code)
+    sys.exit(code)
 
 
 def _run(argv: Sequence[str] | None) -> int:
@@ -105,4 +117,4 @@ def _parser() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    entry()

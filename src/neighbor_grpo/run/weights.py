@@ -79,7 +79,7 @@ def load_trained(
             **({"num_frames": model.frames} if model.frames else {}),
             "dtype": str(model.dtype),
             "device": str(where),
-            "version": version("neighbor-grpo"),
+            "release": version("neighbor-grpo"),
         },
     )
 
