@@ -20,4 +20,4 @@ def failing(what: str) -> Iterator[None]:
         raise
     except Exception as error:
         lines = str(error).strip().splitlines() or [""]
-        raise UserError(f"{what} ({type(error).__name__}: {printable(lines[0])}): check it or download it again") from error
+        raise UserError(f"{what} ({type(error).__name__}: {printable(lines[0][:300])}): check it or download it again") from error
