@@ -95,7 +95,8 @@ def test_mistakes(capsys, weightless, tmp_path):
 
 def test_training_what_does_not_fit_is_refused_before_weights_are_read(capsys, weightless, tmp_path):
     """Hundreds of millions of states are more than any computer holds."""
-    code, _, err = run(capsys, "train", *settings(weightless, tmp_path, "prompts.per_iteration=65536", "method.group_size=4096"))
+    many = settings(weightless, tmp_path, "prompts.per_iteration=65536", "method.group_size=4096")
+    code, _, err = run(capsys, "train", *many)
     assert code == 2 and len(err.splitlines()) == 1 and "does not fit: the " in err and "TB too much" in err
     assert not (tmp_path / "run").exists()
 

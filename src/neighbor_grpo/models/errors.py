@@ -19,5 +19,5 @@ def failing(what: str) -> Iterator[None]:
     except (UserError, torch.OutOfMemoryError, MemoryError):
         raise
     except Exception as error:
-        lines = str(error).strip().splitlines() or [""]
-        raise UserError(f"{what} ({type(error).__name__}: {printable(lines[0][:300])}): check it or download it again") from error
+        reason = printable((str(error).strip().splitlines() or [""])[0][:300])
+        raise UserError(f"{what} ({type(error).__name__}: {reason}): check it or download it again") from error
