@@ -12,6 +12,7 @@ from neighbor_grpo.errors import UserError
 from neighbor_grpo.methods import METHODS
 from neighbor_grpo.models.registry import MODELS
 from neighbor_grpo.run.files import begin, read_config
+from neighbor_grpo.run.record import Record
 
 COMPARISONS = json.loads((Path(__file__).parent / "comparisons.json").read_text())  # what their runs were before presets
 MODEL_PRESETS = {
@@ -99,7 +100,7 @@ def test_order_presets_below_files_below_overrides(tmp_path):
 
 def test_a_run_reads_its_own_settings_not_its_presets(tmp_path):
     config = load_config(None, ["optimizer.lr=1e-3", "seed=3"], ["demo"])
-    begin(tmp_path, config, [])
+    begin(tmp_path, config, [], Record(config.model_dump(mode="json"), {}))
     again = read_config(tmp_path)
     assert again.presets == () and again.optimizer.lr == 1e-3
     origins = {d.key: d.origin for d in again.differences()}

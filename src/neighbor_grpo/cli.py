@@ -28,8 +28,8 @@ class Parser(argparse.ArgumentParser):
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return the exit code."""
-    console.silence_libraries()
     _open_streams()
+    console.silence_libraries()
     try:
         try:
             return _run(argv)
