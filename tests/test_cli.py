@@ -105,7 +105,7 @@ def test_train_then_sample_then_evaluate(capsys, tiny_flux, tmp_path):
     stored = json.loads((tmp_path / "e" / "result.json").read_text())
     assert stored["values"].keys() == stored["intervals"].keys() == {"diversity", "jpeg_compressibility"}
     assert f"| diversity | {stored['values']['diversity']:.4g} |" in out
-    kept = {"steps", "solver", "seeds", "prompts", "prompts_sha256", "height", "run", "model", "dtype", "version", "scorers"}
+    kept = {"steps", "solver", "seeds", "prompts", "prompts_sha256", "height", "run", "model", "dtype", "release", "scorers"}
     assert kept <= stored["settings"].keys()
 
 
