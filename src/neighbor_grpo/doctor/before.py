@@ -1,0 +1,72 @@
+"""The checks before a run, on its real model and reward, in the order in which they are shown."""
+
+import os
+import resource
+from collections.abc import Iterator
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+
+from neighbor_grpo.config import Config, method_name
+from neighbor_grpo.doctor.calls import sampling
+from neighbor_grpo.doctor.gradients import gradient_findings
+from neighbor_grpo.doctor.patient import Patient, admitted
+from neighbor_grpo.doctor.rewards import reward_findings
+from neighbor_grpo.doctor.texts import encoder_findings
+from neighbor_grpo.planning.machine import memory_of
+from neighbor_grpo.rewards.score import RewardError
+from neighbor_grpo.run.findings import Finding
+
+LIBRARIES = ("neighbor-grpo", "torch", "diffusers", "transformers", "peft", "accelerate")
+NVIDIA = Path("/dev/nvidiactl")
+FULL = 0.95  # share of the memory; the rest is for the context, for workspaces and for fragmentation
+
+
+def findings_before(config: Config, minutes: float) -> Iterator[Finding]:
+    """Check a configuration; `minutes` bounds the search for a signal in the gradients, the longest check."""
+    with admitted(config) as patient:
+        yield _versions(patient)
+        yield from encoder_findings(patient.parts.model, patient.parts.prompts)
+        yield sampling(patient.parts.model, patient.parts.prompts[:2])
+        try:
+            found = reward_findings(patient)
+        except RewardError as error:
+            yield Finding("scorer_failures", "error", str(error), None, config.reward.max_failed)
+            return
+        yield from found
+        if patient.seen and not all(_teaches(found, name) for name in config.reward.train):
+            return  # without spread every gradient is zero
+        yield from gradient_findings(patient, 60 * minutes)
+        yield _memory(patient)
+
+
+def _teaches(found: list[Finding], name: str) -> bool:
+    """Return whether a reward differs within groups."""
+    silent = (f for f in found if f.name in ("reward_range", "spread") and f.verdict == "error")
+    return not any(name in finding.text and finding.value in (0.0, 1.0) for finding in silent)
+
+
+def _versions(patient: Patient) -> Finding:
+    """Name the versions and the device; find a GPU that torch does not see."""
+    device = patient.parts.model.device
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{os.cpu_count()} cores"
+    known = ", ".join(f"{library} {version(library)}" for library in LIBRARIES)
+    text = f"{method_name(patient.config.method)} on {device.type} ({name}) in {patient.parts.model.dtype}; {known}"
+    if NVIDIA.exists() and not torch.cuda.is_available():
+        return Finding("versions", "warning", f"this machine has an NVIDIA GPU that torch does not see: {text}", 0.0, 1.0)
+    return Finding("versions", "ok", text)
+
+
+def _memory(patient: Patient) -> Finding:
+    """Compare the largest use of memory so far with the device and with the plan."""
+    device, planned = patient.parts.model.device, patient.parts.estimate.peak
+    limit = FULL * memory_of(device)
+    if device.type == "cuda":
+        used = float(torch.cuda.max_memory_allocated(device))
+    else:
+        used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024.0  # libraries and encoders too
+    text = (
+        f"{used / 1e9:.2f} GB were used, the plan says {planned / 1e9:.2f} GB, and the device has {limit / FULL / 1e9:.1f} GB"
+    )
+    return Finding("memory", "warning" if used > limit else "ok", text, used, limit)
