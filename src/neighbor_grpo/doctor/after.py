@@ -1,8 +1,7 @@
 """The checks of a run's files, whether it is finished, has failed, or still runs."""
 
 import json
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator
 from itertools import combinations
 from pathlib import Path
 
@@ -11,57 +10,17 @@ import torch
 from PIL import Image
 from safetensors import safe_open
 
-from neighbor_grpo.config import Config
+from neighbor_grpo.doctor.outcome import drift, hacking, throughput
+from neighbor_grpo.doctor.record import Record, growth
 from neighbor_grpo.doctor.statistics import change
 from neighbor_grpo.run import files
 from neighbor_grpo.run.findings import MOST_CLIPPED, Finding, Verdict, floor_finding
 
 CERTAIN = 3.3  # standard errors: p = 0.001, two-sided
-FALLEN = 2.5  # of a watched reward, p = 0.006 at most: its errors are counted as if the noises differed
-EIGHT_BITS = 1 / 255
+EIGHT_BITS = 1 / 255 / 12**0.5  # root mean square of the rounding to 8 bits
+TRIAL = 20  # iterations; fewer are a trial, whose rate is looked at as if it had so many
 THIN = 0.02  # spread within groups over that of all evaluation pictures
 GROWN = 10.0  # of a gradient norm
-VARIETY = 0.7  # share of the diversity before training
-AWAY = {"scenes_distance": 3.0, "grid_artefacts": 2.0}  # metrics of which more is worse: factor that cannot be style alone
-SLOWER = 2.0  # of a phase against the others
-SHARE = 0.5  # of an iteration that one phase of waiting may take
-
-
-@dataclass(frozen=True)
-class Record:
-    """Hold what a run has written."""
-
-    run: Path
-    config: Config
-    lines: Sequence[files.Figures]
-
-    @property
-    def steps(self) -> list[files.Figures]:
-        """Return the lines of iterations."""
-        return [line for line in self.lines if line["iteration"] > 0]
-
-    @property
-    def evaluations(self) -> list[files.Figures]:
-        """Return the lines with an evaluation."""
-        return files.evaluated(self.lines)
-
-    def series(self, key: str) -> np.ndarray:
-        """Return a figure of all iterations that have it."""
-        return np.array([line[key] for line in self.steps if line.get(key) is not None], dtype=float)
-
-    def rise(self, name: str, n: int = -1) -> float | None:
-        """Return how far a reward has risen at evaluation n, in standard errors.
-
-        The errors are those of two independent sets of pictures; the noises are the same, so the true ones are smaller.
-        """
-        first, last = self.evaluations[0], self.evaluations[n]
-        keys = f"eval/{name}", f"eval_spread/{name}"
-        if not all(key in line for key in keys for line in (first, last)):
-            return None
-        pictures = self.config.evaluate.prompts * self.config.evaluate.seeds
-        error = ((first[keys[1]] ** 2 + last[keys[1]] ** 2) / pictures) ** 0.5
-        rise = last[keys[0]] - first[keys[0]]
-        return rise / error if error else float(np.sign(rise)) * float("inf") if rise else 0.0
 
 
 def findings_after(run: Path) -> Iterator[Finding]:
@@ -78,9 +37,9 @@ def findings_after(run: Path) -> Iterator[Finding]:
     if not any(finding.name == "rate_low" and finding.verdict != "ok" for finding in rate):
         yield from _frozen(record)
     if len(record.evaluations) > 1:
-        yield from _hacking(record)
-        yield from _drift(record)
-    yield from _throughput(record)
+        yield from hacking(record)
+        yield from drift(record)
+    yield from throughput(record)
 
 
 def _state(record: Record) -> Finding:
@@ -168,17 +127,18 @@ def _pixels(file: Path) -> np.ndarray:
 
 def _rate(record: Record, moved: float | None) -> Iterator[Finding]:
     """Look for a rate that moves nothing, or that breaks the pictures; and for a reward that falls."""
-    done = len(record.steps)
-    ahead = None if moved is None else moved * record.config.iterations / done
+    done, norms, clipped = len(record.steps), record.series("grad_norm"), record.series("ratio/clipped")
+    if len(norms) and not norms.any():  # nothing is learned at any rate
+        return
+    ahead = None if moved is None else moved * max(record.config.iterations, TRIAL) / done
     if ahead is not None and moved is not None and ahead < EIGHT_BITS:
-        text = f"the pictures have moved by {moved:.2g} in {done} iterations (root mean square): less than one step of 8 bits"
+        text = f"the pictures have moved by {moved:.2g} in {done} iterations (root mean square), which stays below the rounding to 8 bits"
         yield Finding("rate_low", "error", text, ahead, EIGHT_BITS)
         yield from _noise(record)
         return
     fallen = [name for name, weight in record.config.reward.train.items() if _change(record, name) * np.sign(weight) < -CERTAIN]
     wrong = [name for name in record.config.reward.train if _change(record, name) < -CERTAIN]
-    norms, clipped = record.series("grad_norm"), record.series("ratio/clipped")
-    grown = _growth(norms)
+    grown = growth(norms)
     broken = len(clipped) > 0 and float(np.median(clipped)) > MOST_CLIPPED
     if (fallen and (broken or grown > GROWN)) or grown > GROWN**2:
         cut = f"the clip cut off {np.median(clipped):.0%} of the decisions" if broken else "little was clipped"
@@ -199,13 +159,6 @@ def _change(record: Record, name: str) -> float:
     """Return the change of a trained reward in standard errors: of its evaluations, or of its iterations without two."""
     z = record.rise(name) if len(record.evaluations) > 1 else None
     return z if z is not None else change(record.series(f"reward/{name}"))[1]
-
-
-def _growth(values: np.ndarray) -> float:
-    """Return the median of the last third over that of the first, of the values above 0; 1 for a short series."""
-    values = values[values > 0]
-    n = len(values) // 3
-    return float(np.median(values[-n:]) / np.median(values[:n])) if n >= 2 else 1.0
 
 
 def _noise(record: Record) -> Iterator[Finding]:
@@ -243,68 +196,3 @@ def _unchanged(one: Path, other: Path) -> tuple[list[str], int]:
     with safe_open(one, "pt") as a, safe_open(other, "pt") as b:
         names = sorted(set(a.keys()) & set(b.keys()))
         return [name for name in names if torch.equal(a.get_tensor(name), b.get_tensor(name))], len(names)
-
-
-def _hacking(record: Record) -> Iterator[Finding]:
-    """Look for a watched measure that gets worse while the trained reward rises."""
-    trained = [record.rise(name) for name in record.config.reward.train]
-    risen = all(z is None or z > CERTAIN for z in trained)
-    found = False
-    for name in record.config.watched:
-        since = next((n for n in range(1, len(record.evaluations)) if _worse_from(record, name, n)), None)
-        if since is None:
-            continue
-        found, iteration = True, record.evaluations[since]["iteration"]
-        first, last = record.evaluations[0][f"eval/{name}"], record.evaluations[-1][f"eval/{name}"]
-        text = f"{name} went from {first:.4g} to {last:.4g}, and is worse since iteration {iteration}"
-        kind: tuple[str, Verdict] = ("hacking", "error") if risen else ("drift", "warning")
-        yield Finding(*kind, text + (", while the trained reward rose" if risen else ""), last, first)
-    if not found:
-        yield Finding("hacking", "ok", "no watched measure got worse", record.evaluations[-1].get("eval/gap"))
-
-
-def _worse_from(record: Record, name: str, n: int) -> bool:
-    """Return whether a watched measure is worse than before training at evaluation n and ever after."""
-    return all(_worse(record, name, later) for later in range(n, len(record.evaluations)))
-
-
-def _worse(record: Record, name: str, n: int) -> bool:
-    key, first, now = f"eval/{name}", record.evaluations[0], record.evaluations[n]
-    if key not in first or key not in now:
-        return False
-    if name in AWAY:
-        return now[key] > AWAY[name] * max(first[key], 0)
-    z = record.rise(name, n)
-    return z is not None and z < -FALLEN
-
-
-def _drift(record: Record) -> Iterator[Finding]:
-    """Look for pictures of a prompt that become alike."""
-    first, last = (record.evaluations[n].get("eval/diversity") for n in (0, -1))
-    if first and last is not None:
-        share = last / first
-        text = f"the diversity is {share:.0%} of that before training"
-        yield Finding("drift", "warning" if share < VARIETY else "ok", text, share, VARIETY)
-
-
-def _throughput(record: Record) -> Iterator[Finding]:
-    """Look for a phase that waits, or that has become slower than the others."""
-    phases = {p: record.series(f"time/{p}") for p in files.TRAINING_PHASES}
-    phases = {p: seconds for p, seconds in phases.items() if len(seconds) == len(record.steps)}
-    total = sum(phases.values(), np.zeros(len(record.steps)))
-    medians = {p: float(np.median(seconds)) for p, seconds in phases.items()}
-    most = max(medians, key=medians.__getitem__, default="")
-    if not most:
-        return
-    for phase, seconds in phases.items():
-        others = total - seconds
-        if _growth(seconds / np.maximum(others, 1e-9)) > SLOWER and medians[phase] > 0.1 * float(np.median(total)):
-            n, ratio = max(len(seconds) // 3, 1), seconds / np.maximum(others, 1e-9)
-            grown = float(np.median(ratio[-n:]) / np.median(ratio[:n]))
-            text = f"time/{phase} has grown {grown:.1f} times against the other phases"
-            yield Finding("throughput", "warning", text, grown, SLOWER)
-            return
-    share = medians[most] / max(float(np.median(total)), 1e-9)
-    waiting = most in ("encode", "reward") and share > SHARE
-    text = f"an iteration takes {np.median(total):.2g} s, {share:.0%} of it in time/{most}"
-    yield Finding("throughput", "note" if waiting else "ok", text, share, SHARE)

@@ -11,8 +11,8 @@ import torch
 from neighbor_grpo.config import Config, method_name
 from neighbor_grpo.doctor.calls import sampling
 from neighbor_grpo.doctor.gradients import gradient_findings
-from neighbor_grpo.doctor.patient import Patient, admitted
-from neighbor_grpo.doctor.rewards import reward_findings
+from neighbor_grpo.doctor.patient import NoGradientError, Patient, admitted, needing_gradient
+from neighbor_grpo.doctor.rewards import reward_findings, teaches
 from neighbor_grpo.doctor.texts import encoder_findings
 from neighbor_grpo.planning.machine import memory_of
 from neighbor_grpo.rewards.score import RewardError
@@ -25,26 +25,25 @@ FULL = 0.95  # share of the memory; the rest is for the context, for workspaces 
 
 def findings_before(config: Config, minutes: float) -> Iterator[Finding]:
     """Check a configuration; `minutes` bounds the search for a signal in the gradients, the longest check."""
-    with admitted(config) as patient:
-        yield _versions(patient)
-        yield from encoder_findings(patient.parts.model, patient.parts.prompts)
-        yield sampling(patient.parts.model, patient.parts.prompts[:2])
-        try:
-            found = reward_findings(patient)
-        except RewardError as error:
-            yield Finding("scorer_failures", "error", str(error), None, config.reward.max_failed)
-            return
-        yield from found
-        if patient.seen and not all(_teaches(found, name) for name in config.reward.train):
-            return  # without spread every gradient is zero
-        yield from gradient_findings(patient, 60 * minutes)
-        yield _memory(patient)
+    try:
+        with admitted(config) as patient, needing_gradient():
+            yield from _in_order(patient, 60 * minutes)
+    except NoGradientError:
+        yield Finding("frozen", "error", "the loss does not depend on any trained weight", 0.0, 0.0)
+    except RewardError as error:
+        yield Finding("scorer_failures", "error", str(error), None, config.reward.max_failed)
 
 
-def _teaches(found: list[Finding], name: str) -> bool:
-    """Return whether a reward differs within groups."""
-    silent = (f for f in found if f.name in ("reward_range", "spread") and f.verdict == "error")
-    return not any(name in finding.text and finding.value in (0.0, 1.0) for finding in silent)
+def _in_order(patient: Patient, seconds: float) -> Iterator[Finding]:
+    yield _versions(patient)
+    yield from encoder_findings(patient.parts.model, patient.parts.prompts)
+    yield sampling(patient.parts.model, patient.parts.prompts[:2])
+    found = reward_findings(patient)
+    yield from found
+    if patient.seen and not teaches(patient):
+        return  # every gradient is zero
+    yield from gradient_findings(patient, seconds, all(finding.verdict != "error" for finding in found))
+    yield _memory(patient)
 
 
 def _versions(patient: Patient) -> Finding:

@@ -29,31 +29,27 @@ STAGES = {16: 0.002, 32: 0.004, 64: 0.004}  # groups -> p-value; together 1 % fo
 LEAST = 8  # groups with a gradient, without which nothing is decided
 KEPT = 2**20  # numbers of a gradient that are compared
 DEAD = 0.05  # share of the trained numbers without a gradient; the last block of some models has a branch without effect
-EIGHT_BITS = 1 / 255
+EIGHT_BITS = 1 / 255 / 12**0.5  # root mean square of the rounding to 8 bits
+TRIAL = 20  # iterations; fewer are a trial, whose rate is looked at as if it had so many
 FAR = 0.5  # of the distance between two pictures of a prompt
 ITERATIONS, SEEDS, SEEN = 6, 24, 0.01  # of the one prompt; an iteration shall move its pictures by SEEN
 MOST = 30.0  # factor of the rate for it
 CERTAIN = 3.3  # standard errors: p = 0.001, two-sided
 
 
-class NoGradientError(Exception):
-    """Say that the loss does not depend on any trained weight."""
-
-
-def gradient_findings(patient: Patient, seconds: float) -> Iterator[Finding]:
-    """Check what an iteration teaches; `seconds` bounds the search for a signal."""
+def gradient_findings(patient: Patient, seconds: float, sound: bool) -> Iterator[Finding]:
+    """Check what an iteration teaches; `seconds` bounds the search for a signal, which only a sound reward can have."""
     try:
-        signal = _signal(patient, patient.config, patient.experience, seconds)
-        if signal:
-            yield signal if signal.verdict != "warning" else _smaller_sigma(patient, seconds) or signal
         with patient.restored():
             yield from _steps(patient)
-    except NoGradientError:
-        yield Finding("frozen", "error", "the loss does not depend on any trained weight", 0.0, 0.0)
-        return
     except NotFiniteError as error:
         yield Finding("diverged", "error", str(error))
         return
+    if not sound:
+        return
+    signal = _signal(patient, patient.config, patient.experience, seconds, max(STAGES))
+    if signal:
+        yield signal if signal.verdict != "warning" else _smaller_sigma(patient, seconds) or signal
     if patient.seen:
         yield _one_prompt(patient)
 
@@ -70,12 +66,7 @@ def _gradient(patient: Patient, rows: Rows, cond: Cond) -> list[Tensor]:
 
     method, size = patient.config.method, patient.config.batch.update
     learner.optimizer.zero_grad()
-    try:
-        accumulate(method, policy_of, learner.transformer, rows, size, weights, patient.parts.accelerator)
-    except RuntimeError as error:
-        if "does not require grad" not in str(error):
-            raise
-        raise NoGradientError from error
+    accumulate(method, policy_of, learner.transformer, rows, size, weights, patient.parts.accelerator)
     gradient = [weight.grad for weight in weights if weight.grad is not None]
     learner.optimizer.zero_grad()
     return gradient
@@ -94,7 +85,7 @@ def _vectors(patient: Patient, experience: Callable[[int], Experience]) -> Itera
 
 
 def _signal(
-    patient: Patient, config: Config, experience: Callable[[int], Experience], seconds: float, error: bool = False
+    patient: Patient, config: Config, experience: Callable[[int], Experience], seconds: float, most: int
 ) -> Finding | None:
     """Collect groups until their gradients share a direction, or enough of them do not.  None for gradients of zero."""
     began, vectors = time.perf_counter(), []
@@ -110,7 +101,7 @@ def _signal(
             return None
         result = direction(gram) if len(vectors) > 1 else Direction(0.0, 0.0, 1.0)
         limit = STAGES.get(len(vectors), STAGES[64])
-        if result.p_value <= limit or late or len(vectors) == max(STAGES):
+        if result.p_value <= limit or late or len(vectors) == most:
             return _signal_finding(result, len(vectors), moved, limit, config)
     return None
 
@@ -141,7 +132,7 @@ def _smaller_sigma(patient: Patient, seconds: float) -> Finding | None:
             parts.model, parts.texts, parts.prompts, RewardSet(parts.rewards.scorers), parts.slots, config, parts.accelerator,
             Phases(parts.model.device),
         )  # fmt: skip
-        found = _signal(patient, config, source.experience, seconds)
+        found = _signal(patient, config, source.experience, seconds, 32)
         if found and found.verdict == "ok":
             text = f"at method.sigma = {method.sigma:g} the gradients of groups share no direction, at {sigma:g} they do"
             return Finding("sigma_large", "error", text, method.sigma, sigma)
@@ -174,7 +165,7 @@ def _reach(patient: Patient) -> Finding:
     dead = {name for name in names if name not in patient.weights}
     still = set(patient.weights)
     for n in range(2):
-        one = patient.experience(n)
+        one = patient.source.experience(1) if n else patient.experience(0)  # the second one is of the stepped weights
         rows = [rows for rows in one.updates if len(rows)]
         gradient = _gradient(patient, type(rows[0]).cat(rows), one.cond)
         still -= {name for name, g in zip(patient.weights, gradient, strict=True) if bool(g.any())}
@@ -196,11 +187,11 @@ def _rate(patient: Patient, before: Tensor, after: Tensor) -> Finding:
     moved = float((after - before).square().mean().sqrt())
     between = float((before[:, 0] - before[:, 1]).square().mean().sqrt())
     patient.moved = moved
-    iterations, lr = patient.config.iterations, patient.config.optimizer.lr
+    iterations, lr = max(patient.config.iterations, TRIAL), patient.config.optimizer.lr
     if moved * iterations < EIGHT_BITS:
         text = (
             f"optimizer.lr = {lr:g} moves the pictures by {moved:.1g} in an iteration: {iterations} of them, all in one "
-            "direction, would not reach one step of 8 bits"
+            "direction, would stay below the rounding to 8 bits"
         )
         return Finding("rate_low", "error", text, moved * iterations, EIGHT_BITS)
     if moved > FAR * between:

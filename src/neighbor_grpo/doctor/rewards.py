@@ -70,6 +70,11 @@ def reward_findings(patient: Patient) -> list[Finding]:
     return found
 
 
+def teaches(patient: Patient) -> bool:
+    """Return whether a reward differs within any group that was seen."""
+    return any(bool(has_spread(some.table(name)).any()) for some in patient.seen for name in some.scores)
+
+
 def _failed(one: Scored, most: float) -> Finding:
     share = float(one.table.isnan().double().mean())
     verdict: Verdict = "ok" if share == 0 else "warning" if share <= most else "error"
@@ -108,10 +113,13 @@ def _order(one: Scored, noise: float) -> list[Finding]:
         return []
     images, prompts = _distinct(one.seen)
     straight = one.again(images, prompts)
-    turned = one.again(images.flip(0, 1), prompts[::-1]).flip(0, 1)
-    share = float((turned - straight).square().nanmean()) / 2 / (one.within or 1.0)
+    shuffled = torch.from_numpy(np.random.default_rng(0).permutation(images.shape[1]))
+    alone = torch.empty_like(straight)
+    for n, prompt in enumerate(prompts):
+        alone[n, shuffled] = one.again(images[n : n + 1, shuffled], [prompt])[0]
+    share = float((alone - straight).square().nanmean()) / 2 / (one.within or 1.0)
     if share > NOISY + 3 * noise:
-        text = f"{one.name} gives other scores when the same pictures and prompts come in another order"
+        text = f"{one.name} gives other scores to the same pictures when each prompt is scored by itself, in another order"
         return [Finding("prompt_order", "error", text, share, NOISY + 3 * noise)]
     return [_matched(one, images[:, :PICTURES], prompts)]
 

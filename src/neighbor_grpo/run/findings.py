@@ -3,7 +3,7 @@
 Every name is a section of the troubleshooting guide, in which its threshold is derived.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from math import isfinite
 from typing import Any, Literal
@@ -120,9 +120,9 @@ class EarlyWarnings:
         self.config = config
         self.said: set[str] = set()
 
-    def lines(self, iteration: int, figures: Mapping[str, float]) -> list[str]:
-        """Return a line for each finding that is new in this iteration."""
-        found = early(figures, self.config) if iteration <= FIRST else []
-        new = [finding for finding in found if finding.name not in self.said]
-        self.said |= {finding.name for finding in new}
-        return [finding.line for finding in new]
+    def say(self, iteration: int, figures: Mapping[str, float], say: Callable[[str], None]) -> None:
+        """Say a line for each finding that is new in this iteration."""
+        for finding in early(figures, self.config) if iteration <= FIRST else ():
+            if finding.name not in self.said:
+                self.said.add(finding.name)
+                say(finding.line)
