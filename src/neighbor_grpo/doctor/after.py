@@ -132,7 +132,7 @@ def _rate(record: Record, moved: float | None) -> Iterator[Finding]:
         return
     ahead = None if moved is None else moved * max(record.config.iterations, TRIAL) / done
     if ahead is not None and moved is not None and ahead < EIGHT_BITS:
-        text = f"the pictures have moved by {moved:.2g} in {done} iterations (root mean square), which stays below the rounding to 8 bits"
+        text = f"the pictures have moved by {moved:.2g} in {done} iterations, which stays below the rounding to 8 bits"
         yield Finding("rate_low", "error", text, ahead, EIGHT_BITS)
         yield from _noise(record)
         return

@@ -231,7 +231,8 @@ def _one_prompt(patient: Patient) -> Finding:
     rise = rise[rise.isfinite()]
     error = float(rise.std()) / max(len(rise), 1) ** 0.5
     t = float(rise.mean()) / error if error else 0.0
-    verdict: Verdict = "warning" if t < -CERTAIN else "ok" if t > CERTAIN else "note"
+    # a fall is a note too: the pictures of one prompt move together, and a few iterations may lead them anywhere
+    verdict: Verdict = "ok" if t > CERTAIN else "note"
     how = f"{ITERATIONS} iterations on {prompt.text!r} at {factor:.3g} times the rate"
     text = f"{how} change its reward by {t:+.1f} standard errors"
     return Finding("one_prompt", verdict, text, t, CERTAIN)
