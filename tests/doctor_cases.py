@@ -7,6 +7,8 @@ import numpy as np
 import yaml
 from PIL import Image
 
+from neighbor_grpo.run.record import Record, write_record
+
 ITERATIONS = 30
 
 
@@ -49,8 +51,7 @@ def written(place: Path, lines: list[dict], moved: float = 0.05, finished: bool 
         folder = run / "samples" / f"{n:06d}"
         folder.mkdir(parents=True, exist_ok=True)
         Image.fromarray(np.rint(255 * picture).astype(np.uint8)).save(folder / "00-0.png")
-    if finished:
-        (run / "report.html").write_text("x")
+    write_record(run, Record(settings, {}, ended="finished" if finished else None))
     return run
 
 

@@ -9,6 +9,7 @@ from safetensors.torch import save_file
 
 from neighbor_grpo.cli import main
 from neighbor_grpo.doctor.after import findings_after
+from neighbor_grpo.run.record import end
 
 
 def bad(run) -> dict[str, str]:
@@ -77,7 +78,7 @@ def test_weights_that_stay_are_named(tmp_path):
 def test_a_run_that_has_just_begun_or_diverged(tmp_path):
     run = written(tmp_path, run_of()[:1], finished=False)
     assert bad(run) == {}
-    (run / "failed").mkdir()
+    end(run, "diverged")
     assert bad(run) == {"diverged": "error"}
 
 
@@ -89,7 +90,7 @@ def test_exit_codes_and_json(tmp_path, capsys):
     (found,) = [f for f in record["findings"] if f["verdict"] == "warning"]
     assert (record["exit_code"], found["name"], found["value"], found["threshold"]) == (1, "clipped", 0.6, 0.375)
     assert found["remedy"] and found["link"].endswith("#clipped")
-    (run / "failed").mkdir()
+    end(run, "diverged")
     assert main(["doctor", str(run), "--json", "-"]) == 3
     printed = capsys.readouterr()
     assert json.loads(printed.out)["exit_code"] == 3 and "diverged" in printed.err

@@ -138,11 +138,7 @@ def test_an_attention_backend_gives_the_same_velocity(tiny_flux):
         (["model.quantize=int8", "model.lora=null"], "quantize=int8.*model.lora"),
         (
             ["model.quantize=int8", "model.fp8_rollout=true"],
-<<<<<<< HEAD
             "model.fp8_rollout.*model.quantize",
-=======
-            "model.fp8_rollout.*model.quantize|model.quantize.*model.fp8_rollout",
->>>>>>> 02a1100 (Doctor: guide in English and Chinese, early warnings in training, tests)
         ),
     ],
 )

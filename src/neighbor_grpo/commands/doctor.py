@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from neighbor_grpo.commands.options import Commands, configuration, configuration_options, number
 from neighbor_grpo.errors import UserError
+from neighbor_grpo.files import atomic
 
 if TYPE_CHECKING:
     from neighbor_grpo.run.findings import Finding
@@ -36,7 +37,7 @@ def add(commands: Commands) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Print the findings as they are made; return the exit code."""
     subject, findings = _asked(arguments)
-    from neighbor_grpo.doctor.report import as_json, exit_code, show, write_json
+    from neighbor_grpo.doctor.report import as_json, exit_code, show
 
     found, stream = [], sys.stderr if arguments.json == "-" else sys.stdout
     for finding in findings:
@@ -47,7 +48,7 @@ def run(arguments: argparse.Namespace) -> int:
         if arguments.json == "-":
             print(text, end="")
         else:
-            write_json(Path(arguments.json), text)
+            atomic.write(Path(arguments.json), text)
     return exit_code(found)
 
 

@@ -17,6 +17,7 @@ from neighbor_grpo.doctor.texts import encoder_findings
 from neighbor_grpo.planning.machine import memory_of
 from neighbor_grpo.rewards.score import RewardError
 from neighbor_grpo.run.findings import Finding
+from neighbor_grpo.training.errors import NotFiniteError
 
 LIBRARIES = ("neighbor-grpo", "torch", "diffusers", "transformers", "peft", "accelerate")
 NVIDIA = Path("/dev/nvidiactl")
@@ -30,6 +31,8 @@ def findings_before(config: Config, minutes: float) -> Iterator[Finding]:
             yield from _in_order(patient, 60 * minutes)
     except NoGradientError:
         yield Finding("frozen", "error", "the loss does not depend on any trained weight", 0.0, 0.0)
+    except NotFiniteError as error:
+        yield Finding("diverged", "error", str(error))
     except RewardError as error:
         yield Finding("scorer_failures", "error", str(error), None, config.reward.max_failed)
 

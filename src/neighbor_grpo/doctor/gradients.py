@@ -22,7 +22,6 @@ from neighbor_grpo.run.findings import MOST_CLIPPED, Finding, Verdict, floor_fin
 from neighbor_grpo.training.collector import Collector
 from neighbor_grpo.training.experience import Experience
 from neighbor_grpo.training.gradients import accumulate
-from neighbor_grpo.training.learner import NotFiniteError
 from neighbor_grpo.training.phases import Phases
 
 STAGES = {16: 0.002, 32: 0.004, 64: 0.004}  # groups -> p-value; together 1 % for gradients without a signal
@@ -39,12 +38,8 @@ CERTAIN = 3.3  # standard errors: p = 0.001, two-sided
 
 def gradient_findings(patient: Patient, seconds: float, sound: bool) -> Iterator[Finding]:
     """Check what an iteration teaches; `seconds` bounds the search for a signal, which only a sound reward can have."""
-    try:
-        with patient.restored():
-            yield from _steps(patient)
-    except NotFiniteError as error:
-        yield Finding("diverged", "error", str(error))
-        return
+    with patient.restored():
+        yield from _steps(patient)
     if not sound:
         return
     signal = _signal(patient, patient.config, patient.experience, seconds, max(STAGES))

@@ -109,7 +109,7 @@ class Patient:
 
     def step(self, experience: Experience) -> Figures:
         """Take the optimizer steps of an iteration; return its figures."""
-        return iteration_figures([self.parts.learner.step(rows, experience.cond) for rows in experience.updates])
+        return iteration_figures([self.parts.learner.step(rows, experience.cond).figures for rows in experience.updates])
 
     @contextmanager
     def restored(self) -> Iterator[None]:
@@ -147,7 +147,11 @@ class Patient:
 def admitted(config: Config) -> Iterator[Patient]:
     """Assemble a run in a temporary place."""
     with TemporaryDirectory(prefix="neighbor-grpo-") as aside:
-        yield Patient(config, Path(aside))
+        patient = Patient(config, Path(aside))
+        try:
+            yield patient
+        finally:
+            patient.parts.leave()
 
 
 def rows_of(experience: Experience, prompt: int) -> Rows | None:

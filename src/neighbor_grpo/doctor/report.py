@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Sequence
-from pathlib import Path
 from typing import IO
 
 from rich.console import Console
@@ -19,7 +18,8 @@ def show(finding: Finding, stream: IO[str]) -> None:
     """Print a finding: one line where all is well, else with its remedy and link."""
     console = Console(file=stream, highlight=False, soft_wrap=True)
     text = Text(f"{finding.verdict:8}", COLOURS[finding.verdict])
-    text.append(f"{finding.name:16}", "bold").append(finding.text, "default")
+    seen = "".join(letter if letter.isprintable() else " " for letter in finding.text)  # a reward's error may hold anything
+    text.append(f"{finding.name:16}", "bold").append(seen, "default")
     if finding.verdict != "ok":
         text.append(f"\n        {finding.remedy}\n        {finding.link}", "default")
     console.print(text)
@@ -39,8 +39,3 @@ def as_json(subject: str, findings: Sequence[Finding]) -> str:
         "findings": [finding.record() for finding in findings],
     }
     return json.dumps(record, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-
-
-def write_json(path: Path, text: str) -> None:
-    """Write JSON into a file."""
-    path.write_text(text, encoding="utf-8")

@@ -79,7 +79,9 @@ def _failed(one: Scored, most: float) -> Finding:
     share = float(one.table.isnan().double().mean())
     verdict: Verdict = "ok" if share == 0 else "warning" if share <= most else "error"
     reasons = [failure.reason for some in one.seen for failure in some.scores[one.name].failures]
-    text = f"{one.name} scores {1 - share:.0%} of the pictures" + (f", the first failure: {reasons[0]}" if reasons else "")
+    text = f"{one.name} scores {1 - share:.0%} of the pictures" + (
+        f", the first failure: {reasons[0][:300]}" if reasons else ""
+    )
     return Finding("scorer_failures", verdict, text, share, most)
 
 

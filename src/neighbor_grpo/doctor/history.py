@@ -11,10 +11,11 @@ from neighbor_grpo.config import Config
 from neighbor_grpo.errors import UserError
 from neighbor_grpo.prompts.reading import read_prompts
 from neighbor_grpo.run import files
+from neighbor_grpo.run.record import read_record
 
 
 @dataclass(frozen=True)
-class Record:
+class History:
     """Hold what a run has written."""
 
     run: Path
@@ -26,10 +27,11 @@ class Record:
         """Return the lines of iterations."""
         return [line for line in self.lines if line["iteration"] > 0]
 
-    @property
+    @cached_property
     def evaluations(self) -> list[files.Figures]:
-        """Return the lines with an evaluation."""
-        return files.evaluated(self.lines)
+        """Return the lines with an evaluation that can be compared with the last one."""
+        base = read_record(self.run).base  # later than 0 where a resumed run measures otherwise
+        return files.evaluated([line for line in self.lines if line["iteration"] >= base])
 
     @cached_property
     def evaluated_pictures(self) -> int:
