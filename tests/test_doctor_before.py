@@ -72,14 +72,14 @@ def test_a_sound_configuration(bad):
     ("name", "more", "function"),
     [
         ("reward_range", [], "flat"),
-        ("reward_noise", ["reward={own}:noise"], "brightness"),
+        pytest.param("reward_noise", ["reward={own}:noise"], "brightness", marks=pytest.mark.slow),
         ("prompt_order", ["reward={own}:reversed_prompts"], "brightness"),
-        ("rate_low", ["optimizer.lr=1e-12"], "brightness"),
-        ("rate_high", ["optimizer.lr=10"], "brightness"),
+        pytest.param("rate_low", ["optimizer.lr=1e-12"], "brightness", marks=pytest.mark.slow),
+        pytest.param("rate_high", ["optimizer.lr=10"], "brightness", marks=pytest.mark.slow),
         ("noise_floor", ["method.clip=1e-12"], "brightness"),
-        ("spread", ["method.sigma=1e-5"], "brightness"),
+        pytest.param("spread", ["method.sigma=1e-5"], "brightness", marks=pytest.mark.slow),
         ("frozen", ["method.name={method}:Detached"], "brightness"),
-        ("frozen", ["method.name={method}:Half"], "brightness"),
+        pytest.param("frozen", ["method.name={method}:Half"], "brightness", marks=pytest.mark.slow),
     ],
 )
 def test_the_cause_is_named(bad, tmp_path, name, more, function):
