@@ -10,8 +10,8 @@ done again.
 """
 
 import argparse
-import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -57,6 +57,8 @@ class Frozen(Neighbor):
             weight.requires_grad_("single" not in name)
         return None
 """
+
+BAD = re.compile(r"^(?:warning|error) +([a-z_]+) ", re.M)
 
 
 def truncated(out: Path) -> Path:
@@ -125,17 +127,21 @@ class Row:
         return bool({*self.before, *self.after} & {*wanted}) if wanted else not (self.before or self.after)
 
 
-def command(log: Path, *arguments: str) -> int:
-    """Run the command line; return its exit code."""
-    with log.open("w") as file:
+def command(log: Path, *arguments: str, until: tuple[str, ...] = ()) -> tuple[str, ...]:
+    """Run the command line, and end it where one of `until` is found; return the names of its warnings and errors."""
+    if not log.is_file():
         asked = [sys.executable, "-m", "neighbor_grpo", *arguments]
-        return subprocess.run(asked, stdout=file, stderr=file, env=os.environ | {"NO_COLOR": "1"}).returncode
-
-
-def bad(file: Path) -> tuple[str, ...]:
-    """Return the names of the warnings and errors in a file of findings."""
-    found = json.loads(file.read_text())["findings"]
-    return tuple(dict.fromkeys(f["name"] for f in found if f["verdict"] in ("warning", "error")))
+        aside, told = log.with_suffix(".partial"), os.environ | {"NO_COLOR": "1", "PYTHONUNBUFFERED": "1"}
+        with (
+            aside.open("w") as file,
+            subprocess.Popen(asked, stdout=subprocess.PIPE, stderr=file, text=True, env=told) as process,
+        ):
+            for line in process.stdout or ():
+                file.write(line)
+                if {*until} & {*BAD.findall(line)}:
+                    process.terminate()
+        aside.rename(log)
+    return tuple(dict.fromkeys(BAD.findall(log.read_text())))
 
 
 def looked_at(name: str, seed: int, out: Path) -> Row:
@@ -149,17 +155,13 @@ def looked_at(name: str, seed: int, out: Path) -> Row:
         f"seed={seed}",
     ]
     overrides = [*overrides, *case.overrides, *case.makes(out)]
-    before, after, run = place / "before.json", place / "after.json", place / "run"
-    if not before.is_file():
-        command(place / "before.log", "doctor", *overrides, "--json", str(before))
-    first = bad(before) if before.is_file() else ()
-    if {*first} & {*case.names}:
-        return Row(name, seed, first, ())
-    if not after.is_file():
-        shutil.rmtree(run, ignore_errors=True)
-        command(place / "run.log", "train", *overrides, f"run_dir={run}")
-        command(place / "after.log", "doctor", str(run), "--json", str(after))
-    return Row(name, seed, first, bad(after) if after.is_file() else ())
+    before = command(place / "before.log", "doctor", *overrides, until=case.names)
+    if {*before} & {*case.names}:
+        return Row(name, seed, before, ())
+    if not (place / "run.log").is_file():
+        shutil.rmtree(place / "run", ignore_errors=True)
+    command(place / "run.log", "train", *overrides, f"run_dir={place / 'run'}")
+    return Row(name, seed, before, command(place / "after.log", "doctor", str(place / "run")))
 
 
 def table(rows: list[Row]) -> str:
