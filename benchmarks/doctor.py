@@ -101,7 +101,7 @@ CASES: dict[str, Case] = {
     "frozen parameters": Case((), ("frozen",), lambda out: (f"method.name={out / 'method.py'}:Frozen",)),
     "prompt order": Case((), ("prompt_order",), _reward("reversed_prompts")),
     "truncated encoder": Case((), ("text_encoder",), lambda out: (f"model.path={truncated(out)}", "prompts.path=scenes")),
-    "hacked reward": Case(("optimizer.lr=1e-3", "iterations=16"), ("hacking",), _reward("brightness")),
+    "hacked reward": Case(("optimizer.lr=1e-3", "iterations=12", "evaluate.every=6"), ("hacking",), _reward("brightness")),
     "healthy: neighbor": Case(),
     "healthy: sigma 0.5": Case(("method.sigma=0.5", "method.weighting=none")),
     "healthy: flow_grpo": Case(("method.name=flow_grpo", "method.group_size=12", "method.num_steps=8")),

@@ -14,12 +14,10 @@ from neighbor_grpo.doctor.history import History, growth
 from neighbor_grpo.doctor.outcome import drift, hacking, throughput
 from neighbor_grpo.doctor.statistics import change
 from neighbor_grpo.run import files
-from neighbor_grpo.run.findings import MOST_CLIPPED, Finding, Verdict, floor_finding
+from neighbor_grpo.run.findings import MOST_CLIPPED, ROUNDING, TRIAL, Finding, Verdict, floor_finding
 
 REASON = 300  # characters of a reason that are shown
 CERTAIN = 3.3  # standard errors: p = 0.001, two-sided
-EIGHT_BITS = 1 / 255 / 12**0.5  # root mean square of the rounding to 8 bits
-TRIAL = 20  # iterations; fewer are a trial, whose rate is looked at as if it had so many
 THIN = 0.02  # spread within groups over that of all evaluation pictures
 GROWN = 10.0  # of a gradient norm
 
@@ -132,9 +130,9 @@ def _rate(history: History, moved: float | None) -> Iterator[Finding]:
     if len(norms) and not norms.any():  # nothing is learned at any rate
         return
     ahead = None if moved is None else moved * max(history.config.iterations, TRIAL) / done
-    if ahead is not None and moved is not None and ahead < EIGHT_BITS:
+    if ahead is not None and moved is not None and ahead < ROUNDING:
         text = f"the pictures have moved by {moved:.2g} in {done} iterations, which stays below the rounding to 8 bits"
-        yield Finding("rate_low", "error", text, ahead, EIGHT_BITS)
+        yield Finding("rate_low", "error", text, ahead, ROUNDING)
         yield from _noise(history)
         return
     fallen = [

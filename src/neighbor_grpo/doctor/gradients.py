@@ -18,7 +18,7 @@ from neighbor_grpo.models.conditioning import Cond
 from neighbor_grpo.models.policy import ModelPolicy
 from neighbor_grpo.models.sampling import fixed_noise, sample
 from neighbor_grpo.rewards.set import RewardSet
-from neighbor_grpo.run.findings import MOST_CLIPPED, Finding, Verdict, floor_finding
+from neighbor_grpo.run.findings import MOST_CLIPPED, ROUNDING, TRIAL, Finding, Verdict, floor_finding
 from neighbor_grpo.training.collector import Collector
 from neighbor_grpo.training.experience import Experience
 from neighbor_grpo.training.gradients import accumulate
@@ -28,8 +28,6 @@ STAGES = {16: 0.002, 32: 0.004, 64: 0.004}  # groups -> p-value; together 1 % fo
 LEAST = 8  # groups with a gradient, without which nothing is decided
 KEPT = 2**20  # numbers of a gradient that are compared
 DEAD = 0.05  # share of the trained numbers without a gradient; the last block of some models has a branch without effect
-EIGHT_BITS = 1 / 255 / 12**0.5  # root mean square of the rounding to 8 bits
-TRIAL = 20  # iterations; fewer are a trial, whose rate is looked at as if it had so many
 FAR = 0.5  # of the distance between two pictures of a prompt
 ITERATIONS, SEEDS, SEEN = 6, 24, 0.01  # of the one prompt; an iteration shall move its pictures by SEEN
 MOST = 30.0  # factor of the rate for it
@@ -183,12 +181,12 @@ def _rate(patient: Patient, before: Tensor, after: Tensor) -> Finding:
     between = float((before[:, 0] - before[:, 1]).square().mean().sqrt())
     patient.moved = moved
     iterations, lr = max(patient.config.iterations, TRIAL), patient.config.optimizer.lr
-    if moved * iterations < EIGHT_BITS:
+    if moved * iterations < ROUNDING:
         text = (
             f"optimizer.lr = {lr:g} moves the pictures by {moved:.1g} in an iteration: {iterations} of them, all in one "
             "direction, would stay below the rounding to 8 bits"
         )
-        return Finding("rate_low", "error", text, moved * iterations, EIGHT_BITS)
+        return Finding("rate_low", "error", text, moved * iterations, ROUNDING)
     if moved > FAR * between:
         text = f"optimizer.lr = {lr:g} moves the pictures in one iteration by {moved / between:.0%} of the distance between two"
         return Finding("rate_high", "error", text, moved, FAR * between)

@@ -14,6 +14,8 @@ Verdict = Literal["ok", "note", "warning", "error"]
 GUIDE = "https://neighbor-grpo.github.io/neighbor-grpo/troubleshooting/"
 FIRST = 3  # iterations in which a training run checks its figures
 RESOLUTION = 2.0**-24  # half the distance from 1 to the next number in fp32: a ratio within a smaller clip range is always 1
+ROUNDING = 1 / 255 / 12**0.5  # root mean square of the rounding of pictures to 8 bits
+TRIAL = 20  # iterations; a shorter run is a trial, whose rate is looked at as if it had so many
 MOST_CLIPPED = 0.375  # half of the decisions in three of four steps: what a policy that moves at random reaches
 
 REMEDIES = {  # name -> what to do
