@@ -106,19 +106,31 @@ def test_encoders_that_hear_nothing(tiny_flux):
     assert verdicts(half) == ["error", "ok"]
 
 
-def test_a_tokenizer_without_words(tmp_path):
-    pipe = build_flux()
-    pipe.save_pretrained(tmp_path / "flux")
-    file = tmp_path / "flux" / "tokenizer_2" / "tokenizer.json"
+def cut(place: Path, kept: set[str]) -> Path:
+    """Save the pipeline with a second tokenizer that knows only these words."""
+    build_flux().save_pretrained(place)
+    file = place / "tokenizer_2" / "tokenizer.json"
     content = json.loads(file.read_text())
     vocabulary = content["model"]["vocab"]
-    special = {token["content"] for token in content["added_tokens"]} | {content["model"].get("unk_token")}
-    if isinstance(vocabulary, dict):
-        content["model"]["vocab"] = {word: n for word, n in vocabulary.items() if word in special}
-    else:
-        content["model"]["vocab"] = [pair for pair in vocabulary if pair[0] in special]
+    words = vocabulary if isinstance(vocabulary, dict) else dict(vocabulary)
+    special = {token["content"] for token in content["added_tokens"]} | {content["model"].get("unk_token"), None}
+    lost = {word for word in words if word not in special and word.strip("\u2581") not in kept}
+    content["model"]["vocab"] = (
+        {word: n for word, n in vocabulary.items() if word not in lost}
+        if isinstance(vocabulary, dict)
+        else [[f"lost{n}" if word in lost else word, score] for n, (word, score) in enumerate(vocabulary)]
+    )
     file.write_text(json.dumps(content))
-    assert verdicts(load_model(tmp_path / "flux")) == ["ok", "error"]
+    return place
+
+
+def test_a_tokenizer_that_lost_words(tmp_path):
+    assert verdicts(load_model(cut(tmp_path / "flux", {"a", "two", "red", "blue"}))) == ["ok", "error"]
+
+
+def test_a_tokenizer_that_lost_everything_is_a_finding(tmp_path):
+    config = load_config(None, settings(cut(tmp_path / "flux", set()), tmp_path))
+    assert [(f.name, f.verdict) for f in findings_before(config, 0.01)] == [("text_encoder", "error")]
 
 
 # ---------------------------------------------------------------- figures of the first iterations

@@ -14,6 +14,7 @@ from neighbor_grpo.doctor.gradients import gradient_findings
 from neighbor_grpo.doctor.patient import NoGradientError, Patient, admitted, needing_gradient
 from neighbor_grpo.doctor.rewards import reward_findings, teaches
 from neighbor_grpo.doctor.texts import encoder_findings
+from neighbor_grpo.errors import UserError
 from neighbor_grpo.planning.machine import memory_of
 from neighbor_grpo.rewards.score import RewardError
 from neighbor_grpo.run.findings import Finding
@@ -35,6 +36,10 @@ def findings_before(config: Config, minutes: float) -> Iterator[Finding]:
         yield Finding("diverged", "error", str(error))
     except RewardError as error:
         yield Finding("scorer_failures", "error", str(error), None, config.reward.max_failed)
+    except UserError as error:
+        if not any(part in str(error) for part in ("'tokenizer", "'text_encoder")):  # a mistake in the configuration
+            raise
+        yield Finding("text_encoder", "error", str(error))
 
 
 def _in_order(patient: Patient, seconds: float) -> Iterator[Finding]:
