@@ -26,6 +26,7 @@ from neighbor_grpo.training.phases import Phases
 
 STAGES = {16: 0.002, 32: 0.004, 64: 0.004}  # groups -> p-value; together 1 % for gradients without a signal
 LEAST = 8  # groups with a gradient, without which nothing is decided
+CHANCE = 0.16  # p-value of a signal of one standard error: a smaller one is not even suspected
 KEPT = 2**20  # numbers of a gradient that are compared
 DEAD = 0.05  # share of the trained numbers without a gradient; the last block of some models has a branch without effect
 FAR = 0.5  # of the distance between two pictures of a prompt
@@ -110,8 +111,11 @@ def _signal_finding(result: Direction, groups: int, moved: int, limit: float, co
     if moved < LEAST or groups < max(STAGES):
         text = f"{moved} groups with a gradient are too few to find a direction in (p = {result.p_value:.2g})"
         return Finding("gradient_signal", "note", text, result.p_value, limit)
+    if result.p_value <= CHANCE or not isinstance(config.method, Neighbor):  # gradients of SDE steps are noisier: undecided
+        text = f"the gradients of {groups} groups show no clear direction (p = {result.p_value:.2g})"
+        return Finding("gradient_signal", "note", text, result.p_value, limit)
     text = f"the gradients of {groups} groups share no direction (p = {result.p_value:.2g}): training would follow noise"
-    return Finding("gradient_signal", "warning", text, result.p_value, limit)
+    return Finding("gradient_signal", "warning", text, result.p_value, CHANCE)
 
 
 def _smaller_sigma(patient: Patient, seconds: float) -> Finding | None:

@@ -1,7 +1,7 @@
 """The checks of the rewards: range, noise, order, sign, and spread within groups."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -66,7 +66,8 @@ def reward_findings(patient: Patient) -> list[Finding]:
         range_ = _range(one)
         found += [failed, range_]
         if range_.verdict != "error":
-            found += [noise := _noise(one), *_order(one, noise.value or 0.0), *_opposed(patient, one), *_spread(patient, one)]
+            noise = _noise(one)
+            found += [noise, *_order(one, noise.value or 0.0), *_opposed(patient, one), *_spread(patient, one)]
     return found
 
 
@@ -181,7 +182,7 @@ def _spread(patient: Patient, one: Scored) -> list[Finding]:
     """Check the groups without spread, and the size of the neighbourhood."""
     spread = has_spread(one.table)
     flat = float((~spread).double().mean())
-    small = _small_neighbourhood(patient, one)
+    small = _neighbourhood(patient, one)
     if flat == 1:
         text = f"the {one.name} scores are the same within each of {len(spread)} groups, so nothing is learned from them"
         return [Finding("spread", "error", text, flat, 0.5)]
@@ -191,7 +192,7 @@ def _spread(patient: Patient, one: Scored) -> list[Finding]:
     return [Finding("spread", "warning" if flat > 0.5 else "ok", text, flat, 0.5)]
 
 
-def _small_neighbourhood(patient: Patient, one: Scored) -> Finding | None:
+def _neighbourhood(patient: Patient, one: Scored) -> Finding | None:
     """Compare the pictures of a group with each other, and their spread with that of independent noises."""
     images = torch.cat([some.images for some in one.seen])[:PROMPTS].flatten(2).float()
     distance = float((images - images.mean(1, keepdim=True)).square().mean().sqrt()) * 2**0.5
@@ -199,15 +200,20 @@ def _small_neighbourhood(patient: Patient, one: Scored) -> Finding | None:
         text = f"the pictures of a group differ by {distance:.2g} (root mean square), less than one step of 8 bits"
         return Finding("spread", "error", text, distance, EIGHT_BITS)
     method = patient.config.method
-    if not isinstance(method, Neighbor) or method.sigma >= 0.5:
+    if not isinstance(method, Neighbor):
         return None
     parts, p = patient.parts, patient.config.prompts
     few = p.model_copy(update={"per_iteration": min(4, p.per_iteration)})
-    config = patient.config.model_copy(update={"prompts": few, "method": replace(method)})
-    rows = probe(parts.model, parts.texts, parts.prompts, one.rewards, config, (method.sigma, 1.0))
-    here, most = (row.spreads[one.name] for row in rows)
-    share = here / most if most > 0 else 1.0
-    if share >= KEPT:
+    config = patient.config.model_copy(update={"prompts": few})
+    large = method.sigma >= 0.5
+    rows = probe(
+        parts.model, parts.texts, parts.prompts, one.rewards, config, (method.sigma, method.sigma / 4 if large else 1.0)
+    )
+    here, other = (row.spreads[one.name] for row in rows)
+    if large and other >= SATURATED * here > 0:
+        text = f"{one.name} differs at a quarter of method.sigma = {method.sigma:g} by {other / here:.0%} of what it does there"
+        return Finding("sigma_large", "warning", text, other / here, SATURATED)
+    if large or here >= KEPT * other:
         return None
-    text = f"at method.sigma = {method.sigma:g} the spread of {one.name} is {share:.1%} of that of independent noises"
-    return Finding("spread", "warning", text, share, KEPT)
+    text = f"at method.sigma = {method.sigma:g} the spread of {one.name} is {here / other:.1%} of that of independent noises"
+    return Finding("spread", "warning", text, here / other, KEPT)

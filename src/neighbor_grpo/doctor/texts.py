@@ -134,6 +134,6 @@ def _small_vocabulary(name: str, encoder: nn.Module, tokenizer: Any) -> Finding 
 
 
 def _table(encoder: nn.Module) -> Tensor | None:
-    embeddings = encoder.get_input_embeddings() if hasattr(encoder, "get_input_embeddings") else None
-    weight = getattr(embeddings, "weight", None)
+    find: Any = getattr(encoder, "get_input_embeddings", None)
+    weight = getattr(find(), "weight", None) if find else None
     return weight.detach() if isinstance(weight, Tensor) else None
