@@ -105,7 +105,7 @@ CASES: dict[str, Case] = {
     "healthy: neighbor": Case(),
     "healthy: sigma 0.5": Case(("method.sigma=0.5", "method.weighting=none")),
     "healthy: flow_grpo": Case(("method.name=flow_grpo", "method.group_size=12", "method.num_steps=8")),
-    "healthy: dance_grpo": Case(("method.name=dance_grpo", "method.group_size=12", "method.num_steps=8")),
+    "healthy: dance_grpo": Case(("method.name=dance_grpo", "method.group_size=12", "method.num_steps=15")),
     "healthy: all weights": Case(("model.lora=null", "optimizer.lr=3e-5")),
 }
 SMOOTH = ("method.sigma=0.2", "method.weighting=scale")  # as in the demonstration
