@@ -140,6 +140,8 @@ def command(log: Path, *arguments: str, until: tuple[str, ...] = ()) -> tuple[st
                 file.write(line)
                 if {*until} & {*BAD.findall(line)}:
                     process.terminate()
+        if arguments[0] == "doctor" and process.returncode not in (0, 1, 3, -15):  # -15: ended above
+            sys.exit(f"{aside}: exit code {process.returncode}; nothing was checked")
         aside.rename(log)
     return tuple(dict.fromkeys(BAD.findall(log.read_text())))
 
