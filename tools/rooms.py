@@ -26,6 +26,7 @@ ORDER = (  # from low to high
     "evaluate",
     "planning",
     "training",
+    "doctor",
     "compare",
     "commands",
     "cli",

@@ -11,10 +11,23 @@ from importlib.metadata import version
 from typing import NoReturn, TextIO
 
 from neighbor_grpo import console
-from neighbor_grpo.commands import compare, evaluate, export, plan, presets, probe, report, rewards, sample, scenes, train
+from neighbor_grpo.commands import (
+    compare,
+    doctor,
+    evaluate,
+    export,
+    plan,
+    presets,
+    probe,
+    report,
+    rewards,
+    sample,
+    scenes,
+    train,
+)
 from neighbor_grpo.errors import UserError
 
-COMMANDS = (train, plan, probe, compare, presets, sample, evaluate, report, export, rewards, scenes)
+COMMANDS = (train, plan, probe, doctor, compare, presets, sample, evaluate, report, export, rewards, scenes)
 SIGNALLED, STOPPED, CLOSED = 128, 130, 141  # exit codes of a process that SIGINT or SIGPIPE ended
 
 

@@ -15,6 +15,7 @@ from accelerate.utils import broadcast_object_list, gather_object
 from neighbor_grpo.config import Config
 from neighbor_grpo.rewards.score import RewardError
 from neighbor_grpo.run import files, record, report
+from neighbor_grpo.run.findings import EarlyWarnings
 from neighbor_grpo.training.beginning import check_recorded
 from neighbor_grpo.training.display import display_of
 from neighbor_grpo.training.errors import NotFiniteError, RanksDifferError, TrainingError
@@ -49,6 +50,7 @@ class Trainer:
         self.base = begun.base  # figures of the evaluation that later ones are compared with
         self.learning = False  # the weights are between two iterations
         self.hacked = False
+        self.early = EarlyWarnings(self.config)
 
     @classmethod
     def resume(cls, run_dir: str | Path, changes: Sequence[str] = ()) -> Self:
@@ -70,6 +72,7 @@ class Trainer:
                     self._conclude(figures)
                     seconds = (time.perf_counter() - began) / (self.done - start)
                     self.display.iteration(self.done, self.config.iterations, figures, seconds)
+                    self.early.say(self.done, figures, self.display.say)
                     self._stop_for_signal()
                 self._finish()
         finally:
