@@ -11,11 +11,11 @@ from runs import settings
 
 from neighbor_grpo.cli import main
 from neighbor_grpo.config import load_config
-from neighbor_grpo.doctor.before import findings_before
-from neighbor_grpo.doctor.texts import encoder_findings
 from neighbor_grpo.models.registry import load_model
 from neighbor_grpo.prompts.reading import Prompt
 from neighbor_grpo.run.findings import REMEDIES, early
+from neighbor_grpo.training.doctor.before import findings_before
+from neighbor_grpo.training.doctor.texts import encoder_findings
 
 ROOT = Path(__file__).parents[1]
 PROMPTS = [

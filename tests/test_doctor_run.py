@@ -8,8 +8,8 @@ from doctor_cases import evaluation, run_of, written
 from safetensors.torch import save_file
 
 from neighbor_grpo.cli import main
-from neighbor_grpo.doctor.after import findings_after
 from neighbor_grpo.run.record import end
+from neighbor_grpo.training.doctor.after import findings_after
 
 
 def bad(run) -> dict[str, str]:

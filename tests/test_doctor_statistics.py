@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from neighbor_grpo.doctor.statistics import change, direction, match
+from neighbor_grpo.training.doctor.statistics import change, direction, match
 
 
 def gram(n, d, signal, seed):

@@ -26,7 +26,6 @@ ORDER = (  # from low to high
     "evaluate",
     "planning",
     "training",
-    "doctor",
     "compare",
     "commands",
     "cli",

@@ -3,8 +3,8 @@
 import pytest
 from test_contract import FAMILIES, cases  # noqa: F401
 
-from neighbor_grpo.doctor.calls import sampling
-from neighbor_grpo.doctor.texts import UNKNOWN, encoder_findings
+from neighbor_grpo.training.doctor.calls import sampling
+from neighbor_grpo.training.doctor.texts import UNKNOWN, encoder_findings
 
 
 @pytest.mark.parametrize("name", FAMILIES)

@@ -37,7 +37,7 @@ def add(commands: Commands) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Print the findings as they are made; return the exit code."""
     subject, findings = _asked(arguments)
-    from neighbor_grpo.doctor.report import as_json, exit_code, show
+    from neighbor_grpo.training.doctor.report import as_json, exit_code, show
 
     found, stream = [], sys.stderr if arguments.json == "-" else sys.stdout
     for finding in findings:
@@ -59,10 +59,10 @@ def _asked(arguments: argparse.Namespace) -> "tuple[str, Iterator[Finding]]":
     if runs and (len(items) > 1 or arguments.preset):
         raise UserError(f"{runs[0]} is a run, which has its settings: leave out presets, files and key=value")
     if runs:
-        from neighbor_grpo.doctor.after import findings_after
+        from neighbor_grpo.training.doctor.after import findings_after
 
         return runs[0], findings_after(Path(runs[0]))
     config = configuration(arguments)
-    from neighbor_grpo.doctor.before import findings_before
+    from neighbor_grpo.training.doctor.before import findings_before
 
     return " ".join(items or arguments.preset or ["demo"]), findings_before(config, arguments.minutes)

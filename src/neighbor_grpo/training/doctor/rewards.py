@@ -8,13 +8,13 @@ import torch
 from scipy.stats import pearsonr
 from torch import Tensor
 
-from neighbor_grpo.doctor.patient import Patient, Seen
-from neighbor_grpo.doctor.statistics import match
 from neighbor_grpo.methods.advantage import has_spread
 from neighbor_grpo.methods.neighbor import Neighbor
 from neighbor_grpo.prompts.reading import Prompt
 from neighbor_grpo.rewards.set import RewardSet
 from neighbor_grpo.run.findings import Finding, Verdict
+from neighbor_grpo.training.doctor.patient import Patient, Seen
+from neighbor_grpo.training.doctor.statistics import match
 from neighbor_grpo.training.probe import probe
 
 PROMPTS, PICTURES = 8, 4  # that are scored with each other's prompts; 8! assignments

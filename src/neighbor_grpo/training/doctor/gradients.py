@@ -10,8 +10,6 @@ import torch
 from torch import Tensor
 
 from neighbor_grpo.config import Config
-from neighbor_grpo.doctor.patient import Patient, rows_of
-from neighbor_grpo.doctor.statistics import Direction, direction
 from neighbor_grpo.methods.neighbor import Neighbor
 from neighbor_grpo.methods.rows import Rows
 from neighbor_grpo.models.conditioning import Cond
@@ -20,6 +18,8 @@ from neighbor_grpo.models.sampling import fixed_noise, sample
 from neighbor_grpo.rewards.set import RewardSet
 from neighbor_grpo.run.findings import MOST_CLIPPED, ROUNDING, TRIAL, Finding, Verdict, floor_finding
 from neighbor_grpo.training.collector import Collector
+from neighbor_grpo.training.doctor.patient import Patient, rows_of
+from neighbor_grpo.training.doctor.statistics import Direction, direction
 from neighbor_grpo.training.experience import Experience
 from neighbor_grpo.training.gradients import accumulate
 from neighbor_grpo.training.phases import Phases

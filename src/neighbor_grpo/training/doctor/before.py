@@ -9,15 +9,15 @@ from pathlib import Path
 import torch
 
 from neighbor_grpo.config import Config, method_name
-from neighbor_grpo.doctor.calls import sampling
-from neighbor_grpo.doctor.gradients import gradient_findings
-from neighbor_grpo.doctor.patient import NoGradientError, Patient, admitted, needing_gradient
-from neighbor_grpo.doctor.rewards import reward_findings, teaches
-from neighbor_grpo.doctor.texts import encoder_findings
 from neighbor_grpo.errors import UserError
 from neighbor_grpo.planning.machine import memory_of
 from neighbor_grpo.rewards.score import RewardError
 from neighbor_grpo.run.findings import Finding
+from neighbor_grpo.training.doctor.calls import sampling
+from neighbor_grpo.training.doctor.gradients import gradient_findings
+from neighbor_grpo.training.doctor.patient import NoGradientError, Patient, admitted, needing_gradient
+from neighbor_grpo.training.doctor.rewards import reward_findings, teaches
+from neighbor_grpo.training.doctor.texts import encoder_findings
 from neighbor_grpo.training.errors import NotFiniteError
 
 LIBRARIES = ("neighbor-grpo", "torch", "diffusers", "transformers", "peft", "accelerate")
