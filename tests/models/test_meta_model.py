@@ -73,7 +73,7 @@ def test_a_configuration_that_is_broken_is_a_users_mistake(made):
     _, _, bare = made
     (bare / "transformer" / "config.json").rename(bare / "transformer" / "aside.json")
     try:
-        with pytest.raises(UserError, match="does not load"):
+        with pytest.raises(UserError, match=r"transformer.config\.json"):
             meta_model(bare)
     finally:
         (bare / "transformer" / "aside.json").rename(bare / "transformer" / "config.json")

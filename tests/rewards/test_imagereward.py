@@ -5,6 +5,7 @@ from safetensors.torch import load_file, save_file
 from torch.nn.functional import gelu
 
 from neighbor_grpo.errors import UserError
+from neighbor_grpo.files import atomic
 from neighbor_grpo.rewards.learned.convert import convert
 from neighbor_grpo.rewards.learned.imagereward import ImageReward
 from neighbor_grpo.rewards.learned.images import crop
@@ -93,6 +94,7 @@ def test_no_weight_is_left_random(weights, tmp_path):
     tensors = load_file(tmp_path / "model.safetensors")
     del tensors["mlp.layers.4.bias"]
     save_file(tensors, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    atomic.seal(tmp_path, "scorer")  # undamaged, and not whole
     with pytest.raises(UserError, match=r"imagereward: .*lack mlp\.layers\.4\.bias"):
         ImageReward(weights=str(tmp_path)).load()
 
