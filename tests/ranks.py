@@ -87,9 +87,10 @@ def measured(settings: list[str]) -> dict:
 
     def watched(decisions, cond):
         with Traffic() as traffic:
-            found["figures"].append(step(decisions, cond))
+            taken = step(decisions, cond)
+        found["figures"].append({**taken.figures, "rows/trained": taken.trained, "rows/frozen": taken.frozen})
         found["traffic"].append(traffic.calls)
-        return found["figures"][-1]
+        return taken
 
     learner.step = watched
     run._iteration(0)

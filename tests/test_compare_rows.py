@@ -8,6 +8,7 @@ from neighbor_grpo.compare.runs import choose_rate
 from neighbor_grpo.compare.settings import Tune, load_comparison
 from neighbor_grpo.compare.tables import Target, final_table, target
 from neighbor_grpo.run import files
+from neighbor_grpo.run.record import Record, write_record
 
 
 def test_crossing_is_in_proportion_between_points():
@@ -71,7 +72,8 @@ def test_a_rate_out_of_bounds_or_diverged_is_not_chosen(tmp_path):
         runs[lr] = tmp_path / str(lr)
         runs[lr].mkdir()
         files.record(runs[lr], {"iteration": 1, "eval/scenes": reward, "eval/scenes_strict": strict})
-    (runs[3e-3] / "failed").mkdir()
+        (runs[lr] / "config.yaml").touch()
+        write_record(runs[lr], Record({}, {}, ended="diverged" if lr == 3e-3 else "finished"))
     bounded = Tune(lr=list(runs), within={"scenes_strict": [0.47, None]})
     assert choose_rate(runs, {"scenes": 1.0}, bounded) == 3e-4
     assert choose_rate(runs, {"scenes": 1.0}, Tune(lr=list(runs))) == 1e-3
