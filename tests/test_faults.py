@@ -11,7 +11,8 @@ SCRIPT = Path(__file__).parent.parent / "benchmarks" / "faults.py"
 
 
 @pytest.mark.skipif(sys.platform != "linux" or not shutil.which("cc"), reason="needs Linux and a C compiler")
-@pytest.mark.parametrize("command", ["name: neighbor", pytest.param("", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("command", ["name: neighbor", ""])
 def test_a_disturbed_run_ends_like_an_undisturbed_one(command):
     counts = ("--kills", "4", "--failures", "3") if command else ("--kills", "51", "--failures", "34")
     done = subprocess.run([sys.executable, SCRIPT, *counts, "--only", command], capture_output=True, text=True)
