@@ -166,8 +166,8 @@ def test_encoding_is_the_allocators(tiny_flux, tmp_path):
 
 
 def test_resident_are_weights_optimizer_and_average(tiny_flux, tmp_path):
-    for changes in ((), ("model.lora=null", "ema=null"), ("model.dtype=bfloat16", "model.lora.rank=7")):
-        config = load_config(None, settings(tiny_flux, tmp_path, *changes, f"run_dir={tmp_path / str(len(changes))}"))
+    for n, changes in enumerate(((), ("model.lora=null", "ema=null"), ("model.dtype=bfloat16", "model.lora.rank=7"))):
+        config = load_config(None, settings(tiny_flux, tmp_path, *changes, f"run_dir={tmp_path / str(n)}"))
         held, trainer = estimate(config, "cpu"), Trainer(config)
         trainer._iteration(0)
         learner, pipe, lora = trainer.learner, trainer.parts.model.pipe, bool(config.model.lora)
