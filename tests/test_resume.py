@@ -83,7 +83,7 @@ def test_runs_without_a_name_get_a_directory_each(tmp_path):
 
 
 def test_the_lock_of_a_dead_process_is_free_and_a_failed_start_leaves_nothing(tmp_path):
-    code = "from pathlib import Path; import os; from neighbor_grpo.files.lock import Lock; lock = Lock.take(Path('.')); os._exit(1)"
+    code = "import os, pathlib, neighbor_grpo.files.lock as l; lock = l.Lock.take(pathlib.Path('.')); os._exit(1)"
     subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=False)
     assert json.loads((tmp_path / ".lock").read_text())["process"] != os.getpid()
     Lock.take(tmp_path).release()
