@@ -28,7 +28,8 @@ from neighbor_grpo.commands import (
 from neighbor_grpo.errors import UserError
 
 COMMANDS = (train, plan, probe, doctor, compare, presets, sample, evaluate, report, export, rewards, scenes)
-SIGNALLED, STOPPED, CLOSED = 128, 130, 141  # exit codes of a process that SIGINT or SIGPIPE ended
+SIGNALLED = 128  # exit codes above it are those of a process that a signal ended
+STOPPED, CLOSED = SIGNALLED + 2, SIGNALLED + 13  # by SIGINT, by SIGPIPE
 
 
 class Parser(argparse.ArgumentParser):

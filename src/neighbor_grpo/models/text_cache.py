@@ -13,7 +13,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from neighbor_grpo.console import bar
+from neighbor_grpo.console import bar, say
 from neighbor_grpo.errors import UserError
 from neighbor_grpo.files import atomic
 from neighbor_grpo.files.text import expand_home
@@ -137,7 +137,7 @@ class TextCache:
             text = (
                 f"warning: prompts.cache_dir: {self.directory} cannot be written ({error.strerror}): prompts are encoded again"
             )
-            print(text, file=sys.stderr)
+            say(text, sys.stderr)
         self.failed = True
 
     def _delete_oldest(self, kept: Path) -> None:

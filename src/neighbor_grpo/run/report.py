@@ -61,14 +61,24 @@ def read_samples(folder: Path) -> Samples:
 
 def all_samples(run: Path) -> list[Samples]:
     """Read the first and the last pictures that are not damaged and show the same prompts; nothing without any."""
-    base, found = first_comparable(run), []
-    for folder in sorted((run / "samples").glob("[0-9]*")):
+    base = read_record(run).base
+    folders = [folder for folder in sorted((run / "samples").glob("[0-9]*")) if int(folder.name) >= base]
+    first = _first_whole(folders)
+    last = _first_whole(folders[::-1])
+    if first is None or last is None or last.iteration == first.iteration:
+        return [first] if first else []
+    alike = (last.prompts, last.images.shape) == (first.prompts, first.images.shape)
+    return [first, last] if alike else [first]
+
+
+def _first_whole(folders: Iterable[Path]) -> Samples | None:
+    """Read the first of these directories that is not damaged: the page shows what is whole."""
+    for folder in folders:
         try:
-            found += [read_samples(folder)] if int(folder.name) >= base else []
-        except UserError:  # damaged: the page shows what is whole
+            return read_samples(folder)
+        except UserError:
             continue
-    ends = found[:1] + found[1:][-1:]
-    return [one for one in ends if (one.prompts, one.images.shape) == (found[0].prompts, found[0].images.shape)]
+    return None
 
 
 def draw_before_after(run: Path, file: Path) -> bool:
@@ -83,30 +93,25 @@ def draw_before_after(run: Path, file: Path) -> bool:
 
 def write(run: Path) -> Path:
     """Write samples/before_after.png, curves.png and report.html from what the run has recorded; return the page."""
-    lines, base = files.read_metrics(run), first_comparable(run)
+    lines, record = files.read_metrics(run), read_record(run)
     if not lines:
         raise UserError(f"{run} has not recorded anything yet: resume it with {files.resume_command(run)}")
     draw_curves(lines, run / "curves.png")
     pictures = draw_before_after(run, run / PICTURES)
     page = {
         "title": f"{run.name}: {lines[-1]['iteration']} iterations",
-        "table": files.changes(lines, base),
-        "base": base,
+        "table": files.changes(lines, record.base),
+        "base": record.base,
         "gallery": data_url(run / PICTURES) if pictures else "",
         "curves": data_url(run / "curves.png"),
         "failed": ", ".join(f"{name} {count:.0f}" for name, count in _sums(lines, ("failed/", "eval_failed/")) if count),
         "time": ", ".join(f"{phase} {seconds:.1f} s" for phase, seconds in _sums(lines, ("time/",))),
         "plan": files.read_plan(run),
-        "changes": describe_changes(read_record(run).changes),
+        "changes": describe_changes(record.changes),
         "settings": (run / "config.yaml").read_text(encoding="utf-8"),
     }
     atomic.write(run / "report.html", render(_PAGE, page))
     return run / "report.html"
-
-
-def first_comparable(run: Path) -> int:
-    """Return the iteration whose evaluation the later ones are compared with."""
-    return read_record(run).base
 
 
 def _sums(lines: Iterable[Figures], prefixes: tuple[str, ...]) -> list[tuple[str, float]]:

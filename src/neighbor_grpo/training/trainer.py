@@ -94,7 +94,8 @@ class Trainer:
             self.base, self.unrecorded = figures, None
             if self.main:
                 files.amend(self.run_dir, figures)
-        self._write(lines)  # changes are in force once the evaluation that they ask for is there
+        if begun.checkpoint:
+            self._write(lines)  # changes are in force once the evaluation that they ask for is there
         self.display.before(self.base)
         if self.unrecorded:
             self._conclude(self.unrecorded)
