@@ -5,6 +5,7 @@ import fcntl
 import json
 import os
 import socket
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -56,7 +57,8 @@ class Lock:
     def release(self) -> None:
         """Give the directory free."""
         if self.descriptor is not None:
-            os.ftruncate(self.descriptor, 0)
+            with suppress(OSError):  # a full or read-only disk: the name that stays is of a process without the lock
+                os.ftruncate(self.descriptor, 0)
             os.close(self.descriptor)
             self.descriptor = None
 
