@@ -164,7 +164,7 @@ def test_a_damaged_record_is_one_line(run, name, damage, named):
 
 
 def test_report_and_export_are_made_again_from_what_is_there(run, capsys):
-    for name in ("report.html", "curves.png", "plan.txt"):
+    for name in ("report.html", "plan.txt"):
         (run / name).unlink()
     shutil.rmtree(run / "samples" / "000003")
     cut(run / "samples" / "000002" / "00-0.png")

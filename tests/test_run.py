@@ -4,12 +4,12 @@ import json
 from dataclasses import replace
 
 import pytest
-from matplotlib.figure import Figure
 
 from neighbor_grpo.errors import UserError
 from neighbor_grpo.evaluate.ledger import Ledger, Values
 from neighbor_grpo.run import files
-from neighbor_grpo.run.report import _draw_panel, draw_curves, panels
+from neighbor_grpo.run.pages import render
+from neighbor_grpo.run.report import charts, panels
 
 LINES = [
     {"iteration": 0, "eval/clip": 0.25, "eval_spread/clip": 0.1, "eval/diversity": 0.2, "time/evaluate": 3.0},
@@ -62,16 +62,25 @@ def test_every_figure_of_the_method_is_drawn_under_its_own_name():
     assert panels(LINES) == ["clip", "diversity", "gap", "loss", "max/ratio", "accuracy"]
 
 
-def test_the_curves_hold_the_recorded_numbers(tmp_path):
-    axis = Figure().subplots()
-    _draw_panel(axis, "clip", LINES)
-    training, evaluation = axis.lines[:2]
-    assert training.get_xydata().tolist() == [[1, 0.3], [2, 0.4]] and evaluation.get_xydata().tolist() == [[0, 0.25], [2, 0.5]]
-    axis = Figure().subplots()
-    _draw_panel(axis, "loss", LINES)
-    assert [line.get_xydata().tolist() for line in axis.lines] == [[[1, 0.1], [2, 0.2]]]
-    draw_curves(LINES, tmp_path / "curves.png")
-    assert (tmp_path / "curves.png").stat().st_size > 10_000
+def test_the_curves_hold_the_recorded_numbers():
+    drawn = {panel["title"]: panel for panel in charts(LINES)}
+    clip = drawn["clip"]
+    assert clip["x"] == [0, 1, 2]
+    assert clip["lines"] == [{"label": "training", "y": [None, 0.3, 0.4]}, {"label": "evaluation", "y": [0.25, None, 0.5]}]
+    assert clip["band"] == {"low": [None, 0.25, 0.36], "high": [None, 0.35, 0.44]}
+    assert drawn["loss"] == {"title": "loss", "x": [1, 2], "lines": [{"label": "loss", "y": [0.1, 0.2]}], "band": None}
+
+
+@pytest.mark.parametrize("value", (float("nan"), float("inf"), float("-inf")))
+def test_what_cannot_be_drawn_leaves_a_gap(value):
+    assert charts([{"iteration": 3, "loss": value}])[0]["lines"][0]["y"] == [None]
+
+
+def test_text_of_a_user_cannot_leave_its_place_in_a_page(tmp_path):
+    (tmp_path / "page.html").write_text('{% include "charts.html" %}')
+    hostile = "</script><script>alert(1)</script>"
+    page = render(tmp_path / "page.html", {"charts": charts([{"iteration": 0, hostile: 1.0}])})
+    assert hostile not in page and page.count("<script>") == 2
 
 
 def test_a_ledger_keeps_the_newest_values_of_all_ranks_and_skips_a_torn_line(tmp_path):

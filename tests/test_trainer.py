@@ -42,7 +42,7 @@ def finished(tiny_flux, tmp_path_factory):
 
 def test_a_run_directory_has_everything(finished):
     names = {path.name for path in finished.iterdir()}
-    assert {"config.yaml", "metrics.jsonl", "samples", "curves.png", "checkpoints", "lora", "report.html"} <= names
+    assert {"config.yaml", "metrics.jsonl", "samples", "checkpoints", "lora", "report.html"} <= names
     assert (finished / "samples" / "before_after.png").is_file()
     page = (finished / "report.html").read_text()
     assert page.count("data:image/png;base64,") == 2

@@ -11,8 +11,8 @@ def add(commands: Commands) -> None:
     report = commands.add_parser(
         "report",
         help="write the page of a run again",
-        description="Write report.html, curves.png and samples/before_after.png again from metrics.jsonl and samples/. The run "
-        "may be finished, stopped or still training.",
+        description="Write report.html and samples/before_after.png again from metrics.jsonl and samples/. The run may be "
+        "finished, stopped or still training.",
     )
     report.add_argument("run", type=place, metavar="RUN", help="directory of a run")
     report.set_defaults(command=run)

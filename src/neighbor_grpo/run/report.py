@@ -1,15 +1,14 @@
-"""The report of a run: sample pictures, curves.png and one self-contained page, all made from the files of the run."""
+"""The report of a run: sample pictures and one self-contained page, all made from the files of the run."""
 
 import json
+import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-import numpy as np
 import torch
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from torch import Tensor
 
 from neighbor_grpo.errors import UserError
@@ -92,18 +91,17 @@ def draw_before_after(run: Path, file: Path) -> bool:
 
 
 def write(run: Path) -> Path:
-    """Write samples/before_after.png, curves.png and report.html from what the run has recorded; return the page."""
+    """Write samples/before_after.png and report.html from what the run has recorded; return the page."""
     lines, record = files.read_metrics(run), read_record(run)
     if not lines:
         raise UserError(f"{run} has not recorded anything yet: resume it with {files.resume_command(run)}")
-    draw_curves(lines, run / "curves.png")
     pictures = draw_before_after(run, run / PICTURES)
     page = {
         "title": f"{run.name}: {lines[-1]['iteration']} iterations",
         "table": files.changes(lines, record.base),
         "base": record.base,
         "gallery": data_url(run / PICTURES) if pictures else "",
-        "curves": data_url(run / "curves.png"),
+        "charts": charts(lines),
         "failed": ", ".join(f"{name} {count:.0f}" for name, count in _sums(lines, ("failed/", "eval_failed/")) if count),
         "time": ", ".join(f"{phase} {seconds:.1f} s" for phase, seconds in _sums(lines, ("time/",))),
         "plan": files.read_plan(run),
@@ -135,42 +133,30 @@ def panels(lines: Sequence[Figures]) -> list[str]:
     return [*measures, *others]
 
 
-def draw_curves(lines: Sequence[Figures], file: Path) -> None:
-    """Draw a panel for each measure (in training with its spread in a group, and in evaluation) and each other figure."""
-    names = panels(lines)
-    rows = -(-len(names) // 3)
-    figure = Figure(figsize=(12.6, 3.0 * rows))
-    axes = figure.subplots(rows, 3, squeeze=False).flatten()
-    # fixed margins in inches: a layout engine draws everything twice, which takes seconds
-    figure.subplots_adjust(0.06, 0.45 / (3 * rows), 0.99, 1 - 0.35 / (3 * rows), wspace=0.24, hspace=0.38)
-    for axis, name in zip(axes, names, strict=False):
-        _draw_panel(axis, name, lines)
-    for axis in axes[len(names) :]:
-        axis.axis("off")
-    with atomic.writing(file, durable=False) as aside:
-        figure.savefig(aside, dpi=110, format="png")
+def charts(lines: Sequence[Figures]) -> list[dict[str, Any]]:
+    """Return what charts.js draws: a panel for each measure (in training with its spread, in evaluation) and other figure."""
+    return [_chart(name, lines) for name in panels(lines)]
 
 
-def _draw_panel(axis: Axes, name: str, lines: Sequence[Figures]) -> None:
-    """Draw one measure or figure against the iterations."""
-    x, y = _points(lines, f"reward/{name}")
-    if len(x):
-        spread = _points(lines, f"spread/{name}")[1]
-        axis.plot(x, y, lw=1, label="training")
-        axis.fill_between(x, y - spread, y + spread, alpha=0.15, lw=0)
-    x, y = _points(lines, f"eval/{name}")
-    if len(x):
-        axis.plot(x, y, marker="o", label="evaluation")
-    axis.plot(*_points(lines, name), lw=1)
-    axis.set_title(name, fontsize=10)
-    axis.set_xlabel("iteration", fontsize=8)
-    axis.grid(alpha=0.3)
-    axis.ticklabel_format(axis="y", scilimits=(-3, 4))
-    if axis.get_legend_handles_labels()[1]:
-        axis.legend(fontsize=7)
+def _chart(name: str, lines: Sequence[Figures]) -> dict[str, Any]:
+    """Collect the lines of one panel; a figure that was not recorded, or is not finite, is None."""
+    keys = {f"reward/{name}": "training", f"eval/{name}": "evaluation", name: name}
+    held = [line for line in lines if keys.keys() & line.keys()]
+    drawn = {key: label for key, label in keys.items() if any(key in line for line in held)}
+    curves = [{"label": label, "y": [_value(line.get(key)) for line in held]} for key, label in drawn.items()]
+    reward, spread = f"reward/{name}", f"spread/{name}"
+    edges = {
+        edge: [_value(line[reward] + sign * line[spread]) if {reward, spread} <= line.keys() else None for line in held]
+        for edge, sign in (("low", -1), ("high", 1))
+    }
+    return {
+        "title": name,
+        "x": [line["iteration"] for line in held],
+        "lines": curves,
+        "band": edges if any(spread in line for line in held) else None,
+    }
 
 
-def _points(lines: Sequence[Figures], key: str) -> tuple[np.ndarray, np.ndarray]:
-    """Collect the iterations where a figure was recorded, and its values."""
-    points = [(line["iteration"], line[key]) for line in lines if key in line]
-    return np.array([x for x, _ in points]), np.array([y for _, y in points])
+def _value(value: float | None) -> float | None:
+    """Round to six digits, as many as a chart can show; None for what cannot be drawn."""
+    return float(f"{value:.6g}") if value is not None and math.isfinite(value) else None
