@@ -18,9 +18,9 @@ METHODS = (
     "{name: branch_grpo, group_size: 4, num_steps: 4, splits: [0, 1]}",
 )
 SMALL = (
-    "prompts.per_iteration=2", f"method={METHODS[0]}", "model.lora.rank=2", "batch.rollout=8",
-    "evaluate.prompts=2", "evaluate.seeds=1", "evaluate.num_steps=2", "evaluate.every=1", "watch=[jpeg_size]", "iterations=3",
-    "save_every=1", "device=cpu",
+    "prompts.per_iteration=2", f"method={METHODS[0]}", "model.lora.rank=2", "model.height=16", "model.width=16",
+    "reward.train={jpeg_compressibility: 1}", "watch=[jpeg_size]", "batch.rollout=8", "evaluate.prompts=2", "evaluate.seeds=1",
+    "evaluate.num_steps=2", "evaluate.every=1", "iterations=3", "save_every=1", "device=cpu",
 )  # fmt: skip
 
 

@@ -186,6 +186,21 @@ def preload() -> None:
     os.execve(sys.executable, [sys.executable, *sys.argv], environment)
 
 
+def warm_up() -> None:
+    """Import what the commands import, once for all forks: it takes longer than the commands themselves."""
+    from neighbor_grpo import console
+
+    console.silence_libraries()
+    import torch._dynamo  # noqa: F401  which an optimizer imports at its first step
+
+    from neighbor_grpo.compare import page, runs  # noqa: F401
+    from neighbor_grpo.evaluate import evaluation  # noqa: F401
+    from neighbor_grpo.models.registry import BUNDLED, load_model
+    from neighbor_grpo.run import export  # noqa: F401
+
+    load_model(BUNDLED)  # no backward: autograd refuses to work in a fork of a process that ran one
+
+
 def main() -> int:
     """Disturb every command, print the table, and return 1 if anything went wrong."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -195,9 +210,7 @@ def main() -> int:
     parser.add_argument("--only", help="commands whose name contains this")
     arguments = parser.parse_args()
     preload()
-    from neighbor_grpo import console
-
-    console.silence_libraries()
+    warm_up()
     root = Path(tempfile.mkdtemp())
     campaign, chosen = Campaign(root, arguments.seed), [c for c in commands() if (arguments.only or "") in c.name]
     try:
