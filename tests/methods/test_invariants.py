@@ -172,14 +172,14 @@ def test_the_same_seed_is_the_same_run_bit_for_bit(method):
 
 @pytest.mark.parametrize("method", CASES)
 def test_learns_a_target(method):
-    """Reward -||x0 - target||^2 with Adam on mu: from the same noise, samples end up nearer by a twentieth at least."""
+    """Reward -||x0 - target||^2 with Adam on mu: from the same noise, samples end up nearer by a thirtieth at least."""
     target, mu = torch.full(LATENT, 1.5), MU.clone().requires_grad_()
-    optimizer = torch.optim.Adam([mu], lr=0.03)
+    optimizer = torch.optim.Adam([mu], lr=0.06)
 
     def rewards_of(tree):
         return -(tree.leaves - target).square().flatten(2).mean(-1)
 
-    for n in range(20):
+    for n in range(10):
         tree = rollout(method, mu.detach(), seed=n, prompts=6, iteration=n)
         for decisions in updates(method, tree, rewards_of(tree), seed=n, iteration=n):
             optimizer.zero_grad()
@@ -187,7 +187,7 @@ def test_learns_a_target(method):
             loss.mean().backward()
             optimizer.step()
     before, after = (rewards_of(rollout(method, at.detach(), seed=100, prompts=6)).mean() for at in (MU, mu))
-    assert after > before * 19 / 20, (before, after)
+    assert after > before * 29 / 30, (before, after)
 
 
 @pytest.mark.parametrize("method", SDE_CASES)

@@ -24,6 +24,12 @@ from neighbor_grpo.training.trainer import Trainer
 
 FAMILIES = {file.stem[7:]: import_module(file.stem) for file in sorted(Path(__file__).parent.glob("family_*.py"))}
 TEXTS = ["a red circle left of a blue square", "three green triangles", "a long prompt " * 5]
+# Every method with a few families, and every family with a few methods; the other pairs are slow, as no code knows both.
+PAIRS = [
+    pytest.param(family, method, marks=() if (f - m) % 5 == 0 else pytest.mark.slow)
+    for f, family in enumerate(FAMILIES)
+    for m, method in enumerate(METHODS)
+]
 GUIDED = [name for name, family in FAMILIES.items() if family.GUIDED]
 
 
@@ -230,8 +236,9 @@ def test_a_saved_lora_gives_the_same_picture_in_a_fresh_pipeline(case, tmp_path)
     torch.testing.assert_close(ours, case.called(model, 3, pipe), atol=1e-4, rtol=0)
 
 
-@pytest.mark.parametrize("method", METHODS)
-def test_one_iteration_of_every_method(case, tmp_path, method):
+@pytest.mark.parametrize(("family", "method"), PAIRS)
+def test_one_iteration_of_every_method(cases, tmp_path, family, method):
+    case = cases[family]
     file = tmp_path / "prompts.jsonl"
     file.write_text("".join(json.dumps({"prompt": prompt.text, **prompt.metadata}) + "\n" for prompt in case.prompts))
     more = [

@@ -53,7 +53,8 @@ def test_every_family_is_planned_without_weights(made, device, lora):
     family, whole, bare = made
     settings = [f"model.{key}={value}" for key, value in model_settings(family).items()]
     targets = f"model.lora.targets=[{', '.join(family.LORA)}]" if lora else "model.lora=null"
-    held = estimate(load_config(None, [f"model.path={bare}", *settings, targets]), device)
+    small = "method={name: neighbor, group_size: 2, num_steps: 2, num_train_steps: 1, num_anchors: 1}"
+    held = estimate(load_config(None, [f"model.path={bare}", *settings, targets, small]), device)
     assert held.update > 2 * held.forward * 0.9 > 0 and held.decode > 0
     assert all(parts.get("activations", 1) > 0 for parts in held.phases.values())
     assert (held.trained == held.parameters) != lora
