@@ -1,12 +1,17 @@
 """Rows of a comparison: costs, targets and the choice of a rate, by numbers."""
 
+from dataclasses import replace
+
 import numpy as np
+import pytest
 from comparisons import comparison
 
 from neighbor_grpo.compare.rows import Nfe, Row, crossing
-from neighbor_grpo.compare.runs import choose_rate
-from neighbor_grpo.compare.settings import Tune, load_comparison
+from neighbor_grpo.compare.runs import beyond, choose_rate
+from neighbor_grpo.compare.settings import load_comparison
 from neighbor_grpo.compare.tables import Target, final_table, target
+from neighbor_grpo.config import load_config, write_values
+from neighbor_grpo.errors import UserError
 from neighbor_grpo.run import files
 from neighbor_grpo.run.record import Record, write_record
 
@@ -48,33 +53,87 @@ def test_the_column_of_frozen_forwards_is_there_where_a_method_needs_them():
     assert {len(line) for line in both} == {len(without[0]) + 1}
 
 
-def test_the_reward_to_reach_is_that_of_the_best_named_run_within_the_bounds(tmp_path):
-    def ended(name, reward, strict):
-        return row(name, {}, {"reward": np.array([[0.0, reward]]), "strict": np.array([[1.0, strict]])})
+def test_the_reward_to_reach_is_the_highest_of_the_best_named_run_within_the_bounds(tmp_path):
+    def ended(name, reward, strict, bounds):
+        measures = {"reward": np.array([[0.0, reward]]), "strict": np.array([[1.0, strict]])}
+        return replace(row(name, {}, measures), bounds=bounds)
 
-    rows = [ended("ours", 9.0, 1.0), ended("hacks", 5.0, 0.2), ended("holds", 3.0, 0.9)]
     plain, _ = load_comparison(comparison(tmp_path))
-    tune = Tune(lr=[1e-4], within={"strict": (0.8, None)})
 
-    def reached(reach, **more):
-        return target(rows, plain.model_copy(update={"reach": reach, **more}))
+    def reached(reach, bounds=None):
+        rows = [
+            ended(name, reward, strict, bounds or {})
+            for name, reward, strict in (("ours", 9.0, 1.0), ("hacks", 5.0, 0.2), ("keeps", 3.0, 0.9))
+        ]
+        return target(rows, plain.model_copy(update={"reach": reach, "bounds": bounds or {}}))
 
-    assert reached(["hacks", "holds"]).reward == 5.0
-    assert reached(["hacks", "holds"], tune=tune) == Target(3.0, "3, where holds ends")
-    assert reached("hacks", tune=tune).reward == 5.0  # the only one named counts also outside the bounds
+    strict = {"strict": (0.8, None)}
+    assert reached(["hacks", "keeps"]).reward == 5.0
+    assert reached(["hacks", "keeps"], strict) == Target(3.0, "3, which keeps reaches within the bounds")
+    assert reached("hacks", strict).reward == 0.0  # it leaves the bounds at once
     assert reached("ours").reward == reached(None).reward == reached(["not finished"]).reward == 9.0
     assert reached(4.5) == Target(4.5, "4.5")
+    with pytest.raises(UserError, match="wider"):
+        reached(None, {"strict": (2.0, None)})
+
+
+def test_a_run_counts_until_its_mean_leaves_the_bounds():
+    """Reward 0, 1, 2, 3; the mean of the damage over seeds 0, 1, 3, 1: it leaves [., 2] at the third point and stays out."""
+    measures = {
+        "reward": np.array([[0.0, 1.0, 2.0, 3.0]] * 2),
+        "damage": np.array([[0.0, 2.0, 2.0, 1.0], [0.0, 0.0, 4.0, 1.0]]),
+    }
+    one = replace(row("a", {"pictures": np.array([[0.0, 10, 20, 30]] * 2)}, measures), bounds={"damage": (None, 2.0)})
+    assert one.kept == 2 and one.highest == 1.0
+    assert one.cost_to_reach(0.5, "pictures").by_mean == 5.0 and one.cost_to_reach(1.5, "pictures").by_mean is None
+    free = replace(one, bounds={})
+    assert free.kept == 4 and free.cost_to_reach(1.5, "pictures").by_mean == 15.0
+    never = replace(one, bounds={"damage": (1.0, None)})
+    assert never.kept == 0 and never.cost_to_reach(0.0, "pictures").by_seeds == [None, None]
+
+
+def tries(tmp_path, curves):
+    """Runs by their rates, from points (reward, strict) after each iteration of 16 pictures."""
+    runs = {}
+    for lr, points in curves.items():
+        runs[lr] = tmp_path / str(lr)
+        runs[lr].mkdir()
+        for n, (reward, strict) in enumerate(points):
+            costs = {"nfe_old": 8, "nfe_nominal": 8, "nfe_theta": 1} if n else {}
+            files.record(runs[lr], {"iteration": n, "eval/scenes": reward, "eval/scenes_strict": strict, **costs})
+        config = load_config(None, ["reward=scenes", f"optimizer.lr={lr}"])
+        (runs[lr] / "config.yaml").write_text(write_values(config.model_dump(mode="json")))
+        write_record(runs[lr], Record({}, {}, ended="diverged" if lr == 3e-3 else "finished"))
+    return runs
 
 
 def test_a_rate_out_of_bounds_or_diverged_is_not_chosen(tmp_path):
-    runs = {}
-    for lr, reward, strict in ((1e-4, 0.1, 0.5), (3e-4, 0.2, 0.48), (1e-3, 0.9, 0.1), (3e-3, 5.0, 0.5)):
-        runs[lr] = tmp_path / str(lr)
-        runs[lr].mkdir()
-        files.record(runs[lr], {"iteration": 1, "eval/scenes": reward, "eval/scenes_strict": strict})
-        (runs[lr] / "config.yaml").touch()
-        write_record(runs[lr], Record({}, {}, ended="diverged" if lr == 3e-3 else "finished"))
-    bounded = Tune(lr=list(runs), within={"scenes_strict": [0.47, None]})
-    assert choose_rate(runs, {"scenes": 1.0}, bounded) == 3e-4
-    assert choose_rate(runs, {"scenes": 1.0}, Tune(lr=list(runs))) == 1e-3
-    assert choose_rate(runs, {"scenes": 1.0}, Tune(lr=list(runs), within={"scenes_strict": [0.9, None]})) == 1e-4
+    start = (0.05, 0.5)
+    curves = {1e-4: (0.1, 0.5), 3e-4: (0.2, 0.48), 1e-3: (0.9, 0.1), 3e-3: (5.0, 0.5)}
+    runs = tries(tmp_path, {lr: [start, end] for lr, end in curves.items()})
+    plain, _ = load_comparison(comparison(tmp_path, tune={"lr": list(runs)}))
+
+    def chosen(**bounds):
+        return choose_rate(runs, plain.model_copy(update={"bounds": bounds}))
+
+    assert chosen(scenes_strict=(0.47, None)) == 3e-4
+    assert chosen() == 1e-3
+    assert chosen(scenes_strict=(0.9, None)) == 1e-4
+
+
+def test_by_reach_the_first_to_reach_within_the_bounds_is_chosen_even_if_it_falls_later(tmp_path):
+    runs = tries(tmp_path, {
+        1e-4: [(0.0, 0.5), (0.1, 0.5), (0.2, 0.5), (0.3, 0.5)],  # at 1.5 of three iterations
+        2e-4: [(0.0, 0.5), (0.2, 0.5), (0.1, 0.4), (0.05, 0.2)],  # at 0.75, and falls
+        4e-4: [(0.0, 0.5), (0.3, 0.1), (0.4, 0.1), (0.5, 0.1)],  # first, but out of bounds
+    })  # fmt: skip
+    plain, _ = load_comparison(comparison(tmp_path, tune={"lr": list(runs), "by": "reach"}, reach=0.15))
+    assert choose_rate(runs, plain.model_copy(update={"bounds": {"scenes_strict": (0.45, None)}})) == 2e-4
+    assert choose_rate(runs, plain) == 4e-4
+    nowhere = plain.model_copy(update={"reach": 9.0, "bounds": {"scenes_strict": (0.45, None)}})
+    assert choose_rate(runs, nowhere) == 1e-4  # the highest within the bounds
+
+
+def test_the_grid_grows_where_the_best_is_its_end():
+    assert beyond([1e-4, 3e-4, 1e-3], 1e-3) == [3.33e-3] and beyond([1e-4, 3e-4, 1e-3], 1e-4) == [3.33e-5]
+    assert beyond([1e-4, 3e-4, 1e-3], 3e-4) == beyond([1e-4], 1e-4) == []

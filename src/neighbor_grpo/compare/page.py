@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from neighbor_grpo.compare.rows import COSTS, Row, read_row
-from neighbor_grpo.compare.settings import Comparison, Entry
+from neighbor_grpo.compare.settings import Bounds, Comparison, Entry
 from neighbor_grpo.compare.tables import as_csv, final_table, other_measures, reach_table, records, target
 from neighbor_grpo.errors import UserError
 from neighbor_grpo.files import atomic
@@ -29,7 +29,7 @@ def write(comparison: Comparison, entries: Sequence[Entry]) -> Path:
     final, reach, table = final_table(rows), reach_table(rows, goal.reward), records(rows, goal.reward)
     costs = (
         f"Cost to reach a reward of {goal.text}, by the mean over seeds (by the first seed – by the last seed), and the "
-        "measures at that point:"
+        f"measures at that point{_bounds_text(rows[0].bounds)}:"
     )
     text = f"{markdown_table(final)}\n{costs}\n\n{markdown_table(reach)}"
     atomic.write(directory / "table.md", text)
@@ -43,6 +43,7 @@ def write(comparison: Comparison, entries: Sequence[Entry]) -> Path:
         "title": directory.name,
         "tables": [final, reach],
         "target": goal.text,
+        "bounds": _bounds_text(rows[0].bounds),
         "curves": data_url(directory / "curves.png"),
         "pictures": data_url(directory / "pictures.png") if pictures else "",
         "settings": (directory / "comparison.yaml").read_text(encoding="utf-8"),
@@ -52,6 +53,17 @@ def write(comparison: Comparison, entries: Sequence[Entry]) -> Path:
     return directory / "report.html"
 
 
+def _bounds_text(bounds: Bounds) -> str:
+    """Say up to where a run counts."""
+    limits = [
+        f"{name} {sign} {limit:g}"
+        for name, pair in bounds.items()
+        for sign, limit in zip((">=", "<="), pair, strict=True)
+        if limit is not None
+    ]
+    return f"; a run counts while {' and '.join(limits)}" if limits else ""
+
+
 def _missing(rows: Sequence[Row], comparison: Comparison, entries: Sequence[Entry]) -> list[str]:
     """List the methods with seeds that are not finished."""
     done, seeds = {row.name: len(row.runs) for row in rows}, len(comparison.seeds)
@@ -59,15 +71,22 @@ def _missing(rows: Sequence[Row], comparison: Comparison, entries: Sequence[Entr
 
 
 def draw_curves(rows: Sequence[Row], reward: float, file: Path) -> None:
-    """Draw the trained reward against each cost, then each other measure against evaluations; bands are ± one std."""
-    panels = [("reward", cost) for cost in COSTS] + [(name, "evaluations") for name in other_measures(rows)]
+    """Draw the trained reward against each cost and each bounded measure, then each other measure against evaluations.
+
+    Bands are ± one std.  A bounded measure has its bounds; a curve beyond them does not count.
+    """
+    bounds = rows[0].bounds
+    panels = [("reward", x) for x in (*COSTS, *bounds)] + [(name, "evaluations") for name in other_measures(rows)]
     height = -(-len(panels) // 3)
     figure = Figure(figsize=(13.5, 3.6 * height), layout="constrained")
     axes = figure.subplots(height, 3, squeeze=False).flatten()
-    for axis, (name, cost) in zip(axes, panels, strict=False):
-        _draw_panel(axis, rows, name, cost)
+    for axis, (name, x) in zip(axes, panels, strict=False):
+        _draw_panel(axis, rows, name, x)
         if name == "reward":
             axis.axhline(reward, color="gray", lw=0.8, ls=":")
+        for limit in bounds.get(x, ()):
+            if limit is not None:
+                axis.axvline(limit, color="gray", lw=0.8, ls=":")
     for axis in axes[len(panels) :]:
         axis.axis("off")
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=min(len(rows), 6), fontsize=8)
@@ -75,16 +94,17 @@ def draw_curves(rows: Sequence[Row], reward: float, file: Path) -> None:
         figure.savefig(aside, dpi=110, format="png")
 
 
-def _draw_panel(axis: Axes, rows: Sequence[Row], name: str, cost: str) -> None:
-    """Draw a measure of all methods against a cost."""
+def _draw_panel(axis: Axes, rows: Sequence[Row], name: str, against: str) -> None:
+    """Draw a measure of all methods against a cost or another measure."""
     for n, row in enumerate(rows):
-        x, y = row.costs[cost].mean(0), row.measures[name]
+        x = {**row.measures, **row.costs}[against].mean(0)
+        y = row.measures[name]
         line = axis.plot(x, y.mean(0), marker=".", lw=1.2, ls="-" if n < 10 else "--", label=row.name)[0]
-        if len(y) > 1:
+        if len(y) > 1 and against in row.costs:
             around = y.std(0, ddof=1)
             axis.fill_between(x, y.mean(0) - around, y.mean(0) + around, alpha=0.12, lw=0, color=line.get_color())
     axis.set_title(name, fontsize=10)
-    axis.set_xlabel("seconds of training" if cost == "seconds" else cost, fontsize=8)
+    axis.set_xlabel("seconds of training" if against == "seconds" else against, fontsize=8)
     axis.grid(alpha=0.3)
 
 

@@ -1,18 +1,19 @@
 """The rows of a comparison: what the finished runs of each method cost and reached."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from statistics import mean, median, stdev
 
 import numpy as np
 
-from neighbor_grpo.compare.settings import Comparison, Entry
+from neighbor_grpo.compare.settings import Bounds, Comparison, Entry, within
 from neighbor_grpo.config import method_name
 from neighbor_grpo.run import files
 from neighbor_grpo.run.files import Figures, training_seconds
 
-COSTS = ("iterations", "evaluations", "seconds")  # what curves are drawn against
+COSTS = ("iterations", "evaluations", "pictures", "seconds")  # what curves are drawn against
 
 
 @dataclass(frozen=True)
@@ -54,19 +55,33 @@ class Row:
     diverged: int  # seeds whose loss or gradient was not finite
     nfe: Nfe
     seconds_per_iteration: float
-    costs: Mapping[str, np.ndarray]  # iterations, evaluations, seconds: [S, points], 0 first
-    measures: Mapping[
-        str, np.ndarray
-    ]  # on the evaluation prompts; "reward" is the weighted sum of those trained on: [S, points]
+    costs: Mapping[str, np.ndarray]  # by the names of COSTS: [S, points], 0 first
+    measures: Mapping[str, np.ndarray]  # on the evaluation prompts, "reward" the weighted sum of those trained on: [S, points]
+    bounds: Bounds = field(default_factory=dict)
 
     def final(self, name: str) -> tuple[float, float]:
         """Return a measure's mean and standard deviation over seeds after training."""
         values = self.measures[name][:, -1].tolist()
         return mean(values), stdev(values) if len(values) > 1 else 0.0
 
+    @cached_property
+    def kept(self) -> int:
+        """Return how many points, from the first, keep the bounds by the mean over seeds."""
+        means = {name: self.measures[name].mean(0) for name in self.bounds}
+        points = self.measures["reward"].shape[1]
+        at = ({name: float(mean[n]) for name, mean in means.items()} for n in range(points))
+        return next((n for n, values in enumerate(at) if not within(values, self.bounds)), points)
+
+    @property
+    def highest(self) -> float:
+        """Return the highest mean reward among the points that are kept, of which there must be one."""
+        return float(self.measures["reward"].mean(0)[: self.kept].max())
+
     def cost_to_reach(self, reward: float, cost: str) -> Reached:
-        """Return what it costs to reach a reward."""
-        x, y = self.costs[cost], self.measures["reward"]
+        """Return what it costs to reach a reward before the bounds are left."""
+        x, y = self.costs[cost][:, : self.kept], self.measures["reward"][:, : self.kept]
+        if not self.kept:
+            return Reached(None, [None] * len(x))
         seeds = [crossing(*curve, reward) for curve in zip(x, y, strict=True)]
         return Reached(crossing(x.mean(0), y.mean(0), reward), seeds)
 
@@ -94,24 +109,29 @@ def read_row(entry: Entry, comparison: Comparison) -> Row | None:
     finished = [run for run in runs if files.finished(run)]
     if not finished:
         return None
-    lines = [files.read_metrics(run) for run in finished]
+    return replace(row_of(entry.name, finished, comparison), diverged=sum(files.diverged(run) for run in runs))
+
+
+def row_of(name: str, runs: Sequence[Path], comparison: Comparison) -> Row:
+    """Read runs that differ by their seeds alone."""
+    lines, config = [files.read_metrics(run) for run in runs], files.read_config(runs[0])
     iterations = [line for run in lines for line in run[1:]]
-    method = entry.config.method
-    series = [_evaluated_with_costs(run, entry.config.prompts.per_iteration * method.group_size) for run in lines]
+    series = [_evaluated_with_costs(run, config.prompts.per_iteration * config.method.group_size) for run in lines]
     points = min(len(run) for run in series)  # they differ only with a budget of seconds
     names = [key for key in series[0][0] if key.startswith("eval/")]
     measures = {key.removeprefix("eval/"): _stack(series, key, points) for key in names}
-    weighted = [weight * measures[name] for name, weight in entry.config.reward.train.items()]
+    weighted = [weight * measures[name] for name, weight in config.reward.train.items()]
     return Row(
-        name=entry.name,
-        method=method_name(method),
-        lr=files.read_config(finished[0]).optimizer.lr,
-        runs=finished,
-        diverged=sum(files.diverged(run) for run in runs),
+        name=name,
+        method=method_name(config.method),
+        lr=config.optimizer.lr,
+        runs=runs,
+        diverged=0,
         nfe=Nfe.of(iterations),
         seconds_per_iteration=median(training_seconds(line) for line in iterations),
         costs={cost: _stack(series, cost, points) for cost in COSTS},
         measures=measures | {"reward": np.sum(weighted, axis=0)},
+        bounds=comparison.bounds,
     )
 
 
@@ -122,6 +142,7 @@ def _evaluated_with_costs(lines: Sequence[Figures], samples: int) -> list[Figure
     for line in lines:
         if line["iteration"]:
             spent["iterations"] += 1
+            spent["pictures"] += samples
             spent["evaluations"] += samples * Nfe.of([line]).evaluations
             spent["seconds"] += training_seconds(line)
         if files.evaluated([line]):

@@ -8,12 +8,13 @@ stopped.  With `tune`, each method first runs with every learning rate of the gr
 import gc
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import redirect_stdout
-from math import ceil
+from math import ceil, inf
 from pathlib import Path
 
 import torch
 
-from neighbor_grpo.compare.settings import Comparison, Entry, Tune, within
+from neighbor_grpo.compare.rows import row_of
+from neighbor_grpo.compare.settings import Comparison, Entry, tried
 from neighbor_grpo.config import Config, write_values
 from neighbor_grpo.errors import UserError
 from neighbor_grpo.files import atomic
@@ -42,35 +43,54 @@ def with_rate(config: Config, lr: float) -> Config:
 
 
 def tune_rate(entry: Entry, comparison: Comparison, say: Callable[[str], None]) -> float:
-    """Train a method with every rate of the grid and return the chosen one; without `tune` its own rate."""
+    """Train a method with every rate of the grid, extended until the best is inside; return the best.
+
+    Without `tune` it is the method's own rate.
+    """
     tune = comparison.tune
     if tune is None:
         return entry.config.optimizer.lr
-    runs = {lr: Path(comparison.run_dir) / entry.name / f"lr-{lr:g}" for lr in tune.lr}
-    config = entry.config.model_copy(
-        update={
-            "iterations": ceil(tune.share * entry.config.iterations),
-            "seconds": entry.config.seconds and tune.share * entry.config.seconds,
-        }
+    config = tried(entry.config, tune)
+    config = config.model_copy(
+        update={"iterations": ceil(tune.share * config.iterations), "seconds": config.seconds and tune.share * config.seconds}
     )
-    for lr, run in runs.items():
-        train(with_rate(config, lr), run, tune.seed, say)
-    chosen = choose_rate(runs, entry.config.reward.train, tune)
+    runs: dict[float, Path] = {}
+    rates, more = sorted(tune.lr), list(tune.lr)
+    for _ in range(tune.extend + 1):
+        for lr in more:
+            runs[lr] = Path(comparison.run_dir) / entry.name / f"lr-{lr:g}"
+            train(with_rate(config, lr), runs[lr], tune.seed, say)
+        chosen = choose_rate(runs, comparison)
+        more = beyond(rates, chosen)
+        rates = sorted({*rates, *more})
+        if not more:
+            break
     say(f"{entry.name}: optimizer.lr = {chosen:g}")
     return chosen
 
 
-def choose_rate(runs: Mapping[float, Path], rewards: Mapping[str, float], tune: Tune) -> float:
-    """Choose the rate with the highest final reward whose run did not diverge and keeps within the bounds.
+def beyond(rates: Sequence[float], best: float) -> list[float]:
+    """Return the rate to try next where the best is at an end of the sorted rates, as far beyond as its neighbour is before."""
+    if len(rates) < 2 or best not in (rates[0], rates[-1]):
+        return []
+    neighbour = rates[1] if best == rates[0] else rates[-2]
+    return [float(f"{best * best / neighbour:.3g}")]
 
-    The smallest rate where no run does.
+
+def choose_rate(runs: Mapping[float, Path], comparison: Comparison) -> float:
+    """Choose a rate: the cheapest to reach the reward, otherwise the one that gets highest, both within the bounds.
+
+    A run that diverged does not count; the smallest rate where none counts.
     """
-    scores = {}
-    for lr, run in runs.items():
-        last = {key.removeprefix("eval/"): value for key, value in files.read_metrics(run)[-1].items()}
-        if not files.diverged(run) and within(last, tune.within):
-            scores[lr] = sum(weight * last[name] for name, weight in rewards.items())
-    return max(scores, key=scores.__getitem__) if scores else min(runs)
+    rows = {lr: row_of(f"{lr:g}", [run], comparison) for lr, run in runs.items() if not files.diverged(run)}
+    level = comparison.reach if comparison.tune and comparison.tune.by == "reach" else None
+
+    def merit(lr: float) -> tuple[float, float]:
+        cost = rows[lr].cost_to_reach(level, "evaluations").by_mean if isinstance(level, float) else None
+        return (inf if cost is None else cost), -rows[lr].highest
+
+    kept = [lr for lr, row in rows.items() if row.kept]
+    return min(kept, key=merit) if kept else min(runs)
 
 
 def train(config: Config, run: Path, seed: int, say: Callable[[str], None]) -> None:

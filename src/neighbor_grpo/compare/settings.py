@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import ceil
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -45,12 +45,18 @@ class Budget(Section):
 
 
 class Tune(Section):
-    """Describe how each method's learning rate is chosen: the highest evaluation reward on a seed that is not reported."""
+    """Describe how each method's learning rate is chosen, within the bounds, on a seed that is not reported."""
 
+    by: Literal["reach", "reward"] = Field(
+        "reward", description="reach: the rate that reaches the number `reach` first; reward: the rate that gets highest"
+    )
     lr: list[Rate] = Field(min_length=1, description="learning rates to try")
+    extend: Annotated[int, Field(ge=0, le=20)] = Field(
+        3, description="rates to try beyond an end of the grid, one after another, as long as the best is the last one there"
+    )
     seed: Seed = Field(1000, description="must not be one of the reported seeds")
     share: float = Field(1.0, gt=0, le=1, description="share of the budget that each try may spend")
-    within: Bounds = Field({}, description="{measure: [least, most]} to keep, so that no rate is chosen for hacking the reward")
+    keys: dict[str, Any] = Field({}, description="keys of the tries alone, for instance other evaluation prompts")
 
 
 def within(values: Mapping[str, float], bounds: Bounds) -> bool:
@@ -72,10 +78,14 @@ class Comparison(Section):
     budget: Budget
     tune: Tune | None = Field(None, description="null = each run's own optimizer.lr")
     points: Positive = Field(8, description="evaluations along each run; with budget.seconds, base.evaluate.every is used")
+    bounds: Bounds = Field(
+        {},
+        description="{measure: [least, most]}: a run counts until it leaves them, so that nobody wins by hacking the reward",
+    )
     reach: float | str | Annotated[list[Name], Field(min_length=1)] | None = Field(
         None,
-        description="report the cost of reaching this reward, or the final reward of this run, or of the best of these runs "
-        "within tune's bounds; null = the best of all runs",
+        description="report the cost of reaching this reward, or the highest reward within the bounds of this run, or of the "
+        "best of these runs; null = of the best of all runs",
     )
 
 
@@ -119,13 +129,17 @@ def _check(comparison: Comparison, entries: Sequence[Entry]) -> None:
     reach = [comparison.reach] if isinstance(comparison.reach, str) else comparison.reach
     if isinstance(reach, list) and (unknown := next((name for name in reach if name not in names), None)):
         raise UserError(f"reach: unknown run {unknown!r}: choose among {', '.join(names)}")
+    measured = {*entries[0].config.reward.train, *entries[0].config.watched}
+    if unknown := next((name for name in comparison.bounds if name not in measured), None):
+        raise UserError(f"bounds: {unknown!r} is not measured: choose among {', '.join(sorted(measured))}")
     if comparison.tune is None:
         return
     if comparison.tune.seed in comparison.seeds:
         raise UserError(f"tune.seed ({comparison.tune.seed}) is one of the reported seeds: choose another")
-    measured = {*entries[0].config.reward.train, *entries[0].config.watched}
-    if unknown := next((name for name in comparison.tune.within if name not in measured), None):
-        raise UserError(f"tune.within: {unknown!r} is not measured: choose among {', '.join(sorted(measured))}")
+    if comparison.tune.by == "reach" and not isinstance(comparison.reach, float):
+        raise UserError("tune.by is reach, so reach must be a number, the reward to reach: set it, or tune.by: reward")
+    for entry in entries:
+        tried(entry.config, comparison.tune)
 
 
 def _entry(values: dict[str, Any], comparison: Comparison, folder: Path) -> Entry:
@@ -136,6 +150,14 @@ def _entry(values: dict[str, Any], comparison: Comparison, folder: Path) -> Entr
         name = next((values[key] for key in ("run", "preset", "config", "method") if key in values), "")
         raise UserError(f"methods, {shown(name)}: {error}") from error
     return Entry(values.get("run") or method_name(config.method), config)
+
+
+def tried(config: Config, tune: Tune) -> Config:
+    """Return the configuration of a method's tries.  Raises UserError for keys that a run does not have."""
+    try:
+        return resolve([*layers_of(config.model_dump(mode="json"), "the run"), *layers_of(tune.keys, "tune.keys")])
+    except UserError as error:
+        raise UserError(f"tune.keys: {error}") from error
 
 
 def _layers(values: dict[str, Any], folder: Path) -> list[Layer]:

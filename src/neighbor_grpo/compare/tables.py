@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 
 from neighbor_grpo.compare.rows import COSTS, Reached, Row
-from neighbor_grpo.compare.settings import Comparison, within
+from neighbor_grpo.compare.settings import Comparison
+from neighbor_grpo.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -21,21 +22,20 @@ class Target:
 
 
 def target(rows: Sequence[Row], comparison: Comparison) -> Target:
-    """Choose the reward whose cost is reported: a number, or where the best run named by `reach` ends.
+    """Choose the reward whose cost is reported: a number, or the highest that a run named by `reach` gets within the bounds.
 
-    Runs outside the bounds of tune.within count only if all are outside.  Without names, or if no named run is finished, all
-    rows count.
+    Without names, or if no named run is finished and starts within the bounds, all rows count.
     """
     reach = comparison.reach
     if isinstance(reach, float):
         return Target(reach, f"{reach:g}")
     names = [reach] if isinstance(reach, str) else reach or []
-    bounds = comparison.tune.within if comparison.tune else {}
-    named = [row for row in rows if row.name in names] or rows
-    inside = [row for row in named if within({name: row.final(name)[0] for name in bounds}, bounds)] or named
-    best = max(inside, key=lambda row: row.final("reward")[0])
-    reward = best.final("reward")[0]
-    return Target(reward, f"{reward:.4g}, where {best.name} ends")
+    kept = [row for row in rows if row.kept]
+    if not kept:
+        raise UserError("no run keeps the bounds, not even before training: choose wider ones")
+    best = max([row for row in kept if row.name in names] or kept, key=lambda row: row.highest)
+    where = "within the bounds" if comparison.bounds else "at most"
+    return Target(best.highest, f"{best.highest:.4g}, which {best.name} reaches {where}")
 
 
 def other_measures(rows: Sequence[Row]) -> list[str]:
@@ -76,14 +76,15 @@ def final_table(rows: Sequence[Row]) -> list[list[str]]:
 
 
 def reach_table(rows: Sequence[Row], reward: float) -> list[list[str]]:
-    """Write the cost of reaching a reward, and the measures at that point, for each method."""
+    """Write the cost of reaching a reward, the measures at that point, and the highest reward, all within the bounds."""
     names = shown_measures(rows)
-    table = [["run", *COSTS, *names]]
+    table = [["run", "highest", *COSTS, *names]]
     for row in rows:
         reached = {cost: row.cost_to_reach(reward, cost) for cost in COSTS}
         then = row.measured_at(reached["evaluations"].by_mean)
         values = [then[name] for name in names]
-        table.append([row.name, *map(_words, reached.values()), *("" if v is None else f"{v:.4g}" for v in values)])
+        highest = f"{row.highest:.4g}" if row.kept else ""
+        table.append([row.name, highest, *map(_words, reached.values()), *("" if v is None else f"{v:.4g}" for v in values)])
     return table
 
 
@@ -118,6 +119,7 @@ def records(rows: Sequence[Row], reward: float) -> list[dict[str, Any]]:
             record[name], record[f"{name}_std"] = row.final(name)
         reached = {cost: row.cost_to_reach(reward, cost).by_mean for cost in COSTS}
         record |= {f"{cost}_to_reach": value for cost, value in reached.items()}
+        record |= {"highest": row.highest if row.kept else None}
         record |= {f"{name}_then": value for name, value in row.measured_at(reached["evaluations"]).items()}
         table.append(record)
     return table

@@ -114,6 +114,7 @@ class Evaluation(Section):
 
     every: Times = Field(0, description="iterations between evaluations; 0 = before and after training only")
     prompts: Positive = Field(64, description="number of evaluation prompts, the first of prompts.eval_path")
+    skip: Times = Field(0, description="prompts of prompts.eval_path that are left out before these")
     seeds: Annotated[int, Field(ge=1, le=1000)] = Field(2, description="pictures of each evaluation prompt")
     num_steps: Annotated[int, Field(ge=1, le=MOST_STEPS)] | None = Field(
         None, description="transitions of the sampling; null = method.num_steps"

@@ -26,8 +26,8 @@ MAY_CHANGE = (
 )  # fmt: skip
 # What makes evaluations before and after the change different measurements
 _MEASURED = (
-    "evaluate.prompts", "evaluate.seeds", "evaluate.num_steps", "evaluate.solver", "prompts.eval_path", "reward.watch",
-    "evaluation prompts",
+    "evaluate.prompts", "evaluate.skip", "evaluate.seeds", "evaluate.num_steps", "evaluate.solver", "prompts.eval_path",
+    "reward.watch", "evaluation prompts",
 )  # fmt: skip
 
 

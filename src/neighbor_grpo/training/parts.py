@@ -83,7 +83,12 @@ class Parts:
         device, ranks = accelerator.device, accelerator.num_processes
         prompts = read_prompts(config.prompts.path)
         evaluation_prompts = read_prompts(config.prompts.eval_path or config.prompts.path, held_out=True)
-        evaluation_prompts = evaluation_prompts[: config.evaluate.prompts]
+        skip, count = config.evaluate.skip, config.evaluate.prompts
+        if skip >= len(evaluation_prompts):
+            raise UserError(
+                f"evaluate.skip ({skip}) leaves none of the {len(evaluation_prompts)} evaluation prompts: choose less"
+            )
+        evaluation_prompts = evaluation_prompts[skip : skip + count]
         begun = by_main(accelerator, lambda: beginning(run_dir, config, prompts, evaluation_prompts, resume))
         check_scorers(config.reward.scorers, [*config.reward.train, *config.watched])
         rewards = load_rewards(list(config.reward.train), config.reward.scorers, config.reward.overlap)
