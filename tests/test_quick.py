@@ -41,6 +41,7 @@ HELP = [
     ["demo"],
     ["plan"],
     ["probe"],
+    ["study"],
     ["compare"],
     ["presets"],
     ["sample"],

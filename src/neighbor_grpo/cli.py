@@ -23,11 +23,12 @@ from neighbor_grpo.commands import (
     rewards,
     sample,
     scenes,
+    study,
     train,
 )
 from neighbor_grpo.errors import UserError
 
-COMMANDS = (train, plan, probe, doctor, compare, presets, sample, evaluate, report, export, rewards, scenes)
+COMMANDS = (train, plan, probe, doctor, study, compare, presets, sample, evaluate, report, export, rewards, scenes)
 SIGNALLED = 128  # exit codes above it are those of a process that a signal ended
 STOPPED, CLOSED = SIGNALLED + 2, SIGNALLED + 13  # by SIGINT, by SIGPIPE
 

@@ -11,17 +11,13 @@ from torch import Tensor
 
 from neighbor_grpo.config import Config
 from neighbor_grpo.methods.neighbor import Neighbor
-from neighbor_grpo.methods.rows import Rows
-from neighbor_grpo.models.conditioning import Cond
-from neighbor_grpo.models.policy import ModelPolicy
 from neighbor_grpo.models.sampling import fixed_noise, sample
 from neighbor_grpo.rewards.set import RewardSet
 from neighbor_grpo.run.findings import MOST_CLIPPED, ROUNDING, TRIAL, Finding, Verdict, floor_finding
 from neighbor_grpo.training.collector import Collector
-from neighbor_grpo.training.doctor.patient import Patient, rows_of
+from neighbor_grpo.training.doctor.patient import Patient, rows_of, thinned
 from neighbor_grpo.training.doctor.statistics import Direction, direction
 from neighbor_grpo.training.experience import Experience
-from neighbor_grpo.training.gradients import accumulate
 from neighbor_grpo.training.phases import Phases
 
 STAGES = {16: 0.002, 32: 0.004, 64: 0.004}  # groups -> p-value; together 1 % for gradients without a signal
@@ -51,30 +47,14 @@ def gradient_findings(patient: Patient, seconds: float, sound: bool) -> Iterator
 # ---------------------------------------------------------------- the signal
 
 
-def _gradient(patient: Patient, rows: Rows, cond: Cond) -> list[Tensor]:
-    """Return the gradient of the mean loss of these rows, by weight."""
-    learner, weights = patient.parts.learner, list(patient.weights.values())
-
-    def policy_of(part: Rows) -> ModelPolicy:
-        return ModelPolicy(patient.parts.model, cond.take(part.prompt), weights, learner.copies)
-
-    method, size = patient.config.method, patient.config.batch.update
-    learner.optimizer.zero_grad()
-    accumulate(method, policy_of, learner.transformer, rows, size, weights, patient.parts.accelerator)
-    gradient = [weight.grad for weight in weights if weight.grad is not None]
-    learner.optimizer.zero_grad()
-    return gradient
-
-
 def _vectors(patient: Patient, experience: Callable[[int], Experience]) -> Iterator[Tensor]:
     """Give the gradient of one group after another, thinned out to KEPT numbers."""
-    step = -(-sum(weight.numel() for weight in patient.weights.values()) // KEPT)
     for n in count():
         one = experience(n)
         for prompt in range(len(one.cond)):
             rows = rows_of(one, prompt)
             if rows is not None:
-                yield torch.cat([g.flatten()[::step].float().cpu() for g in _gradient(patient, rows, one.cond)])
+                yield thinned(patient.gradient(rows, one.cond), KEPT)
         patient.forget(n)
 
 
@@ -164,7 +144,7 @@ def _reach(patient: Patient) -> Finding:
     for n in range(2):
         one = patient.source.experience(1) if n else patient.experience(0)  # the second one is of the stepped weights
         rows = [rows for rows in one.updates if len(rows)]
-        gradient = _gradient(patient, type(rows[0]).cat(rows), one.cond)
+        gradient = patient.gradient(type(rows[0]).cat(rows), one.cond)
         still -= {name for name, g in zip(patient.weights, gradient, strict=True) if bool(g.any())}
         if not still:
             break

@@ -13,12 +13,14 @@ from torch import Tensor
 from neighbor_grpo.config import Config
 from neighbor_grpo.errors import UserError
 from neighbor_grpo.methods.rows import Rows
+from neighbor_grpo.models.conditioning import Cond
+from neighbor_grpo.models.policy import ModelPolicy
 from neighbor_grpo.models.sampling import fixed_noise, sample
 from neighbor_grpo.prompts.reading import Prompt
 from neighbor_grpo.rewards.score import Scores
 from neighbor_grpo.rewards.set import RewardSet
 from neighbor_grpo.training.experience import Experience, Source
-from neighbor_grpo.training.gradients import iteration_figures
+from neighbor_grpo.training.gradients import accumulate, iteration_figures
 from neighbor_grpo.training.parts import Parts
 
 Figures = dict[str, float]
@@ -111,6 +113,20 @@ class Patient:
         """Take the optimizer steps of an iteration; return its figures."""
         return iteration_figures([self.parts.learner.step(rows, experience.cond).figures for rows in experience.updates])
 
+    def gradient(self, rows: Rows, cond: Cond) -> list[Tensor]:
+        """Return the gradient of the mean loss of these rows, by weight."""
+        learner, weights = self.parts.learner, list(self.weights.values())
+
+        def policy_of(part: Rows) -> ModelPolicy:
+            return ModelPolicy(self.parts.model, cond.take(part.prompt), weights, learner.copies)
+
+        learner.optimizer.zero_grad()
+        size = self.config.batch.update
+        accumulate(self.config.method, policy_of, learner.transformer, rows, size, weights, self.parts.accelerator)
+        gradient = [weight.grad for weight in weights if weight.grad is not None]
+        learner.optimizer.zero_grad()
+        return gradient
+
     @contextmanager
     def restored(self) -> Iterator[None]:
         """Put the weights before training back at the end, with an optimizer that has seen nothing."""
@@ -156,12 +172,17 @@ def admitted(config: Config) -> Iterator[Patient]:
 
 def rows_of(experience: Experience, prompt: int) -> Rows | None:
     """Return the rows of one group in all optimizer steps of an iteration; None without any."""
-    parts = []
-    for rows in experience.updates:
-        chosen = (rows.prompt == prompt).nonzero().flatten()
-        parts.append(type(rows)(**{f.name: _taken(getattr(rows, f.name), chosen) for f in fields(rows)}))
+    parts = [chosen(rows, rows.prompt == prompt) for rows in experience.updates]
     return type(parts[0]).cat(parts) if sum(map(len, parts)) else None
 
 
-def _taken(column: Tensor, rows: Tensor) -> Tensor:
-    return column[rows.to(column.device)]
+def chosen(rows: Rows, which: Tensor) -> Rows:
+    """Return the rows that are marked.  which [R] bool"""
+    at = which.nonzero().flatten()
+    return type(rows)(**{f.name: getattr(rows, f.name)[at.to(getattr(rows, f.name).device)] for f in fields(rows)})
+
+
+def thinned(gradient: Sequence[Tensor], count: int) -> Tensor:
+    """Return about `count` of the numbers of a gradient, evenly spread over it."""
+    step = -(-sum(part.numel() for part in gradient) // count)
+    return torch.cat([part.flatten()[::step].float().cpu() for part in gradient])

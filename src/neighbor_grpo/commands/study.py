@@ -1,0 +1,52 @@
+"""The command `study`: what the gradients of methods are worth, before anything is trained."""
+
+import argparse
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+from neighbor_grpo.commands.options import Commands, number
+from neighbor_grpo.compare.settings import read_comparison, with_budgets
+from neighbor_grpo.config import check_names
+from neighbor_grpo.console import say
+from neighbor_grpo.files import atomic
+
+
+def add(commands: Commands) -> None:
+    """Add the command."""
+    study = commands.add_parser(
+        "study",
+        help="measure the gradients of methods before training: signal, direction, effect of a step",
+        description="For each method of a comparison, measure over groups how many prompts an iteration needs until its "
+        "gradient is more signal than noise, what that costs, at which times the signal lies, its cosine with the policy "
+        "gradient of the SDE, and the evaluation after a step of equal length. Say which method to train. Nothing is trained.",
+    )
+    study.add_argument(
+        "config", metavar="PRESET | FILE", help="a comparison of the package, for instance scenes/study, or a YAML file"
+    )
+    study.add_argument("overrides", nargs="*", metavar="key=value", help="single keys of the comparison to change")
+    study.add_argument(
+        "--groups",
+        type=number(int, 2),
+        default=64,
+        help="groups of each method; more find weaker signals (default %(default)s)",
+    )
+    study.add_argument("--json", metavar="FILE", type=Path, help="write the numbers as JSON too")
+    study.set_defaults(command=run)
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Print the tables and the advice."""
+    comparison, entries = read_comparison(arguments.config, arguments.overrides)
+    for entry in entries:
+        check_names(entry.config)
+    from neighbor_grpo.training.study import advice, study, tables
+
+    runs = {entry.name: entry.config for entry in with_budgets(comparison, entries)}
+    result = study(runs, arguments.groups, say)
+    if arguments.json:
+        atomic.write(arguments.json, json.dumps(asdict(result), indent=1) + "\n")
+    say("")
+    say(tables(result))
+    for line in advice(result):
+        say(line)
