@@ -54,7 +54,6 @@ def test_a_thousand_faults():
     images, prompts, metadata = pictures(128), ["p" * (k % 5) for k in range(128)], [{"bonus": k} for k in range(128)]
     right = worth(images, prompts, metadata)
     scored = failed = 0
-    began = time.monotonic()
     with server.serving() as url:
         remote = Remote(url, timeout=1.5, retries=2, backoff=0.001, batch=2, concurrency=8)
         remote.load()
@@ -74,7 +73,6 @@ def test_a_thousand_faults():
     assert {kind: counts[kind] for kind in set(KINDS.values())} == {kind: by_kind[kind] for kind in set(KINDS.values())}
     assert counts["requests"] + counts["retries"] - counts["not sent"] == sum(injected.values())
     assert scored == 2 * injected["ok"] and failed == 2 * counts["failed"] > 0
-    assert time.monotonic() - began < 60  # on a busy machine
 
 
 @pytest.mark.parametrize("kind", [*KINDS, "huge"])
