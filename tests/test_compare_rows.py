@@ -1,5 +1,6 @@
 """Rows of a comparison: costs, targets and the choice of a rate, by numbers."""
 
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -8,7 +9,7 @@ from comparisons import comparison
 
 from neighbor_grpo.compare.rows import Nfe, Row, crossing
 from neighbor_grpo.compare.runs import beyond, choose_rate
-from neighbor_grpo.compare.settings import load_comparison
+from neighbor_grpo.compare.settings import Bound, load_comparison
 from neighbor_grpo.compare.tables import Target, final_table, target
 from neighbor_grpo.config import load_config, write_values
 from neighbor_grpo.errors import UserError
@@ -67,14 +68,14 @@ def test_the_reward_to_reach_is_the_highest_of_the_best_named_run_within_the_bou
         ]
         return target(rows, plain.model_copy(update={"reach": reach, "bounds": bounds or {}}))
 
-    strict = {"strict": (0.8, None)}
+    strict = {"strict": Bound(least=0.8)}
     assert reached(["hacks", "keeps"]).reward == 5.0
     assert reached(["hacks", "keeps"], strict) == Target(3.0, "3, which keeps reaches within the bounds")
     assert reached("hacks", strict).reward == 0.0  # it leaves the bounds at once
     assert reached("ours").reward == reached(None).reward == reached(["not finished"]).reward == 9.0
     assert reached(4.5) == Target(4.5, "4.5")
     with pytest.raises(UserError, match="wider"):
-        reached(None, {"strict": (2.0, None)})
+        reached(None, {"strict": Bound(least=2.0)})
 
 
 def test_a_run_counts_until_its_mean_leaves_the_bounds():
@@ -83,13 +84,19 @@ def test_a_run_counts_until_its_mean_leaves_the_bounds():
         "reward": np.array([[0.0, 1.0, 2.0, 3.0]] * 2),
         "damage": np.array([[0.0, 2.0, 2.0, 1.0], [0.0, 0.0, 4.0, 1.0]]),
     }
-    one = replace(row("a", {"pictures": np.array([[0.0, 10, 20, 30]] * 2)}, measures), bounds={"damage": (None, 2.0)})
+    one = replace(row("a", {"pictures": np.array([[0.0, 10, 20, 30]] * 2)}, measures), bounds={"damage": Bound(most=2.0)})
     assert one.kept == 2 and one.highest == 1.0
     assert one.cost_to_reach(0.5, "pictures").by_mean == 5.0 and one.cost_to_reach(1.5, "pictures").by_mean is None
     free = replace(one, bounds={})
     assert free.kept == 4 and free.cost_to_reach(1.5, "pictures").by_mean == 15.0
-    never = replace(one, bounds={"damage": (1.0, None)})
+    never = replace(one, bounds={"damage": Bound(least=1.0)})
     assert never.kept == 0 and never.cost_to_reach(0.0, "pictures").by_seeds == [None, None]
+
+
+def test_bounds_are_numbers_or_relative_to_the_start():
+    assert Bound(least=1.0, most=3.0).interval(9.0) == (1.0, 3.0)
+    assert Bound(fall=0.5).interval(2.0) == (1.5, math.inf) and Bound(times=1.5).interval(2.0) == (-math.inf, 3.0)
+    assert Bound(fall=0.5, least=1.8, times=1.5, most=2.5).interval(2.0) == (1.8, 2.5)
 
 
 def tries(tmp_path, curves):
@@ -116,9 +123,9 @@ def test_a_rate_out_of_bounds_or_diverged_is_not_chosen(tmp_path):
     def chosen(**bounds):
         return choose_rate(runs, plain.model_copy(update={"bounds": bounds}))
 
-    assert chosen(scenes_strict=(0.47, None)) == 3e-4
+    assert chosen(scenes_strict=Bound(least=0.47)) == 3e-4
     assert chosen() == 1e-3
-    assert chosen(scenes_strict=(0.9, None)) == 1e-4
+    assert chosen(scenes_strict=Bound(fall=0.0, least=0.9)) == 1e-4
 
 
 def test_by_reach_the_first_to_reach_within_the_bounds_is_chosen_even_if_it_falls_later(tmp_path):
@@ -128,9 +135,9 @@ def test_by_reach_the_first_to_reach_within_the_bounds_is_chosen_even_if_it_fall
         4e-4: [(0.0, 0.5), (0.3, 0.1), (0.4, 0.1), (0.5, 0.1)],  # first, but out of bounds
     })  # fmt: skip
     plain, _ = load_comparison(comparison(tmp_path, tune={"lr": list(runs), "by": "reach"}, reach=0.15))
-    assert choose_rate(runs, plain.model_copy(update={"bounds": {"scenes_strict": (0.45, None)}})) == 2e-4
+    assert choose_rate(runs, plain.model_copy(update={"bounds": {"scenes_strict": Bound(fall=0.05)}})) == 2e-4
     assert choose_rate(runs, plain) == 4e-4
-    nowhere = plain.model_copy(update={"reach": 9.0, "bounds": {"scenes_strict": (0.45, None)}})
+    nowhere = plain.model_copy(update={"reach": 9.0, "bounds": {"scenes_strict": Bound(fall=0.05)}})
     assert choose_rate(runs, nowhere) == 1e-4  # the highest within the bounds
 
 

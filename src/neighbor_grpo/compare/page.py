@@ -1,14 +1,15 @@
 """The report of a comparison: table.md, table.csv, results.json, curves.png, pictures.png and one self-contained page."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from math import isfinite
 from pathlib import Path
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from neighbor_grpo.compare.rows import COSTS, Row, read_row
-from neighbor_grpo.compare.settings import Bounds, Comparison, Entry
+from neighbor_grpo.compare.settings import Comparison, Entry
 from neighbor_grpo.compare.tables import as_csv, final_table, other_measures, reach_table, records, target
 from neighbor_grpo.errors import UserError
 from neighbor_grpo.files import atomic
@@ -29,7 +30,7 @@ def write(comparison: Comparison, entries: Sequence[Entry]) -> Path:
     final, reach, table = final_table(rows), reach_table(rows, goal.reward), records(rows, goal.reward)
     costs = (
         f"Cost to reach a reward of {goal.text}, by the mean over seeds (by the first seed – by the last seed), and the "
-        f"measures at that point{_bounds_text(rows[0].bounds)}:"
+        f"measures at that point{_bounds_text(rows[0].limits)}:"
     )
     text = f"{markdown_table(final)}\n{costs}\n\n{markdown_table(reach)}"
     atomic.write(directory / "table.md", text)
@@ -43,7 +44,7 @@ def write(comparison: Comparison, entries: Sequence[Entry]) -> Path:
         "title": directory.name,
         "tables": [final, reach],
         "target": goal.text,
-        "bounds": _bounds_text(rows[0].bounds),
+        "bounds": _bounds_text(rows[0].limits),
         "curves": data_url(directory / "curves.png"),
         "pictures": data_url(directory / "pictures.png") if pictures else "",
         "settings": (directory / "comparison.yaml").read_text(encoding="utf-8"),
@@ -53,15 +54,15 @@ def write(comparison: Comparison, entries: Sequence[Entry]) -> Path:
     return directory / "report.html"
 
 
-def _bounds_text(bounds: Bounds) -> str:
+def _bounds_text(limits: Mapping[str, tuple[float, float]]) -> str:
     """Say up to where a run counts."""
-    limits = [
-        f"{name} {sign} {limit:g}"
-        for name, pair in bounds.items()
+    words = [
+        f"{name} {sign} {limit:.4g}"
+        for name, pair in limits.items()
         for sign, limit in zip((">=", "<="), pair, strict=True)
-        if limit is not None
+        if isfinite(limit)
     ]
-    return f"; a run counts while {' and '.join(limits)}" if limits else ""
+    return f"; a run counts while {' and '.join(words)}" if words else ""
 
 
 def _missing(rows: Sequence[Row], comparison: Comparison, entries: Sequence[Entry]) -> list[str]:
@@ -75,8 +76,8 @@ def draw_curves(rows: Sequence[Row], reward: float, file: Path) -> None:
 
     Bands are ± one std.  A bounded measure has its bounds; a curve beyond them does not count.
     """
-    bounds = rows[0].bounds
-    panels = [("reward", x) for x in (*COSTS, *bounds)] + [(name, "evaluations") for name in other_measures(rows)]
+    limits = rows[0].limits
+    panels = [("reward", x) for x in (*COSTS, *limits)] + [(name, "evaluations") for name in other_measures(rows)]
     height = -(-len(panels) // 3)
     figure = Figure(figsize=(13.5, 3.6 * height), layout="constrained")
     axes = figure.subplots(height, 3, squeeze=False).flatten()
@@ -84,8 +85,8 @@ def draw_curves(rows: Sequence[Row], reward: float, file: Path) -> None:
         _draw_panel(axis, rows, name, x)
         if name == "reward":
             axis.axhline(reward, color="gray", lw=0.8, ls=":")
-        for limit in bounds.get(x, ()):
-            if limit is not None:
+        for limit in limits.get(x, ()):
+            if isfinite(limit):
                 axis.axvline(limit, color="gray", lw=0.8, ls=":")
     for axis in axes[len(panels) :]:
         axis.axis("off")

@@ -8,7 +8,7 @@ from statistics import mean, median, stdev
 
 import numpy as np
 
-from neighbor_grpo.compare.settings import Bounds, Comparison, Entry, within
+from neighbor_grpo.compare.settings import Bounds, Comparison, Entry
 from neighbor_grpo.config import method_name
 from neighbor_grpo.run import files
 from neighbor_grpo.run.files import Figures, training_seconds
@@ -67,10 +67,16 @@ class Row:
     @cached_property
     def kept(self) -> int:
         """Return how many points, from the first, keep the bounds by the mean over seeds."""
-        means = {name: self.measures[name].mean(0) for name in self.bounds}
-        points = self.measures["reward"].shape[1]
-        at = ({name: float(mean[n]) for name, mean in means.items()} for n in range(points))
-        return next((n for n, values in enumerate(at) if not within(values, self.bounds)), points)
+        outside = np.zeros(self.measures["reward"].shape[1], dtype=bool)
+        for name, (low, high) in self.limits.items():
+            mean = self.measures[name].mean(0)
+            outside |= ~((low <= mean) & (mean <= high))  # NaN is outside
+        return int(outside.argmax()) if outside.any() else len(outside)
+
+    @property
+    def limits(self) -> dict[str, tuple[float, float]]:
+        """Return the interval in which the mean over seeds of each bounded measure must stay."""
+        return {name: bound.interval(float(self.measures[name][:, 0].mean())) for name, bound in self.bounds.items()}
 
     @property
     def highest(self) -> float:

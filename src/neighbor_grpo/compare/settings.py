@@ -1,9 +1,9 @@
 """The settings of a comparison, typed and checked, and the configuration that all runs of a method share."""
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from math import ceil
+from math import ceil, inf
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -27,7 +27,30 @@ from neighbor_grpo.errors import UserError, shown
 
 Count = Annotated[int, Field(ge=1, le=10**12)]
 Rate = Annotated[float, Field(gt=0)]
-Bounds = dict[str, tuple[float | None, float | None]]  # {measure: (least, most)}, None = unbounded
+
+
+class Bound(Section):
+    """Describe how far a measure may move: by numbers of its own, or from where it was before training."""
+
+    least: float | None = Field(None, description="smallest value")
+    most: float | None = Field(None, description="largest value")
+    fall: float | None = Field(None, ge=0, description="how far below its start")
+    times: float | None = Field(None, gt=0, description="how many times its start")
+
+    @model_validator(mode="after")
+    def _check(self) -> "Bound":
+        if not self.model_fields_set:
+            raise ValueError("a bound needs one of least, most, fall, times")
+        return self
+
+    def interval(self, start: float) -> tuple[float, float]:
+        """Return the smallest and the largest value that is allowed after this start."""
+        low = [-inf if self.least is None else self.least, -inf if self.fall is None else start - self.fall]
+        high = [inf if self.most is None else self.most, inf if self.times is None else start * self.times]
+        return max(low), min(high)
+
+
+Bounds = dict[str, Bound]
 
 
 class Budget(Section):
@@ -59,13 +82,6 @@ class Tune(Section):
     keys: dict[str, Any] = Field({}, description="keys of the tries alone, for instance other evaluation prompts")
 
 
-def within(values: Mapping[str, float], bounds: Bounds) -> bool:
-    """Return whether every bounded measure lies between its least and its most."""
-    return all(
-        (low is None or values[name] >= low) and (high is None or values[name] <= high) for name, (low, high) in bounds.items()
-    )
-
-
 class Comparison(Section):
     """Describe a comparison: several methods and seeds with one budget."""
 
@@ -80,7 +96,7 @@ class Comparison(Section):
     points: Positive = Field(8, description="evaluations along each run; with budget.seconds, base.evaluate.every is used")
     bounds: Bounds = Field(
         {},
-        description="{measure: [least, most]}: a run counts until it leaves them, so that nobody wins by hacking the reward",
+        description="{measure: {least, most, fall, times}}: a run counts until it leaves them, so that hacking does not win",
     )
     reach: float | str | Annotated[list[Name], Field(min_length=1)] | None = Field(
         None,
