@@ -1,7 +1,9 @@
 """The study of gradients before training: its numbers from algebra, and the command on small methods."""
 
 import json
+import math
 from collections import defaultdict
+from dataclasses import replace
 
 import pytest
 import torch
@@ -84,11 +86,22 @@ def found(name, p_value, enough, flat=0.0):
 
 def test_the_cheapest_direction_is_advised_and_blind_times_are_named():
     methods = [found("dear", 0.001, 9.0), found("cheap", 0.001, 2.5, flat=0.8), found("chance", 0.4, 0.1)]
-    lines = advice(Study({"reward": 0.0}, 1.0, methods))
+    lines = advice(Study({"reward": 0.0}, 1.0, methods), {})
     assert any(line.startswith("cheap has the cheapest direction: 25 ") and " 3 prompts" in line for line in lines)
     assert lines[0].startswith("cheap: more than half") and "0.500" in lines[0] and not any("dear" in line for line in lines)
-    assert "finer reward" in advice(Study({}, 1.0, [found("chance", 0.4, 0.1)]))[-1]
+    assert "finer reward" in advice(Study({}, 1.0, [found("chance", 0.4, 0.1)]), {})[-1]
     assert tables(Study({"reward": 0.0}, 1.0, methods)).count("\n| cheap |") == 2
+
+
+def test_a_method_whose_step_leaves_the_bounds_is_not_advised():
+    cheap, dear = found("cheap", 0.001, 2.0), found("dear", 0.001, 9.0)
+    both = Study(
+        {"reward": 0.0, "damage": 1.0}, 1.0, [replace(cheap, effect={"damage": 3.0}), replace(dear, effect={"damage": 1.2})]
+    )
+    lines = advice(both, {"damage": (-math.inf, 1.5)})
+    assert lines[0].startswith("cheap: the step moves damage") and lines[1].startswith("dear has the cheapest")
+    assert advice(both, {"damage": (-math.inf, 4.0)})[0].startswith("cheap has the cheapest")
+    assert advice(both, {"damage": (-math.inf, 1.0)})[2].startswith("cheap has the cheapest")  # all leave them
 
 
 def test_the_command_prints_tables_and_writes_no_run(tiny_flux, tmp_path, capsys):
@@ -109,5 +122,5 @@ def test_a_reward_without_spread_is_flat(tiny_flux, tmp_path):
     (tmp_path / "flat.py").write_text("def constant(images, prompts, metadata):\n    return [0.5] * len(images)\n")
     given = settings(tiny_flux, tmp_path, f"reward={tmp_path / 'flat.py'}:constant")
     result = study({"run": load_config(None, given)}, 3, lambda line: None)
-    assert result.methods[0].whole.flat == 1 and result.length == 0 and "finer reward" in advice(result)[-1]
+    assert result.methods[0].whole.flat == 1 and result.length == 0 and "finer reward" in advice(result, {})[-1]
     assert result.methods[0].effect == result.before

@@ -48,5 +48,6 @@ def run(arguments: argparse.Namespace) -> None:
         atomic.write(arguments.json, json.dumps(asdict(result), indent=1) + "\n")
     say("")
     say(tables(result))
-    for line in advice(result):
+    limits = {name: bound.interval(result.before[name]) for name, bound in comparison.bounds.items()}
+    for line in advice(result, limits):
         say(line)

@@ -202,24 +202,35 @@ def _signed(value: float | None) -> str:
     return "" if value is None else f"{value:+.2f}"
 
 
-def advice(result: Study) -> list[str]:
-    """Return which method to train, on which times, with how many prompts; and which times see nothing."""
-    lines = [
-        f"{one.name}: more than half of the groups have no spread at t = {', '.join(blind)}, so nothing is learned there"
-        for one in result.methods
-        if (blind := [f"{part.t:.3f}" for part in one.by_time if part.flat > BLIND])
-    ]
-    sound = [one for one in result.methods if one.whole.found.p_value <= CERTAIN]
-    if not sound:
+def advice(result: Study, limits: Mapping[str, tuple[float, float]]) -> list[str]:
+    """Return which method to train, on which times, with how many prompts; and what teaches nothing or does damage.
+
+    limits: the interval of each bounded measure, which a step should not leave.
+    """
+    lines = []
+    for one in result.methods:
+        if blind := [f"{part.t:.3f}" for part in one.by_time if part.flat > BLIND]:
+            lines.append(
+                f"{one.name}: more than half of the groups have no spread at t = {', '.join(blind)}: they teach nothing"
+            )
+        for name in _left(one, limits):
+            lines.append(f"{one.name}: the step moves {name} out of its bounds, to {one.effect[name]:.4g}")
+    clear = [one for one in result.methods if one.whole.found.p_value <= CERTAIN]
+    if not clear:
         return [
             *lines,
             "no gradients share a direction: study more groups, or choose a finer reward or a smaller neighbourhood",
         ]
-    best = min(sound, key=lambda one: one.cost)
+    best = min([one for one in clear if not _left(one, limits)] or clear, key=lambda one: one.cost)
     enough = math.ceil(best.whole.found.enough)
     lines.append(
         f"{best.name} has the cheapest direction: {best.cost:,.0f} evaluations; give an iteration {enough} prompts or more"
     )
-    if clear := [f"{part.t:.3f}" for part in best.by_time if part.found.p_value <= CERTAIN]:
-        lines.append(f"{best.name}: the rows at t = {', '.join(clear)} have a direction of their own")
+    if times := [f"{part.t:.3f}" for part in best.by_time if part.found.p_value <= CERTAIN]:
+        lines.append(f"{best.name}: the rows at t = {', '.join(times)} have a direction of their own")
     return lines
+
+
+def _left(one: Studied, limits: Mapping[str, tuple[float, float]]) -> list[str]:
+    """Return the bounded measures that the step moves out of their bounds."""
+    return [name for name, (low, high) in limits.items() if not low <= one.effect[name] <= high]
