@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 from neighbor_grpo.flow.path import Time
 from neighbor_grpo.flow.solvers import Velocity
@@ -49,16 +49,27 @@ class Method(ABC):
     group_size: int
     num_steps: int
 
-    # Lagging copies of the trained weights, by name: after each iteration  copy <- d·copy + (1 - d)·theta,  d = copies[name](n)
-    # with n iterations done.  They are saved and resumed with the run.
-    copies: ClassVar[Mapping[str, Decay]] = {}
-    drawn_by: ClassVar[str | None] = None  # the copy whose weights roll out; None: the trained weights
-
     def source(self, parts: Any) -> Any:
         """Return what makes the experience of a run (training.experience.Source), from its parts (training.parts.Parts).
 
         None: rollouts that are scored.
         """
+        return None
+
+    # These three are constants of most methods; where settings decide, a method overrides the property.
+
+    @property
+    def copies(self) -> Mapping[str, Decay]:
+        """Return the lagging copies of the trained weights, by name.
+
+        After each iteration  copy <- d·copy + (1 - d)·theta,  d = copies[name](n) with n iterations done.  They are saved and
+        resumed with the run.
+        """
+        return {}
+
+    @property
+    def drawn_by(self) -> str | None:
+        """Return the name of the copy whose weights roll out; None: the trained weights."""
         return None
 
     @property
