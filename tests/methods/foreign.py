@@ -60,8 +60,11 @@ class ForwardProcess(Method):
 class Pairs(Rows):
     """Hold the chosen and the rejected sample of a prompt at the same t and eps: x [R, 2, *latent]."""
 
-    states: ClassVar[int] = 2
     u: torch.Tensor  # [R, 2, *latent]
+
+    @property
+    def states(self):
+        return 2
 
 
 @dataclass(frozen=True, config=STRICT)

@@ -57,3 +57,16 @@ Keep = Annotated[
     Field(description="leaves trained after the last split: all, the best half, or the best and the worst quarter"),
 ]
 EdgesPerUpdate = Annotated[int, Field(ge=1, le=10**9, description="transitions of a group in one optimizer step, about")]
+
+# of methods that train on finished samples, noised again
+Pairs = Annotated[int, Field(ge=1, le=MOST_STEPS, description="T, pairs (t, eps) drawn for each sample, on the rollout's grid")]
+TrainFrom = Annotated[float, Field(ge=0, lt=1, description="first time of the grid that may be drawn, fraction of the grid")]
+TrainTo = Annotated[float, Field(gt=0, le=1, description="end of the times that may be drawn, fraction of the grid")]
+Times = Annotated[
+    Literal["random", "stratified"], Field(description="T times at random without repetition, or one in each of T equal parts")
+]
+Shared = Annotated[
+    Literal["none", "times", "pairs"], Field(description="what the samples of a group share: nothing, t, or t and eps")
+]
+AnyClip = Annotated[float | None, Field(gt=0, le=1, description="c, clip range of the ratio; null = no clip")]
+Lag = Annotated[float, Field(ge=0, description="weight of the distance to the lagging copy `ema`")]
