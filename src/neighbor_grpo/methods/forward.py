@@ -116,6 +116,7 @@ class ForwardProcess(Method):
 
     # What a loss must see together: one state, the T states of a sample, or the G states of a group at one time.
     row: ClassVar[Literal["state", "sample", "group"]] = "state"
+    guided: ClassVar[bool] = False  # guidance, if any, belongs to the rollout alone
 
     name: str = ""
     group_size: GroupSize = 24

@@ -6,9 +6,10 @@ The pipeline calls these members in this order and never asks which method runs.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeAlias
 
+from neighbor_grpo.errors import UserError, shown
 from neighbor_grpo.flow.path import Time
 from neighbor_grpo.flow.solvers import Velocity
 from neighbor_grpo.flow.streams import Iteration
@@ -21,6 +22,13 @@ if TYPE_CHECKING:
     from neighbor_grpo.methods.rows import Rows
 
 Decay: TypeAlias = "Callable[[int], float]"  # iterations done -> d in [0, 1], the share of a lagging copy that stays
+
+
+def check_copy(name: str, copies: Iterable[str]) -> None:
+    """Raise UserError for a lagging copy that a method uses and does not declare."""
+    if name not in copies:
+        declared = ", ".join(copies) or "empty"
+        raise UserError(f"the method uses a lagging copy {shown(name)} and its `copies` are {declared}: declare it there")
 
 
 class Policy(Protocol):
@@ -55,6 +63,9 @@ class Method(ABC):
         None: rollouts that are scored.
         """
         return None
+
+    # Whether the loss sees classifier-free guidance, if the model has any (model.cfg); the rollout does.
+    guided: ClassVar[bool] = True
 
     # These three are constants of most methods; where settings decide, a method overrides the property.
 

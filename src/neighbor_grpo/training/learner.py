@@ -78,7 +78,7 @@ class Learner:
         weights = list(self.weights.values())
 
         def policy_of(part: Rows) -> ModelPolicy:
-            return ModelPolicy(self.model, cond.take(part.prompt), weights, self.copies)
+            return ModelPolicy(self.model, cond.take(part.prompt), weights, self.copies, self.config.method.guided)
 
         step = accumulate(
             self.config.method, policy_of, self.transformer, rows, self.config.batch.update, weights, self.accelerator

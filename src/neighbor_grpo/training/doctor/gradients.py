@@ -56,7 +56,7 @@ def _gradient(patient: Patient, rows: Rows, cond: Cond) -> list[Tensor]:
     learner, weights = patient.parts.learner, list(patient.weights.values())
 
     def policy_of(part: Rows) -> ModelPolicy:
-        return ModelPolicy(patient.parts.model, cond.take(part.prompt), weights, learner.copies)
+        return ModelPolicy(patient.parts.model, cond.take(part.prompt), weights, learner.copies, method.guided)
 
     method, size = patient.config.method, patient.config.batch.update
     learner.optimizer.zero_grad()
