@@ -149,10 +149,10 @@ class Mine(ForwardProcess):
 
 def test_a_copy_that_is_not_declared_is_refused_before_a_model_is_loaded(tmp_path):
     (tmp_path / "mine.py").write_text(OWN.format("drawn_by = 'ema'"))
-    with pytest.raises(UserError, match="'ema'.*declare it"):
+    with pytest.raises(UserError, match=r"'ema'.*declare it"):
         load_config(None, [f"method.name={tmp_path / 'mine.py'}:Mine"])
     (tmp_path / "late.py").write_text(OWN.format(""))
-    with pytest.raises(UserError, match="'old'.*declare it"):
+    with pytest.raises(UserError, match=r"'old'.*declare it"):
         plan(load_config(None, [f"method.name={tmp_path / 'late.py'}:Mine"]))
 
 

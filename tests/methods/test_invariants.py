@@ -47,10 +47,14 @@ VARIANTS = {
     "nft": [
         {"decay": 0, "kl": 0.0},
         {"beta": 0.1, "decay": 2, "times": "stratified", "shared": "times"},
+        {"parting": "path", "part_from": 0.2, "part_to": 1.0, "solver": "heun"},
         {"decay": 0, "updates_per_rollout": 3, "advantage_std": "group"},
     ],
     "awm": [{"updates_per_rollout": 2, "clip": 0.1}, {"p": 1.0, "time_power": 0, "mu": 0.0, "clip": None}],
-    "v_grpo": [{"updates_per_rollout": 2, "clip": 1e-3, "kappa": 0.3, "kl": 0.01}],
+    "v_grpo": [
+        {"parting": "neighbours", "sigma": 0.5},
+        {"updates_per_rollout": 2, "clip": 1e-3, "kappa": 0.3, "kl": 0.01},
+    ],
     "dgpo": [{"draw_after": None, "kl": 0.0}, {"draw_after": 3, "updates_per_rollout": 2}],
 }
 CASES = [

@@ -171,8 +171,8 @@ class Config(Section):
     def _check(self) -> "Config":
         if self.method.needs_reference and not self.model.lora:
             raise ValueError(
-                f"method {method_name(self.method)} needs model.lora: its reference, of method.kl or of the loss itself, is the "
-                "model without the LoRA"
+                f"method {method_name(self.method)} needs model.lora: its reference, of method.kl or of the loss itself, is "
+                "the model without the LoRA"
             )
         if self.method.drawn_by:
             check_copy(self.method.drawn_by, self.method.copies)

@@ -24,25 +24,13 @@ from pydantic.dataclasses import dataclass
 from neighbor_grpo.errors import STRICT
 from neighbor_grpo.flow.lazy import torch
 from neighbor_grpo.flow.path import interpolate, per_row, x0_prediction
-from neighbor_grpo.flow.solvers import Velocity
 from neighbor_grpo.flow.streams import Iteration
 from neighbor_grpo.methods.advantage import z_score
-from neighbor_grpo.methods.fields import (
-    AdvantageStd,
-    GroupSize,
-    Kl,
-    NumSteps,
-    Pairs,
-    Shared,
-    Solver,
-    Times,
-    TrainFrom,
-    TrainTo,
-    Updates,
-)
-from neighbor_grpo.methods.protocol import Decay, Method, Policy
+from neighbor_grpo.methods.fields import AdvantageStd, Kl, Pairs, Shared, Times, TrainFrom, TrainTo, Updates
+from neighbor_grpo.methods.leaves import Leaves
+from neighbor_grpo.methods.protocol import Decay, Policy
 from neighbor_grpo.methods.rows import Rows
-from neighbor_grpo.methods.tree import Noise, Tree, finish
+from neighbor_grpo.methods.tree import Tree
 
 if TYPE_CHECKING:
     from torch import Generator, Tensor
@@ -111,17 +99,13 @@ def ema_decay(n: int) -> float:
 
 
 @dataclass(frozen=True, config=STRICT)
-class ForwardProcess(Method):
-    """Hold rollout, credit and rows of the forward-process methods."""
+class ForwardProcess(Leaves):
+    """Hold credit and rows of the forward-process methods."""
 
     # What a loss must see together: one state, the T states of a sample, or the G states of a group at one time.
     row: ClassVar[Literal["state", "sample", "group"]] = "state"
     guided: ClassVar[bool] = False  # guidance, if any, belongs to the rollout alone
 
-    name: str = ""
-    group_size: GroupSize = 24
-    num_steps: NumSteps = 10
-    solver: Solver = "dpmpp_2m"
     num_train_steps: Pairs = 4
     train_from: TrainFrom = 0.0
     train_to: TrainTo = 1.0
@@ -161,10 +145,6 @@ class ForwardProcess(Method):
     def needs_reference(self) -> bool:
         """Return whether there is a distance to the reference."""
         return self.kl > 0
-
-    def rollout(self, velocity: Velocity, noise: Noise, times: Sequence[float], iteration: Iteration) -> Tree:
-        """Follow the ODE from G independent noises and keep the finished latents alone."""
-        return finish(Tree(noise(self.group_size)), velocity, times, self.solver)
 
     def credit(self, tree: Tree, rewards: Tensor, pool: Tensor) -> Tensor:
         """Return the advantages of the leaves.  [P, G] -> [P, G]"""

@@ -10,15 +10,27 @@ The later a group parts, the less it costs and the more alike its samples are.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from neighbor_grpo.flow.sde import Kernel
 from neighbor_grpo.flow.solvers import Velocity
 from neighbor_grpo.methods.tree import Noise, Tree, diffuse, grow
 
 
-def part(velocity: Velocity, noise: Noise, times: Sequence[float], k: int, count: int, kernel: Kernel, solver: str) -> Tree:
-    """Return P trees that part into `count` at transition k and are deterministic elsewhere."""
+def part(
+    velocity: Velocity,
+    noise: Noise,
+    times: Sequence[float],
+    k: int,
+    count: int,
+    kernel: Kernel,
+    solver: str,
+    rest: Callable[[Tree, Velocity, Sequence[float], str], Tree] = grow,
+) -> Tree:
+    """Return P trees that part into `count` at transition k and are deterministic elsewhere.
+
+    rest: `grow` keeps all states after the parting, `finish` the finished latents alone.
+    """
     path = grow(Tree(noise(1)), velocity, times[: k + 1], solver)
     parted = diffuse(path, velocity, times[k : k + 2], kernel, noise, {0: count})
-    return grow(parted, velocity, times[k + 1 :], solver)
+    return rest(parted, velocity, times[k + 1 :], solver)
