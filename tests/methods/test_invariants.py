@@ -15,6 +15,7 @@ from neighbor_grpo.methods.branch_grpo import BranchGRPO
 from neighbor_grpo.methods.dance_grpo import DanceGRPO
 from neighbor_grpo.methods.flow_grpo import FlowGRPO
 from neighbor_grpo.methods.gaussian import Gaussian
+from neighbor_grpo.methods.leaves import Leaves
 from neighbor_grpo.methods.mix_grpo import MixGRPO
 
 VARIANTS = {
@@ -231,7 +232,9 @@ def test_without_noise_every_transition_is_the_euler_step(method):
 def test_the_marginal_is_kept(name):
     """At t = 0 the samples have the data's mean and variance, N(mu, SCALE^2), as the grid gets fine."""
     wide = {"window": 99, "window_end": 1.0}
-    method = METHODS[name](num_steps=120, **(wide if issubclass(METHODS[name], MixGRPO) else {}))
+    few = {"group_size": 2}  # of independent noises, one is looked at
+    more = wide if issubclass(METHODS[name], MixGRPO) else few if issubclass(METHODS[name], Leaves) else {}
+    method = METHODS[name](num_steps=120, **more)
     leaves = rollout(method, MU, prompts=4000).leaves[:, 0]  # one of each tree: independent of each other
     torch.testing.assert_close(leaves.mean(0), MU, atol=0.04, rtol=0)
     torch.testing.assert_close(leaves.var(0), torch.full(LATENT, SCALE**2), atol=0, rtol=0.15)

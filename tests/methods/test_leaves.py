@@ -24,7 +24,7 @@ EARLY = {"parting": "path", "num_steps": 8, "group_size": 12, "num_train_steps":
 def test_a_path_that_parts_costs_less_and_counts_in_full():
     """k + 1 forwards for all and N - k - 1 for each, k = 0, 1, 2 equally often and from the seed."""
     method = NFT(**EARLY)
-    assert method.places == range(3)
+    assert method.places == range(3) and NFT(**EARLY, part_to=1.0).places == range(7)  # the last transition never parts
     trees = [rollout(method, MU, iteration=n) for n in range(60)]
     counts = Counter(tree.evaluations for tree in trees)
     assert counts.keys() == {k + 1 + 12 * (7 - k) for k in range(3)} and min(counts.values()) > 8
