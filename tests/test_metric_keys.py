@@ -13,15 +13,17 @@ TABLE = Path(__file__).parents[1] / "docs" / "metrics.md"
 KEYS = re.findall(r"^\| `([^`]+)` \|", TABLE.read_text(), re.M)
 ELSEWHERE = {"scorer/NAME/KIND"}  # needs a server
 KL = "method={name: flow_grpo, group_size: 4, num_steps: 3, kl: 0.1}"
+FORWARD = {name: f"method={{name: {name}, group_size: 4, num_steps: 3, num_train_steps: 1}}" for name in ("nft", "awm", "dgpo")}
 
 
 @pytest.fixture(scope="module")
 def written(tiny_flux, tmp_path_factory):
-    """Keys of two runs: one watches metrics, the other a divergence, a watched reward and a reward that fails."""
+    """Keys of runs: one watches metrics, one a divergence, a watched reward and a reward that fails; forward-process ones."""
     found = set()
     for name, function, watch, more in (
         ("plain", "brightness", "[diversity, saturation]", ()),
         ("watched", "sometimes", "['{0}:darkness', '{0}:broken']", (KL, "reward.max_failed=0.9")),
+        *((name, "brightness", "[diversity]", (method,)) for name, method in FORWARD.items()),
     ):
         place = tmp_path_factory.mktemp(name)
         watched = "watch=" + watch.format(place / "reward.py")

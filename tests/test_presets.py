@@ -72,7 +72,8 @@ def test_there_is_one_for_every_method_and_every_kind_of_model():
         if name in full:
             assert config.model.lora is None and config.optimizer.lr == 1e-5
         else:
-            assert (config.model.lora.rank, config.model.lora.alpha, config.optimizer.lr) == (32, 64, 3e-4)
+            rank = 64 if name == "dgpo" else 32
+            assert (config.model.lora.rank, config.model.lora.alpha, config.optimizer.lr) == (rank, 2 * rank, 3e-4)
 
 
 @pytest.mark.parametrize("name", COMPARISONS)

@@ -8,10 +8,12 @@ import pytest
 import torch
 from runs import metrics, settings
 from safetensors.torch import load_file, save_file
+from test_trainer import without_times
 
-from neighbor_grpo.config import load_config
+from neighbor_grpo.config import Config, load_config
 from neighbor_grpo.errors import UserError
 from neighbor_grpo.models.registry import load_model
+from neighbor_grpo.planning.estimate import estimate
 from neighbor_grpo.planning.plan import plan
 from neighbor_grpo.training.trainer import Trainer
 
@@ -51,6 +53,32 @@ def test_a_lagging_copy_draws_follows_and_is_resumed(run_of):
     assert all(torch.equal(whole[name], weight) for name, weight in last_weights(run).items())
 
 
+@pytest.mark.parametrize(
+    ("method", "copies"),
+    [
+        ("{name: nft, group_size: 4, num_steps: 3, num_train_steps: 2, kl: 0.1}", {"old"}),
+        ("{name: dgpo, group_size: 4, num_steps: 3, num_train_steps: 2, draw_after: 1}", {"ema", "sampling"}),
+    ],
+)
+def test_copies_of_bundled_methods_are_resumed_bit_for_bit(tiny_flux, tmp_path, method, copies):
+    """Weights, copies and figures of the last iteration, in which a copy that lags has drawn."""
+    config = load_config(None, settings(tiny_flux, tmp_path, f"method={method}", "iterations=3", "save_every=1"))
+    run = Trainer(config).run()
+    weights, line, last = last_weights(run), metrics(run)[3], max((run / "checkpoints").iterdir())
+    state = torch.load(last / "state.pt", weights_only=True)
+    assert state["copies"].keys() == copies
+    for values in state["copies"].values():
+        assert any(not torch.equal(a, b) for a, b in zip(values, weights.values(), strict=True))
+    shutil.rmtree(last)
+    (run / "report.html").unlink()
+    Trainer.resume(run).run()
+    assert all(torch.equal(weights[name], weight) for name, weight in last_weights(run).items())
+    again = torch.load(last / "state.pt", weights_only=True)
+    for name, values in state["copies"].items():
+        assert all(torch.equal(a, b) for a, b in zip(values, again["copies"][name], strict=True))
+    assert without_times(metrics(run))[3] == without_times([line])[0]
+
+
 def test_pairs_from_a_file_are_trained_without_rollouts(run_of, tiny_flux, tmp_path):
     generator = torch.Generator().manual_seed(0)
     model = load_model(tiny_flux)
@@ -77,6 +105,55 @@ def test_the_plan_counts_what_a_loss_asks_for(kind, trained, frozen):
     counted = plan(config)
     assert (counted.forward_backwards, counted.frozen) == (trained, frozen)
     assert counted.evaluations == counted.forwards + 3 * trained + frozen
+
+
+@pytest.mark.parametrize(
+    ("settings", "evaluations"),
+    [
+        ({"name": "nft"}, 10 + 9 * (3 + 1 + 1)),
+        ({"name": "nft", "solver": "euler", "num_steps": 8, "num_train_steps": 2, "kl": 0.0}, 8 + 2 * (3 + 1)),
+        ({"name": "nft", "decay": 0, "kl": 0.0}, 10 + 9 * 3),
+        ({"name": "awm"}, 14 + 6 * (3 + 1 + 1)),
+        ({"name": "v_grpo"}, 40 + 4 * 3),
+        ({"name": "v_grpo", "updates_per_rollout": 2}, 40 + 4 * (3 + 1)),
+        ({"name": "dgpo"}, 10 + 4 * (3 + 1 + 1)),
+    ],
+)
+def test_the_plan_counts_forward_process_methods_as_their_authors_do(settings, evaluations):
+    """Per sample: the rollout, three for a forward-backward, one for each forward of a copy or of the reference."""
+    counted = plan(Config(method=settings, iterations=1))
+    assert counted.evaluations == counted.samples * evaluations
+
+
+def test_the_memory_of_lagging_copies_is_in_the_plan():
+    """Two copies of fp32 weights; a full fine-tune's are as large as the model."""
+    for name, copies in (("nft", 1), ("v_grpo", 0), ("dgpo", 2)):
+        held = estimate(Config(method={"name": name}), "cpu")
+        assert held.resident.get("lagging copies", 0) == 4 * held.trained * copies
+
+
+OWN = """
+from neighbor_grpo.methods.forward import ForwardProcess
+from pydantic.dataclasses import dataclass
+
+@dataclass(frozen=True)
+class Mine(ForwardProcess):
+    name: str = "mine"
+    {}
+    def loss(self, policy, rows):
+        at = rows.flat()
+        both = policy(at.x, at.t) + policy.lagging("old", at.x, at.t)
+        return both.flatten(1).mean(1), {{}}
+"""
+
+
+def test_a_copy_that_is_not_declared_is_refused_before_a_model_is_loaded(tmp_path):
+    (tmp_path / "mine.py").write_text(OWN.format("drawn_by = 'ema'"))
+    with pytest.raises(UserError, match=r"'ema'.*declare it"):
+        load_config(None, [f"method.name={tmp_path / 'mine.py'}:Mine"])
+    (tmp_path / "late.py").write_text(OWN.format(""))
+    with pytest.raises(UserError, match=r"'old'.*declare it"):
+        plan(load_config(None, [f"method.name={tmp_path / 'late.py'}:Mine"]))
 
 
 @pytest.mark.parametrize(

@@ -1,10 +1,14 @@
+import pytest
 import torch
 
 from neighbor_grpo.flow.sde import dance_sde
+from neighbor_grpo.flow.solvers import SOLVERS
 from neighbor_grpo.methods.rows import Decisions
-from neighbor_grpo.methods.tree import Tree, diffuse, grow, subsets
+from neighbor_grpo.methods.tree import Tree, diffuse, finish, grow, side_by_side, subsets
+from neighbor_grpo.planning.footprint import Followed
 
 TIMES = [1.0, 0.8, 0.5, 0.0]
+GRID = [1.0, 0.9, 0.7, 0.6, 0.3, 0.1, 0.0]
 
 
 def still(x, t):
@@ -47,6 +51,34 @@ def test_evaluations_count_states_and_nominal_ones_transitions():
     lines = diffuse(shared, still, TIMES[1:3], lambda x, v, t, s: dance_sde(x, v, t, s, 0.5), noise_of(2), {0: 4})
     assert (lines.evaluations, lines.nominal_evaluations) == (1 + 1, 4 + 4)  # the shared prefix counts for each of four
     assert grow(Tree(noise_of(1)(4)), still, TIMES, "heun").nominal_evaluations == 4 * 6
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_what_is_finished_counts_as_what_is_grown_and_keeps_the_leaves_alone(solver):
+    """A shared prefix, a split and the rest, each part grown or finished: the same samples, counts and grid."""
+
+    def drawn(prefix, rest):
+        noise, kernel = noise_of(1), lambda x, v, t, s: dance_sde(x, v, t, s, 0.5)
+        tree = prefix(Tree(noise(1)), lambda x, t: -x, GRID[:3], solver)
+        return rest(diffuse(tree, lambda x, t: -x, GRID[2:4], kernel, noise, {0: 4}), lambda x, t: -x, GRID[3:], solver)
+
+    whole = drawn(grow, grow)
+    for tree in (drawn(grow, finish), drawn(finish, finish), side_by_side([drawn(finish, finish)] * 2)):
+        assert torch.equal(tree.leaves[:2], whole.leaves)
+        assert (tree.evaluations, tree.nominal_evaluations) == (whole.evaluations, whole.nominal_evaluations)
+        assert tree.times == tuple(GRID) and not tree.steps and tree.leaves is tree.root
+
+
+def test_a_finished_rollout_takes_as_much_memory_as_its_leaves():
+    """32 transitions: grown, each keeps its state, its velocity and the next state; finished, none of them."""
+    x, times = torch.empty(1, 4, 2**18, device="meta"), [1 - k / 32 for k in range(33)]
+    peaks = {}
+    for function in (grow, finish):
+        with Followed(1) as seen:
+            tree = function(Tree(x), still, times, "euler")
+        peaks[function] = seen.peak
+        assert tree.evaluations == tree.nominal_evaluations == 4 * 32
+    assert peaks[grow] > 60 * x.nbytes and peaks[finish] < 9 * x.nbytes, peaks
 
 
 def test_growing_along_one_time_changes_nothing():

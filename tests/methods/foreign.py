@@ -17,7 +17,7 @@ from neighbor_grpo.flow.solvers import euler
 from neighbor_grpo.flow.streams import DRAW, Iteration
 from neighbor_grpo.methods.protocol import Method
 from neighbor_grpo.methods.rows import Rows
-from neighbor_grpo.methods.tree import Tree, grow
+from neighbor_grpo.methods.tree import Tree, finish, grow
 
 
 @record(frozen=True)
@@ -39,8 +39,7 @@ class ForwardProcess(Method):
     drawn_by: ClassVar[str] = "old"
 
     def rollout(self, velocity, noise, times, iteration):
-        tree = grow(Tree(noise(self.group_size)), velocity, times, "dpmpp_2m")
-        return Tree(tree.leaves, evaluations=tree.evaluations)  # only the leaves are kept
+        return finish(Tree(noise(self.group_size)), velocity, times, "dpmpp_2m")  # only the leaves are kept
 
     def updates(self, tree, adv, generators, iteration):
         return [Samples.cat([self._row(tree.leaves[p, i], adv[p, i], p, generators[p]) for p, i in adv.isfinite().nonzero()])]
@@ -60,8 +59,11 @@ class ForwardProcess(Method):
 class Pairs(Rows):
     """Hold the chosen and the rejected sample of a prompt at the same t and eps: x [R, 2, *latent]."""
 
-    states: ClassVar[int] = 2
     u: torch.Tensor  # [R, 2, *latent]
+
+    @property
+    def states(self):
+        return 2
 
 
 @dataclass(frozen=True, config=STRICT)

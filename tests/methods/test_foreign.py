@@ -7,7 +7,7 @@ import pytest
 import torch
 from foreign import FOREIGN, Chained, ForwardProcess, PairsFromFile
 from safetensors.torch import save_file
-from toy import LATENT, ToyPolicy, rollout, updates
+from toy import LATENT, ToyPolicy, copies_of, follow, rollout, updates
 
 MU = torch.linspace(-1, 1, 12).reshape(LATENT)
 TARGET = torch.full(LATENT, 1.5)
@@ -23,7 +23,7 @@ def final(method, mu):
 
 def train(method, make, iterations, lr=0.03):
     """Adam on mu; make(mu of what draws, n) gives an iteration's updates, and copies follow after it."""
-    mu, copies = MU.clone().requires_grad_(), {name: MU.clone() for name in method.copies}
+    mu, copies = MU.clone().requires_grad_(), copies_of(method, MU)
     optimizer = torch.optim.Adam([mu], lr=lr)
     for n in range(iterations):
         for rows in make(copies[method.drawn_by] if method.drawn_by else mu.detach(), n):
@@ -31,8 +31,7 @@ def train(method, make, iterations, lr=0.03):
             loss, _ = method.loss(ToyPolicy(mu, MU, copies), rows)
             loss.mean().backward()
             optimizer.step()
-        for name, decay in method.copies.items():
-            copies[name].lerp_(mu.detach(), 1 - decay(n + 1))
+        follow(method, copies, mu, n + 1)
     return mu.detach(), copies
 
 

@@ -1,10 +1,12 @@
 """What every method must do, whatever it does (a method added to METHODS is tested by being there)."""
 
+from dataclasses import fields
 from itertools import pairwise
 
 import pytest
 import torch
-from toy import LATENT, SCALE, gradient, grid, loss_at, noise_of, rollout, some_rewards, updates, velocity
+from foreign import ForwardProcess
+from toy import LATENT, SCALE, copies_of, follow, gradient, grid, loss_at, noise_of, rollout, some_rewards, updates, velocity
 
 from neighbor_grpo.flow.solvers import euler
 from neighbor_grpo.flow.streams import Iteration
@@ -13,6 +15,7 @@ from neighbor_grpo.methods.branch_grpo import BranchGRPO
 from neighbor_grpo.methods.dance_grpo import DanceGRPO
 from neighbor_grpo.methods.flow_grpo import FlowGRPO
 from neighbor_grpo.methods.gaussian import Gaussian
+from neighbor_grpo.methods.leaves import Leaves
 from neighbor_grpo.methods.mix_grpo import MixGRPO
 
 VARIANTS = {
@@ -42,20 +45,38 @@ VARIANTS = {
         {"mix": True},
         {"splits": [0], "branching": 16},
     ],
+    "nft": [
+        {"decay": 0, "kl": 0.0},
+        {"beta": 0.1, "decay": 2, "times": "stratified", "shared": "times"},
+        {"parting": "path", "part_from": 0.2, "part_to": 1.0, "solver": "heun"},
+        {"decay": 0, "updates_per_rollout": 3, "advantage_std": "group"},
+    ],
+    "awm": [{"updates_per_rollout": 2, "clip": 0.1}, {"p": 1.0, "time_power": 0, "mu": 0.0, "clip": None}],
+    "v_grpo": [
+        {"parting": "neighbours", "sigma": 0.5},
+        {"updates_per_rollout": 2, "clip": 1e-3, "kappa": 0.3, "kl": 0.01},
+    ],
+    "dgpo": [{"draw_after": None, "kl": 0.0}, {"draw_after": 3, "updates_per_rollout": 2}],
 }
 CASES = [
     pytest.param(METHODS[name](**variant), id=f"{name}-{variant}")
     for name in METHODS
     for variant in [{}, *VARIANTS.get(name, [])]
-]
+] + [pytest.param(ForwardProcess(), id="foreign")]  # another kind of rows, and a lagging copy
 SDE_CASES = [case for case in CASES if isinstance(case.values[0], Gaussian)]
 MU = torch.linspace(-1, 1, 12).reshape(LATENT)
+STORED = [case for case in CASES if rollout(case.values[0], MU, prompts=1).steps]  # methods that keep transitions
+OTHERS = [case for case in CASES if case not in STORED]  # methods that keep the finished latents alone
 
 
 @pytest.mark.parametrize("method", CASES)
+def test_a_group_has_as_many_leaves_as_it_says(method):
+    assert rollout(method, MU).leaves.shape == (2, method.group_size, *LATENT)
+
+
+@pytest.mark.parametrize("method", STORED)
 def test_every_transition_starts_where_its_parents_ended(method):
     tree = rollout(method, MU)
-    assert tree.leaves.shape == (2, method.group_size, *LATENT)
     assert (tree.steps[0].t, tree.steps[-1].s) == (1.0, 0.0)
     assert torch.equal(tree.steps[0].x, tree.root)
     for before, after in pairwise(tree.steps):
@@ -63,6 +84,12 @@ def test_every_transition_starts_where_its_parents_ended(method):
     for step in tree.steps:
         assert torch.equal(step.v, velocity(MU, step.x, step.t))
         assert len(step.parent) == step.y.shape[1]
+
+
+@pytest.mark.parametrize("method", OTHERS)
+def test_what_is_not_kept_is_let_go(method):
+    tree = rollout(method, MU)
+    assert tree.leaves is tree.root and tree.leaves.untyped_storage().nbytes() == tree.leaves.nbytes
 
 
 @pytest.mark.parametrize("method", CASES)
@@ -78,13 +105,13 @@ def test_evaluations_are_the_calls(method):
     assert tree.evaluations == sum(asked) <= tree.nominal_evaluations
 
 
-@pytest.mark.parametrize("method", CASES)
+@pytest.mark.parametrize("method", CASES)  # those without a ratio have no figure of one
 def test_ratio_is_one_before_the_first_update(method):
     tree = rollout(method, MU)
     for decisions in updates(method, tree, some_rewards(tree)):
         for size in (1, 3, 1000):
             for rows in decisions.split(size)[:20]:
-                assert loss_at(method, MU, rows)[1]["max/ratio/log_max"] < 1e-6
+                assert loss_at(method, MU, rows)[1].get("max/ratio/log_max", 0.0) < 1e-6
 
 
 @pytest.mark.parametrize("method", CASES)
@@ -157,7 +184,7 @@ def test_a_group_does_not_depend_on_the_others(method):
         return method.updates(tree, method.credit(tree, rewards, pool), draws, Iteration(0))
 
     for alone, beside in zip(run([1]), run([0, 1]), strict=True):
-        for name in ("x", "y", "adv", "v_old", "t", "s"):
+        for name in {field.name for field in fields(alone)} - {"prompt"}:
             torch.testing.assert_close(getattr(beside, name)[beside.prompt == 1], getattr(alone, name))
 
 
@@ -173,19 +200,21 @@ def test_the_same_seed_is_the_same_run_bit_for_bit(method):
 @pytest.mark.parametrize("method", CASES)
 def test_learns_a_target(method):
     """Reward -||x0 - target||^2 with Adam on mu: from the same noise, samples end up nearer by a thirtieth at least."""
-    target, mu = torch.full(LATENT, 1.5), MU.clone().requires_grad_()
+    target, mu, copies = torch.full(LATENT, 1.5), MU.clone().requires_grad_(), copies_of(method, MU)
     optimizer = torch.optim.Adam([mu], lr=0.06)
 
     def rewards_of(tree):
         return -(tree.leaves - target).square().flatten(2).mean(-1)
 
     for n in range(10):
-        tree = rollout(method, mu.detach(), seed=n, prompts=6, iteration=n)
+        drawn_by = copies[method.drawn_by] if method.drawn_by else mu.detach()
+        tree = rollout(method, drawn_by, seed=n, prompts=6, iteration=n)
         for decisions in updates(method, tree, rewards_of(tree), seed=n, iteration=n):
             optimizer.zero_grad()
-            loss, _ = loss_at(method, mu, decisions, MU)
+            loss, _ = loss_at(method, mu, decisions, MU, copies)
             loss.mean().backward()
             optimizer.step()
+        follow(method, copies, mu, n + 1)
     before, after = (rewards_of(rollout(method, at.detach(), seed=100, prompts=6)).mean() for at in (MU, mu))
     assert after > before * 29 / 30, (before, after)
 
@@ -203,7 +232,9 @@ def test_without_noise_every_transition_is_the_euler_step(method):
 def test_the_marginal_is_kept(name):
     """At t = 0 the samples have the data's mean and variance, N(mu, SCALE^2), as the grid gets fine."""
     wide = {"window": 99, "window_end": 1.0}
-    method = METHODS[name](num_steps=120, **(wide if issubclass(METHODS[name], MixGRPO) else {}))
+    few = {"group_size": 2}  # of independent noises, one is looked at
+    more = wide if issubclass(METHODS[name], MixGRPO) else few if issubclass(METHODS[name], Leaves) else {}
+    method = METHODS[name](num_steps=120, **more)
     leaves = rollout(method, MU, prompts=4000).leaves[:, 0]  # one of each tree: independent of each other
     torch.testing.assert_close(leaves.mean(0), MU, atol=0.04, rtol=0)
     torch.testing.assert_close(leaves.var(0), torch.full(LATENT, SCALE**2), atol=0, rtol=0.15)

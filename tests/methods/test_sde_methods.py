@@ -104,8 +104,8 @@ def test_dance_starts_from_one_noise_and_draws_fourteen_transitions_for_each_sam
 
 def test_the_picture_is_the_predicted_data():
     for name in METHODS:
-        step = rollout(METHODS[name](), MU).steps[-1]
-        torch.testing.assert_close(step.y, step.x - step.t * step.v)
+        for step in rollout(METHODS[name](), MU).steps[-1:]:  # none where the finished latents alone are kept
+            torch.testing.assert_close(step.y, step.x - step.t * step.v)
 
 
 # ---------------------------------------------------------------- the window

@@ -60,8 +60,19 @@ def some_rewards(tree, seed=5):
     return torch.randn(tree.leaves.shape[:2], generator=torch.Generator().manual_seed(seed))
 
 
-def loss_at(method, mu, rows, mu_ref=None):
-    return method.loss(ToyPolicy(mu, mu_ref), rows)
+def copies_of(method, mu):
+    return {name: mu.detach().clone() for name in method.copies}
+
+
+def follow(method, copies, mu, iterations):
+    """Move the lagging copies as a run does after so many iterations."""
+    for name, decay in method.copies.items():
+        copies[name].lerp_(mu.detach(), 1 - decay(iterations))
+
+
+def loss_at(method, mu, rows, mu_ref=None, copies=None):
+    """The loss where the lagging copies are what is trained, unless they are given."""
+    return method.loss(ToyPolicy(mu, mu_ref, copies_of(method, mu) if copies is None else copies), rows)
 
 
 def gradient(method, mu, decisions, micro_batch=10_000):

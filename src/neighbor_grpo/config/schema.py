@@ -5,13 +5,14 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, PlainSerializer, PlainValidator, PrivateAttr, model_validator
 
-from neighbor_grpo.config.methods import read_method, write_method
+from neighbor_grpo.config.methods import method_name, read_method, write_method
 from neighbor_grpo.config.origins import Difference, Sources, differences
 from neighbor_grpo.errors import UserError, shown
 from neighbor_grpo.files.text import expand_home
 from neighbor_grpo.methods import Method
 from neighbor_grpo.methods.fields import MOST_STEPS, SolverName
 from neighbor_grpo.methods.neighbor import Neighbor
+from neighbor_grpo.methods.protocol import check_copy
 from neighbor_grpo.models.settings import Device, Lora, ModelSettings, Positive, Section, Seed
 
 AnyMethod = Annotated[Method, PlainValidator(read_method), PlainSerializer(write_method)]
@@ -169,7 +170,12 @@ class Config(Section):
     @model_validator(mode="after")
     def _check(self) -> "Config":
         if self.method.needs_reference and not self.model.lora:
-            raise ValueError("method.kl needs model.lora: its reference is the model without the LoRA")
+            raise ValueError(
+                f"method {method_name(self.method)} needs model.lora: its reference, of method.kl or of the loss itself, is "
+                "the model without the LoRA"
+            )
+        if self.method.drawn_by:
+            check_copy(self.method.drawn_by, self.method.copies)
         return self
 
     def with_sources(self, sources: Sources) -> "Config":

@@ -12,12 +12,16 @@ from dataclasses import is_dataclass
 from pathlib import Path
 
 from neighbor_grpo.errors import UserError, shown
+from neighbor_grpo.methods.awm import AWM
 from neighbor_grpo.methods.branch_grpo import BranchGRPO
 from neighbor_grpo.methods.dance_grpo import DanceGRPO
+from neighbor_grpo.methods.dgpo import DGPO
 from neighbor_grpo.methods.flow_grpo import FlowGRPO
 from neighbor_grpo.methods.mix_grpo import FlowGRPOFast, MixGRPO, MixGRPOFlash, MixGRPOFlashStar
 from neighbor_grpo.methods.neighbor import Neighbor
+from neighbor_grpo.methods.nft import NFT
 from neighbor_grpo.methods.protocol import REQUIRED, Method
+from neighbor_grpo.methods.v_grpo import VGRPO
 
 METHODS: dict[str, type[Method]] = {
     "neighbor": Neighbor,
@@ -28,6 +32,10 @@ METHODS: dict[str, type[Method]] = {
     "mix_grpo_flash": MixGRPOFlash,
     "mix_grpo_flash_star": MixGRPOFlashStar,
     "branch_grpo": BranchGRPO,
+    "nft": NFT,
+    "awm": AWM,
+    "v_grpo": VGRPO,
+    "dgpo": DGPO,
 }
 
 

@@ -6,9 +6,10 @@ The pipeline calls these members in this order and never asks which method runs.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeAlias
 
+from neighbor_grpo.errors import UserError, shown
 from neighbor_grpo.flow.path import Time
 from neighbor_grpo.flow.solvers import Velocity
 from neighbor_grpo.flow.streams import Iteration
@@ -21,6 +22,13 @@ if TYPE_CHECKING:
     from neighbor_grpo.methods.rows import Rows
 
 Decay: TypeAlias = "Callable[[int], float]"  # iterations done -> d in [0, 1], the share of a lagging copy that stays
+
+
+def check_copy(name: str, copies: Iterable[str]) -> None:
+    """Raise UserError for a lagging copy that a method uses and does not declare."""
+    if name not in copies:
+        declared = ", ".join(copies) or "empty"
+        raise UserError(f"the method uses a lagging copy {shown(name)} and its `copies` are {declared}: declare it there")
 
 
 class Policy(Protocol):
@@ -49,16 +57,30 @@ class Method(ABC):
     group_size: int
     num_steps: int
 
-    # Lagging copies of the trained weights, by name: after each iteration  copy <- d·copy + (1 - d)·theta,  d = copies[name](n)
-    # with n iterations done.  They are saved and resumed with the run.
-    copies: ClassVar[Mapping[str, Decay]] = {}
-    drawn_by: ClassVar[str | None] = None  # the copy whose weights roll out; None: the trained weights
-
     def source(self, parts: Any) -> Any:
         """Return what makes the experience of a run (training.experience.Source), from its parts (training.parts.Parts).
 
         None: rollouts that are scored.
         """
+        return None
+
+    # Whether the loss sees classifier-free guidance, if the model has any (model.cfg); the rollout does.
+    guided: ClassVar[bool] = True
+
+    # These three are constants of most methods; where settings decide, a method overrides the property.
+
+    @property
+    def copies(self) -> Mapping[str, Decay]:
+        """Return the lagging copies of the trained weights, by name.
+
+        After each iteration  copy <- d·copy + (1 - d)·theta,  d = copies[name](n) with n iterations done.  They are saved and
+        resumed with the run.
+        """
+        return {}
+
+    @property
+    def drawn_by(self) -> str | None:
+        """Return the name of the copy whose weights roll out; None: the trained weights."""
         return None
 
     @property

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, ClassVar, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from neighbor_grpo.flow.lazy import torch
 
@@ -18,14 +18,17 @@ Kind = TypeVar("Kind", bound="Rows")
 class Rows:
     """Hold R rows, every field a tensor whose first dimension is R.  A method's own kind of row adds fields.
 
-    `states` is the number of states in a row: with 2, a pair, x is [R, 2, *latent] and the two are never split.
+    A row of several states, such as a pair, has x [R, states, *latent], and they are never split.
     """
-
-    states: ClassVar[int] = 1
 
     prompt: Tensor  # [R]  which prompt's conditioning; stays on the CPU, where it is looked up
     t: Tensor  # [R]
     x: Tensor  # [R, *latent], or [R, states, *latent]
+
+    @property
+    def states(self) -> int:
+        """Return the number of states in a row."""
+        return 1
 
     def __len__(self) -> int:
         return len(self.t)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, TypeAlias
 
 from neighbor_grpo.flow.lazy import torch
 from neighbor_grpo.flow.sde import Kernel
-from neighbor_grpo.flow.solvers import Velocity, solve
+from neighbor_grpo.flow.solvers import Record, Velocity, solve
 
 if TYPE_CHECKING:
     from torch import Generator, Tensor
@@ -37,12 +37,14 @@ class Step:
 class Tree:
     """Hold all transitions from noise to data.  `evaluations` is the NFE of the rollout: velocities computed for each prompt.
 
-    Tree(x) has roots only; `grow` adds deterministic transitions, `diffuse` stochastic ones.
+    Tree(x) has roots only; `grow` adds deterministic transitions, `diffuse` stochastic ones, and `finish` lets all of them go:
+    its roots are the finished latents.
     """
 
     root: Tensor  # [P, N, *latent]
     steps: tuple[Step, ...] = ()
     evaluations: int = 0
+    times: tuple[float, ...] = ()  # the grid of the transitions that were let go
 
     @property
     def leaves(self) -> Tensor:
@@ -54,6 +56,7 @@ class Tree:
         """Return the NFE as papers count it: a transition counts once for every sample, also where samples share it."""
         samples = self.leaves.shape[1]
         transitions = sum(len(step.parent) if len(step.parent) > 1 else samples for step in self.steps)
+        transitions += samples * max(0, len(self.times) - 1)
         return max(transitions, self.evaluations)  # heun needs two for a transition
 
     def ancestors(self) -> list[Tensor]:
@@ -73,21 +76,35 @@ def side_by_side(trees: Sequence[Tree]) -> Tree:
         replace(same[0], **{name: torch.cat([getattr(step, name) for step in same]) for name in ("x", "v", "y")})
         for same in zip(*(tree.steps for tree in trees), strict=True)
     )
-    return Tree(torch.cat([tree.root for tree in trees]), tuple(steps), trees[0].evaluations)
+    return Tree(torch.cat([tree.root for tree in trees]), tuple(steps), trees[0].evaluations, trees[0].times)
 
 
 def grow(tree: Tree, velocity: Velocity, times: Sequence[float], solver: str) -> Tree:
     """Extend every leaf along `times` by a deterministic solver, keeping all states and velocities."""
-    steps, calls = [], 0
+    steps: list[Step] = []
     same = torch.arange(tree.leaves.shape[1])
+    _, calls = _follow(tree, velocity, times, solver, lambda t, s, x, v, y: steps.append(Step(t, s, 0.0, x, v, y, same)))
+    return replace(tree, steps=tree.steps + tuple(steps), evaluations=tree.evaluations + calls)
+
+
+def finish(tree: Tree, velocity: Velocity, times: Sequence[float], solver: str) -> Tree:
+    """Extend every leaf along `times` by a deterministic solver, keeping the last states alone."""
+    x, calls = _follow(tree, velocity, times, solver, None)
+    before = (*tree.times[:-1], *(step.t for step in tree.steps))
+    return Tree(x, (), tree.evaluations + calls, (*before, *times))
+
+
+def _follow(tree: Tree, velocity: Velocity, times: Sequence[float], solver: str, record: Record | None) -> tuple[Tensor, int]:
+    """Return the last states, and how many velocities of one prompt were computed."""
+    calls = 0
 
     def counted(x: Tensor, t: float) -> Tensor:
         nonlocal calls
         calls += x.shape[1]
         return velocity(x, t)
 
-    solve(solver, counted, tree.leaves, times, lambda t, s, x, v, y: steps.append(Step(t, s, 0.0, x, v, y, same)))
-    return Tree(tree.root, tree.steps + tuple(steps), tree.evaluations + calls)
+    x = solve(solver, counted, tree.leaves, times, record)
+    return x, calls
 
 
 def diffuse(
@@ -105,7 +122,7 @@ def diffuse(
         parent = torch.arange(x.shape[1]).repeat_interleave(children.get(k, 1))
         y = mean[:, parent] + float(std) * noise(len(parent))
         step = Step(t, s, float(std), x, v, y, parent)
-        tree = Tree(tree.root, (*tree.steps, step), tree.evaluations + x.shape[1])
+        tree = replace(tree, steps=(*tree.steps, step), evaluations=tree.evaluations + x.shape[1])
     return tree
 
 

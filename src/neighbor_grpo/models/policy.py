@@ -1,7 +1,7 @@
 """The trained model as a method's loss sees it (methods.protocol.Policy)."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 import torch
 from torch import Tensor
@@ -30,23 +30,39 @@ def exchanged(weights: Sequence[Tensor], values: Copy) -> Iterator[None]:
             weight.data = value
 
 
+@contextmanager
+def without_cfg(model: Family) -> Iterator[None]:
+    """Leave out classifier-free guidance for a while."""
+    kept, model.cfg = model.cfg, 1.0
+    try:
+        yield
+    finally:
+        model.cfg = kept
+
+
 class ModelPolicy:
     """Give the velocities of a model for rows whose conditioning is `cond`, and count the rows of its forwards.
 
-    weights are the trained ones; copies hold the values of their lagging copies by name.
+    weights are the trained ones; copies hold the values of their lagging copies by name.  guided: with classifier-free
+    guidance, if the model has any.
     """
 
     def __init__(
-        self, model: Family, cond: Cond, weights: Sequence[Tensor] = (), copies: Mapping[str, Copy] | None = None
+        self,
+        model: Family,
+        cond: Cond,
+        weights: Sequence[Tensor] = (),
+        copies: Mapping[str, Copy] | None = None,
+        guided: bool = True,
     ) -> None:
-        self.model, self.cond, self.weights, self.copies = model, cond, weights, copies or {}
+        self.model, self.cond, self.weights, self.copies, self.guided = model, cond, weights, copies or {}, guided
         self.trained = 0  # rows of forwards with a gradient
         self.frozen = 0  # rows of forwards without
 
     def __call__(self, x: Tensor, t: Time) -> Tensor:
         """Return v_theta(x, t) with its gradient."""
         self.trained += len(x)
-        return self.model.velocity(x, t, self._cond(len(x)))
+        return self._velocity(x, t)
 
     def reference(self, x: Tensor, t: Time) -> Tensor:
         """Return the velocity of the model without its LoRA."""
@@ -61,7 +77,11 @@ class ModelPolicy:
     @torch.no_grad()
     def _frozen(self, x: Tensor, t: Time) -> Tensor:
         self.frozen += len(x)
-        return self.model.velocity(x, t, self._cond(len(x)))
+        return self._velocity(x, t)
+
+    def _velocity(self, x: Tensor, t: Time) -> Tensor:
+        with nullcontext() if self.guided else without_cfg(self.model):
+            return self.model.velocity(x, t, self._cond(len(x)))
 
     def _cond(self, states: int) -> Cond:
         """Repeat each row's conditioning for its states, which lie side by side."""

@@ -70,7 +70,8 @@ class Trial:
         cond = model.blank(1).take(torch.zeros(len(rows), dtype=torch.long))
 
         def work() -> None:
-            loss, _ = method.loss(ModelPolicy(model, cond, self.weights, dict.fromkeys(method.copies, copy)), rows)
+            policy = ModelPolicy(model, cond, self.weights, dict.fromkeys(method.copies, copy), method.guided)
+            loss, _ = method.loss(policy, rows)
             torch.autograd.backward(loss.sum())
 
         for weight in self.weights:

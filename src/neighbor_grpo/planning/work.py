@@ -1,5 +1,6 @@
 """What an iteration of a method computes, counted by running the method on latents of one number."""
 
+from collections.abc import Collection
 from dataclasses import dataclass
 
 import torch
@@ -8,6 +9,7 @@ from torch import Tensor
 from neighbor_grpo.config import Config
 from neighbor_grpo.flow.path import Time, shift_time
 from neighbor_grpo.flow.streams import Iteration
+from neighbor_grpo.methods.protocol import check_copy
 
 
 @dataclass(frozen=True)
@@ -30,8 +32,8 @@ class Work:
 class CountingPolicy:
     """Count the velocities that a loss asks for; all of them are zero (methods.protocol.Policy)."""
 
-    def __init__(self) -> None:
-        self.trained, self.frozen = 0, 0
+    def __init__(self, copies: Collection[str]) -> None:
+        self.copies, self.trained, self.frozen = copies, 0, 0
 
     def __call__(self, x: Tensor, t: Time) -> Tensor:
         """Count forward-backwards."""
@@ -44,7 +46,8 @@ class CountingPolicy:
         return torch.zeros_like(x)
 
     def lagging(self, name: str, x: Tensor, t: Time) -> Tensor:
-        """Count forwards of a lagging copy."""
+        """Count forwards of a lagging copy, which the method must declare."""
+        check_copy(name, self.copies)
         return self.reference(x, t)
 
 
@@ -59,7 +62,7 @@ def work_of(config: Config, n: int) -> Work:
     tree = method.rollout(lambda x, t: torch.zeros_like(x), noise, times, iteration)
     rewards = torch.randn(1, method.group_size, generator=rng)
     updates = method.updates(tree, method.credit(tree, rewards, rewards), [rng], iteration)
-    policy = CountingPolicy()
+    policy = CountingPolicy(method.copies)
     for rows in updates:
         method.loss(policy, rows)
     return Work(tree.evaluations, tree.nominal_evaluations, sum(map(len, updates)), policy.trained, policy.frozen, len(updates))

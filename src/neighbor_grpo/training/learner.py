@@ -76,10 +76,7 @@ class Learner:
         for group in self.optimizer.param_groups:
             group["lr"] = o.lr * min(1.0, (self.updates + 1) / (o.warmup + 1))
         weights = list(self.weights.values())
-
-        def policy_of(part: Rows) -> ModelPolicy:
-            return ModelPolicy(self.model, cond.take(part.prompt), weights, self.copies)
-
+        policy_of = self.policy_of(cond)
         step = accumulate(
             self.config.method, policy_of, self.transformer, rows, self.config.batch.update, weights, self.accelerator
         )
@@ -95,6 +92,11 @@ class Learner:
         if self.ema:
             self.ema.step(self.weights.values())
         return replace(step, figures=figures)
+
+    def policy_of(self, cond: Cond) -> Callable[[Rows], ModelPolicy]:
+        """Return what makes the policy that a loss over some rows sees."""
+        weights, guided = list(self.weights.values()), self.config.method.guided
+        return lambda rows: ModelPolicy(self.model, cond.take(rows.prompt), weights, self.copies, guided)
 
     def _not_finite(self, found: str, rows: Rows, policy_of: Callable[[Rows], ModelPolicy]) -> NotFiniteError:
         """Look for the first tensor, and for the prompts, that are not finite."""

@@ -90,10 +90,13 @@ class Gathered:
     def _add(self, patient: Patient, rows: Rows, cond: Cond) -> None:
         """Add a group.  Its loss is the mean over its rows, so each time counts by its share of them."""
         whole = [torch.zeros_like(part) for part in self.mean]
-        for t in rows.t.unique():
-            some = chosen(rows, rows.t == t)
+        states = rows.t.reshape(len(rows), -1)
+        alone = bool((states == states[:, :1]).all())  # otherwise a row has several times, which cannot be told apart
+        for t in states.unique() if alone else states[:1, 0]:
+            some = chosen(rows, states[:, 0] == t) if alone else rows
             gradient = patient.gradient(some, cond)
-            self.vectors[float(t)].append(thinned(gradient, KEPT))
+            if alone:
+                self.vectors[float(t)].append(thinned(gradient, KEPT))
             for part, g in zip(whole, gradient, strict=True):
                 part += g * (len(some) / len(rows))
         self.vectors[None].append(thinned(whole, KEPT))

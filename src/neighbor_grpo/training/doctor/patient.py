@@ -14,7 +14,6 @@ from neighbor_grpo.config import Config
 from neighbor_grpo.errors import UserError
 from neighbor_grpo.methods.rows import Rows
 from neighbor_grpo.models.conditioning import Cond
-from neighbor_grpo.models.policy import ModelPolicy
 from neighbor_grpo.models.sampling import fixed_noise, sample
 from neighbor_grpo.prompts.reading import Prompt
 from neighbor_grpo.rewards.score import Scores
@@ -116,13 +115,11 @@ class Patient:
     def gradient(self, rows: Rows, cond: Cond) -> list[Tensor]:
         """Return the gradient of the mean loss of these rows, by weight."""
         learner, weights = self.parts.learner, list(self.weights.values())
-
-        def policy_of(part: Rows) -> ModelPolicy:
-            return ModelPolicy(self.parts.model, cond.take(part.prompt), weights, learner.copies)
-
         learner.optimizer.zero_grad()
         size = self.config.batch.update
-        accumulate(self.config.method, policy_of, learner.transformer, rows, size, weights, self.parts.accelerator)
+        accumulate(
+            self.config.method, learner.policy_of(cond), learner.transformer, rows, size, weights, self.parts.accelerator
+        )
         gradient = [weight.grad for weight in weights if weight.grad is not None]
         learner.optimizer.zero_grad()
         return gradient
