@@ -4,12 +4,16 @@
     J = min(A·rho, A·clip(rho, 1 - c, 1 + c)) - kl·||mean - mean_ref||^2 / (2·std^2),   A clamped to ±adv_clip
 
 The last transition is always an Euler step, so that a picture is the predicted data and never carries the noise of a
-transition that no method trains (DanceGRPO's rule, applied to all).  A row is one transition that was drawn: C = 1.
+transition that no method trains (DanceGRPO's rule, applied to all).
+
+A row is a state with all of its successors that an optimizer step trains: one forward-backward, since one v scores them all.
+The loss is the mean over transitions, whatever the number of rows.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass as record
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -17,6 +21,7 @@ from pydantic import model_validator
 from pydantic.dataclasses import dataclass
 
 from neighbor_grpo.errors import STRICT
+from neighbor_grpo.flow.lazy import torch
 from neighbor_grpo.flow.sde import KERNELS, Kernel
 from neighbor_grpo.flow.streams import Iteration
 from neighbor_grpo.methods.advantage import z_score
@@ -39,6 +44,16 @@ from neighbor_grpo.methods.tree import Tree, subsets
 
 if TYPE_CHECKING:
     from torch import Generator, Tensor
+
+
+@record(frozen=True)
+class Transitions(Decisions):
+    """Hold stochastic transitions; the choices of a row are successors of its state.
+
+    A row with fewer than C repeats its first, with weight 0.
+    """
+
+    weight: Tensor  # [R, C]  of a choice in the loss, which is the mean over rows
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -70,17 +85,16 @@ class Gaussian(Method):
         """Return whether there is a divergence from the reference."""
         return self.kl > 0
 
-    def loss(self, policy: Policy, rows: Decisions) -> tuple[Tensor, dict[str, Tensor]]:
+    def loss(self, policy: Policy, rows: Transitions) -> tuple[Tensor, dict[str, Tensor]]:
         """Return -J of each row [R], and the figures of the ratio and of the divergence."""
-        x, t, s, y = rows.x, rows.t, rows.s, rows.y[:, 0]
-        adv = rows.adv.clamp(-self.adv_clip, self.adv_clip)
+        x, t, s, y = rows.x, rows.t, rows.s, rows.y
+        adv = rows.adv.clamp(-self.adv_clip, self.adv_clip) * rows.weight
         mean, std = self.kernel(x, policy(x, t), t, s)
-        new = gaussian_log_prob(y, mean, std)[:, None]
-        old = gaussian_log_prob(y, *self.kernel(x, rows.v_old, t, s))[:, None]
+        new, old = gaussian_log_prob(y, mean, std), gaussian_log_prob(y, *self.kernel(x, rows.v_old, t, s))
         loss, figures = -clipped_surrogate(new, old, adv, self.clip), ratio_figures(new, old, adv, self.clip)
         if self.kl:
             mean_ref, _ = self.kernel(x, policy.reference(x, t), t, s)
-            divergence = (mean - mean_ref).float().square().flatten(1).mean(1) / (2 * std.square())
+            divergence = (mean - mean_ref).float().square().flatten(1).mean(1) / (2 * std.square()) * rows.weight.sum(1)
             loss, figures["kl"] = loss + self.kl * divergence, divergence.detach().mean()
         return loss, figures
 
@@ -112,31 +126,34 @@ class Chains(Gaussian):
         """Return the advantages of the leaves.  [P, G] -> [P, G]"""
         return z_score(rewards, pool if self.advantage_std == "iteration" else None)
 
-    def updates(self, tree: Tree, adv: Tensor, generators: Sequence[Generator], iteration: Iteration) -> list[Decisions]:
+    def updates(self, tree: Tree, adv: Tensor, generators: Sequence[Generator], iteration: Iteration) -> list[Transitions]:
         """Train each sample in one optimizer step, on K of its stochastic transitions, drawn for it alone."""
         groups, size = adv.shape
-        ancestors = tree.ancestors()
         stochastic = [k for k, step in enumerate(tree.steps) if step.std > 0]
+        count = self.num_train_steps or len(stochastic)
         members = subsets(generators, size, size)  # [P, G], shuffled
-        drawn = [subsets(generators, len(stochastic), self.num_train_steps or len(stochastic)) for _ in range(size)]
-        return [
-            Decisions.cat(
-                [
-                    transition(tree, stochastic[k], p, int(ancestors[stochastic[k]][i]), adv[p, i])
-                    for p in range(groups)
-                    for i in part[p].tolist()
-                    for k in drawn[i][p].tolist()
-                ]
-            )
-            for part in members.chunk(self.updates_per_rollout, dim=1)
-        ]
+        drawn = [subsets(generators, len(stochastic), count).tolist() for _ in range(size)]
+        # Ranks need equally many rows, so where transitions are drawn for each sample, those of a shared state stay apart.
+        shared = [k for k in stochastic if tree.steps[k].x.shape[1] == 1 and count == len(stochastic)]
+        updates = []
+        for part in members.chunk(self.updates_per_rollout, dim=1):
+            width, rows = part.shape[1] if shared else 1, []
+            for p in range(groups):
+                apart = [(stochastic[j], [i]) for i in part[p].tolist() for j in drawn[i][p] if stochastic[j] not in shared]
+                rows += [(p, k, into) for k, into in [*((k, part[p].tolist()) for k in shared), *apart]]
+            weight = len(rows) / (part.numel() * count)
+            updates.append(Transitions.cat([transition(tree, k, p, into, adv, width, weight) for p, k, into in rows]))
+        return updates
 
 
-def transition(tree: Tree, k: int, p: int, m: int, adv: Tensor) -> Decisions:
-    """Return one row: transition k of tree p into its state m, with that transition's advantage."""
-    step = tree.steps[k]
-    n = int(step.parent[m])
-    return Decisions.row(
-        prompt=p, t=step.t, s=step.s, std=step.std,
-        x=step.x[p, n], v_old=step.v[p, n], y=step.y[p, m : m + 1], adv=adv.reshape(1),
+def transition(tree: Tree, k: int, p: int, into: list[int], adv: Tensor, width: int, weight: float) -> Transitions:
+    """Return one row of `width` choices: transition k of tree p from one state into its successors `into`.
+
+    adv [P, M] are the advantages of that transition's states at s; weight is that of a choice.
+    """
+    step, missing = tree.steps[k], width - len(into)
+    filled, n = into + into[:1] * missing, int(step.parent[into[0]])
+    return Transitions.row(
+        prompt=p, t=step.t, s=step.s, std=step.std, x=step.x[p, n], v_old=step.v[p, n],
+        y=step.y[p, filled], adv=adv[p, filled], weight=torch.tensor([weight] * len(into) + [0.0] * missing),
     )  # fmt: skip

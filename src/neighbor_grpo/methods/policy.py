@@ -29,16 +29,18 @@ def leap_log_prob(choices: Tensor, anchor: Tensor, temperature: float | Literal[
     return torch.log_softmax(-squared, dim=-1)
 
 
-def gaussian_log_prob(y: Tensor, mean: Tensor, std: Tensor) -> Tensor:
-    """Return the mean over the latent's dimensions of log N(y; mean, std^2).  y, mean [R, *latent], std [R] -> [R]
+def gaussian_log_prob(choices: Tensor, mean: Tensor, std: Tensor) -> Tensor:
+    """Return the mean over the latent's dimensions of log N(choice_i; mean, std^2).
 
-    >>> gaussian_log_prob(torch.zeros(1, 5), torch.zeros(1, 5), torch.ones(1))  # -log sqrt(2 pi), for any dimension
-    tensor([-0.9189])
+    choices [R, C, *latent], mean [R, *latent], std [R] -> [R, C]
+
+    >>> gaussian_log_prob(torch.zeros(1, 1, 5), torch.zeros(1, 5), torch.ones(1))  # -log sqrt(2 pi), for any dimension
+    tensor([[-0.9189]])
     """
     # The mean and not the sum, as in all SDE methods: their clip range of 1e-4 presumes it.
-    y, mean, std = y.float(), mean.float(), std.float()
-    z = (y - mean) / per_row(std, y)
-    return -0.5 * z.square().flatten(1).mean(-1) - std.log() - 0.5 * torch.log(torch.tensor(2 * torch.pi))
+    choices, mean, std = choices.float(), mean.float().unsqueeze(1), std.float()
+    z = (choices - mean) / per_row(std, choices)
+    return -0.5 * z.square().flatten(2).mean(-1) - std.log().unsqueeze(1) - 0.5 * torch.log(torch.tensor(2 * torch.pi))
 
 
 def clipped_surrogate(log_prob: Tensor, old_log_prob: Tensor, adv: Tensor, clip: float) -> Tensor:
