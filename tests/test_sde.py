@@ -1,14 +1,15 @@
+import math
 from itertools import pairwise
 
 import pytest
 import torch
 from test_solvers import MEAN, SCALE, gaussian_velocity
 
-from neighbor_grpo.flow.sde import cps_sde, dance_sde, flow_sde
+from neighbor_grpo.flow.sde import KERNELS, cps_sde, dance_sde, flow_sde, neighbor_sde
 from neighbor_grpo.flow.solvers import euler
 
 
-@pytest.mark.parametrize("kernel", [flow_sde, dance_sde, cps_sde])
+@pytest.mark.parametrize("kernel", KERNELS.values())
 def test_without_noise_it_is_the_euler_step(kernel):
     x, v = torch.randn(3, 5), torch.randn(3, 5)
     mean, std = kernel(x, v, 0.6, 0.4, 0.0)
@@ -36,7 +37,19 @@ def test_coefficients_of_cps_by_hand():
     assert float(mean) == pytest.approx(-0.6 * 0.4 + 1.4 * 0.6 * 3**0.5 / 2)
 
 
-@pytest.mark.parametrize("kernel", [flow_sde, dance_sde, cps_sde])
+def test_the_neighborhood_is_eq_7_on_the_predicted_noise_and_cps_of_that_angle():
+    """t = 0.8, s = 0.6, x = 1, v = 2: x0 = -0.6, eps = 1.4; sigma = 0.6 keeps 0.8 of the noise."""
+    x, v = torch.ones(1, 1), 2 * torch.ones(1, 1)
+    mean, std = neighbor_sde(x, v, 0.8, 0.6, 0.6)
+    assert (float(mean), float(std)) == (pytest.approx(-0.6 * 0.4 + 0.8 * 1.4 * 0.6), pytest.approx(0.36))
+    cps_mean, cps_std = cps_sde(x, v, 0.8, 0.6, 2 / math.pi * math.asin(0.6))
+    torch.testing.assert_close(mean, cps_mean)
+    torch.testing.assert_close(std, cps_std)
+    mean, std = neighbor_sde(x, v, 1.0, 0.6, 0.3)  # at t = 1 the predicted noise is x itself
+    assert float(mean) == pytest.approx(0.4 * (1 - 2) + 0.6 * 0.91**0.5)
+
+
+@pytest.mark.parametrize("kernel", KERNELS.values())
 def test_one_time_for_all_rows_or_one_for_each(kernel):
     x, v = torch.randn(2, 5), torch.randn(2, 5)
     mean, std = kernel(x, v, torch.tensor([0.9, 0.5]), torch.tensor([0.7, 0.2]), 0.4)
@@ -46,7 +59,7 @@ def test_one_time_for_all_rows_or_one_for_each(kernel):
         torch.testing.assert_close(std[row], alone_std)
 
 
-@pytest.mark.parametrize(("kernel", "strength"), [(flow_sde, 0.7), (dance_sde, 0.3), (cps_sde, 0.1)])
+@pytest.mark.parametrize(("kernel", "strength"), [(flow_sde, 0.7), (dance_sde, 0.3), (cps_sde, 0.1), (neighbor_sde, 0.15)])
 def test_the_marginal_is_kept(kernel, strength):
     """50,000 paths of 200 stochastic steps end where the ODE's do: at N(MEAN, SCALE^2)."""
     g = torch.Generator().manual_seed(0)

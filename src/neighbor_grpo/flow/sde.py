@@ -3,7 +3,7 @@
 With noise rate g, the reverse SDE of Neighbor GRPO's Eq. 5 discretised over D = t - s gives
     mean = x - D·v - (g^2·D / (2t))·eps,   std = g·sqrt(D),   y = mean + std·z,  z ~ N(0, I)
 where eps = x + (1 - t)·v is the noise that the model predicts.  std has the shape of t.  strength = 0 is the Euler step.
-cps_sde is of another kind: it keeps the coefficients of the path instead of discretising an SDE.
+cps_sde and neighbor_sde are of another kind: they keep the coefficients of the path instead of discretising an SDE.
 """
 
 from __future__ import annotations
@@ -62,9 +62,26 @@ def cps_sde(x: Tensor, v: Tensor, t: Time, s: Time, strength: float) -> tuple[Te
     >>> mean, std  # all of the noise is fresh: 0.75·x0 with x0 = 3 - 0.5·2
     (tensor([1.5000]), tensor(0.2500))
     """
+    return _exchanged(x, v, t, s, cos(strength * pi / 2), sin(strength * pi / 2))
+
+
+def neighbor_sde(x: Tensor, v: Tensor, t: Time, s: Time, strength: float) -> tuple[Tensor, Tensor]:
+    """Return mean and std of Neighbor GRPO's neighbourhood (arXiv 2511.16955, Eq. 7) on the predicted noise, sigma = strength.
+
+        y = (1 - s)·x0 + s·( sqrt(1 - sigma^2)·eps + sigma·z ),   sigma in [0, 1]
+
+    It is cps_sde with sin(eta·pi/2) = sigma.
+
+    >>> neighbor_sde(torch.tensor([3.0]), torch.tensor([2.0]), 0.5, 0.25, strength=0.6)  # x0 = 2, eps = 4
+    (tensor([2.3000]), tensor(0.1500))
+    """
+    return _exchanged(x, v, t, s, (1 - strength**2) ** 0.5, strength)
+
+
+def _exchanged(x: Tensor, v: Tensor, t: Time, s: Time, kept: float, fresh: float) -> tuple[Tensor, Tensor]:
+    """Return mean and std where of the noise at s the part `kept` is predicted and the part `fresh` is drawn."""
     s_ = torch.as_tensor(s, dtype=torch.float32)
-    data, kept = per_row(1 - s_, x), per_row(s_ * cos(strength * pi / 2), x)
-    return data * x0_prediction(x, v, t) + kept * eps_prediction(x, v, t), s_ * sin(strength * pi / 2)
+    return per_row(1 - s_, x) * x0_prediction(x, v, t) + per_row(s_ * kept, x) * eps_prediction(x, v, t), s_ * fresh
 
 
-KERNELS = {"flow": flow_sde, "dance": dance_sde, "cps": cps_sde}
+KERNELS = {"flow": flow_sde, "dance": dance_sde, "cps": cps_sde, "neighbor": neighbor_sde}

@@ -13,6 +13,8 @@ if TYPE_CHECKING:
 else:
     SolverName, KernelName = Literal[tuple(SOLVERS)], Literal[tuple(KERNELS)]
 
+SHARES = ("cps", "neighbor")  # kernels whose strength is a share of the noise
+
 MOST_SAMPLES, MOST_STEPS = 4096, 1000  # of a prompt; of a rollout: beyond them nothing can be meant
 
 GroupSize = Annotated[int, Field(ge=2, le=MOST_SAMPLES, description="G, samples per prompt")]
@@ -25,7 +27,9 @@ Updates = Annotated[
 ]
 Solver = Annotated[SolverName, Field(description="solver of the rollout")]
 Sde = Annotated[KernelName, Field(description="kernel of the stochastic transitions")]
-Eta = Annotated[float, Field(gt=0, description="strength of the kernel's noise")]
+Eta = Annotated[
+    float, Field(gt=0, description="strength of the kernel's noise; of cps and neighbor (sigma of Eq. 7) at most 1")
+]
 AdvantageStd = Annotated[
     Literal["group", "iteration"], Field(description="std that advantages are divided by: the group's, or all rewards'")
 ]
@@ -57,3 +61,9 @@ Keep = Annotated[
     Field(description="leaves trained after the last split: all, the best half, or the best and the worst quarter"),
 ]
 EdgesPerUpdate = Annotated[int, Field(ge=1, le=10**9, description="transitions of a group in one optimizer step, about")]
+
+
+def check_kernel(sde: str, eta: float) -> None:
+    """Raise ValueError for a strength that a kernel cannot have."""
+    if sde in SHARES and eta > 1:
+        raise ValueError(f"eta ({eta:g}) is a share of the noise where sde is {sde}: choose at most 1")

@@ -36,6 +36,7 @@ from neighbor_grpo.methods.fields import (
     Sde,
     TrainSteps,
     Updates,
+    check_kernel,
 )
 from neighbor_grpo.methods.policy import clipped_surrogate, gaussian_log_prob, ratio_figures
 from neighbor_grpo.methods.protocol import Method, Policy
@@ -71,8 +72,7 @@ class Gaussian(Method):
 
     @model_validator(mode="after")
     def _check_kernel(self) -> Gaussian:
-        if self.sde == "cps" and self.eta > 1:
-            raise ValueError(f"eta ({self.eta:g}) is a share of the noise where sde is cps: choose at most 1")
+        check_kernel(self.sde, self.eta)
         return self
 
     @property
