@@ -54,8 +54,25 @@ def clipped_surrogate(log_prob: Tensor, old_log_prob: Tensor, adv: Tensor, clip:
     return torch.minimum(adv * rho, adv * rho.clamp(1 - clip, 1 + clip)).sum(-1)
 
 
+def spo_surrogate(log_prob: Tensor, old_log_prob: Tensor, adv: Tensor, clip: float) -> Tensor:
+    """Return J = sum_i A_i·rho_i - |A_i|/(2c)·(rho_i - 1)^2, to be maximised.  [R, C] each -> [R]
+
+    Its optimum is at rho_i = 1 ± c, where the clipped surrogate becomes flat; beyond it the gradient turns round (SPO,
+    arXiv 2401.16025).
+
+    >>> new, old = torch.tensor([[1.2, 0.8]]).log(), torch.zeros(1, 2)
+    >>> spo_surrogate(new, old, torch.tensor([[1.0, -1.0]]), clip=0.2)  # 1.2 - 0.1, -0.8 - 0.1
+    tensor([0.2000])
+    """
+    rho = (log_prob - old_log_prob).exp()
+    return (adv * rho - adv.abs() / (2 * clip) * (rho - 1).square()).sum(-1)
+
+
+SURROGATES = {"clip": clipped_surrogate, "spo": spo_surrogate}
+
+
 def clipped_fraction(log_prob: Tensor, old_log_prob: Tensor, adv: Tensor, clip: float) -> Tensor:
-    """Return the share of choices with an advantage whose gradient the clip removes.
+    """Return the share of choices with an advantage whose gradient the clip removes, or SPO turns round.
 
     >>> new, old = torch.tensor([[1.5, 1.0]]).log(), torch.zeros(1, 2)
     >>> clipped_fraction(new, old, torch.tensor([[1.0, -1.0]]), clip=0.2)
