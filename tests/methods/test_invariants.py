@@ -33,7 +33,7 @@ VARIANTS = {
         {"distance": "final_x0", "surrogate": "spo"},
         {"part_from": 0.0, "part_to": 0.1, "weighting": "none"},
     ],
-    "flow_grpo": [{"sde": "cps"}, {"kl": 0.01}],
+    "flow_grpo": [{"sde": "cps"}, {"kl": 0.01}, {"ratio": "guard"}, {"ratio": "dppo", "weighting": "std", "sde": "neighbor"}],
     "mix_grpo": [
         {"window": 14},
         {"strategy": "random"},

@@ -132,12 +132,13 @@ class BranchGRPO(Gaussian):
             whole = {k: torch.arange(len(tree.steps[k].parent)).view(tree.steps[k].x.shape[1], -1) for k in trained}
             states.append([(k, into) for k in trained for into in {**whole, **after}[k].tolist()])
         count, transitions = len(states[0]), sum(len(into) for _, into in states[0])
-        width, weight = max(len(into) for _, into in states[0]), count / transitions
+        width = max(len(into) for _, into in states[0])
+        weight = {k: count / transitions * factor for k, factor in self.emphasis(tree, trained).items()}
         order = subsets(generators, count, count)
         return [
             Transitions.cat(
                 [
-                    transition(tree, k, p, into, per_step[k], width, weight)
+                    transition(tree, k, p, into, per_step[k], width, weight[k])
                     for p in range(len(adv))
                     for k, into in (states[p][e] for e in part[p].tolist())
                 ]

@@ -3,6 +3,16 @@
     log pi_theta(y | x) = log N(y; mean(v_theta), std^2), averaged over the latent's dimensions
     J = min(A·rho, A·clip(rho, 1 - c, 1 + c)) - kl·||mean - mean_ref||^2 / (2·std^2),   A clamped to ±adv_clip
 
+    ratio: ppo     rho = pi_theta / pi_old
+           guard   rho = exp( mean(z·(mean - mean_old)) ), z the noise that was drawn;  J / (t - s)
+                   (GRPO-Guard, arXiv 2510.22319)
+           dppo    J = A·rho without a clip; 0 where ||mean - mean_old||^2 / (2·std^2) is at least c and rho moves further out
+                   (Flow-DPPO, arXiv 2606.11025)
+
+    weighting: std   J·std / (mean std of the trained transitions)  (TempFlow-GRPO, arXiv 2508.04324)
+
+Published: guard with c = 2e-6, dppo with c = 1e-5.
+
 The last transition is always an Euler step, so that a picture is the predicted data and never carries the noise of a
 transition that no method trains (DanceGRPO's rule, applied to all).
 
@@ -15,9 +25,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass as record
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated, Literal
 
-from pydantic import model_validator
+from pydantic import Field, model_validator
 from pydantic.dataclasses import dataclass
 
 from neighbor_grpo.errors import STRICT
@@ -38,7 +48,14 @@ from neighbor_grpo.methods.fields import (
     Updates,
     check_kernel,
 )
-from neighbor_grpo.methods.policy import clipped_surrogate, gaussian_log_prob, ratio_figures
+from neighbor_grpo.methods.policy import (
+    clipped_surrogate,
+    gaussian_divergence,
+    gaussian_log_prob,
+    guarded_log_ratio,
+    moves_out,
+    ratio_figures,
+)
 from neighbor_grpo.methods.protocol import Method, Policy
 from neighbor_grpo.methods.rows import Decisions
 from neighbor_grpo.methods.tree import Tree, subsets
@@ -66,7 +83,14 @@ class Gaussian(Method):
     num_steps: NumSteps = 25
     sde: Sde = "flow"
     eta: Eta = 0.7
+    ratio: Annotated[
+        Literal["ppo", "guard", "dppo"],
+        Field(description="ppo: clipped; guard: normalised, then clipped; dppo: clip bounds the divergence, not the ratio"),
+    ] = "ppo"
     clip: Clip = 1e-4
+    weighting: Annotated[
+        Literal["none", "std"], Field(description="std: multiply each transition's objective by its std over their mean")
+    ] = "none"
     adv_clip: AdvClip = 5.0
     kl: Kl = 0.0
 
@@ -89,14 +113,30 @@ class Gaussian(Method):
         """Return -J of each row [R], and the figures of the ratio and of the divergence."""
         x, t, s, y = rows.x, rows.t, rows.s, rows.y
         adv = rows.adv.clamp(-self.adv_clip, self.adv_clip) * rows.weight
-        mean, std = self.kernel(x, policy(x, t), t, s)
-        new, old = gaussian_log_prob(y, mean, std), gaussian_log_prob(y, *self.kernel(x, rows.v_old, t, s))
-        loss, figures = -clipped_surrogate(new, old, adv, self.clip), ratio_figures(new, old, adv, self.clip)
+        (mean, std), (old_mean, _) = self.kernel(x, policy(x, t), t, s), self.kernel(x, rows.v_old, t, s)
+        if self.ratio == "guard":
+            ratio, adv = guarded_log_ratio(y, mean, old_mean, std), adv / (t - s).unsqueeze(1)
+        else:
+            ratio = gaussian_log_prob(y, mean, std) - gaussian_log_prob(y, old_mean, std)
+        figures = ratio_figures(ratio, torch.zeros_like(ratio), adv, self.clip)
+        if self.ratio == "dppo":
+            out = moves_out(ratio, adv, gaussian_divergence(mean, old_mean, std), self.clip)
+            loss = -(adv * ratio.exp()).where(~out, 0.0).sum(1)
+            figures["ratio/clipped"] = out.sum() / (adv != 0).sum().clamp_min(1)
+        else:
+            loss = -clipped_surrogate(ratio, torch.zeros_like(ratio), adv, self.clip)
         if self.kl:
             mean_ref, _ = self.kernel(x, policy.reference(x, t), t, s)
-            divergence = (mean - mean_ref).float().square().flatten(1).mean(1) / (2 * std.square()) * rows.weight.sum(1)
+            divergence = gaussian_divergence(mean, mean_ref, std) * rows.weight.sum(1)
             loss, figures["kl"] = loss + self.kl * divergence, divergence.detach().mean()
         return loss, figures
+
+    def emphasis(self, tree: Tree, trained: Sequence[int]) -> dict[int, float]:
+        """Return what the objective of each trained transition is multiplied by: 1, or its std over their mean."""
+        if self.weighting == "none":
+            return dict.fromkeys(trained, 1.0)
+        mean = sum(tree.steps[k].std for k in trained) / len(trained)
+        return {k: tree.steps[k].std / mean for k in trained}
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -141,8 +181,8 @@ class Chains(Gaussian):
             for p in range(groups):
                 apart = [(stochastic[j], [i]) for i in part[p].tolist() for j in drawn[i][p] if stochastic[j] not in shared]
                 rows += [(p, k, into) for k, into in [*((k, part[p].tolist()) for k in shared), *apart]]
-            weight = len(rows) / (part.numel() * count)
-            updates.append(Transitions.cat([transition(tree, k, p, into, adv, width, weight) for p, k, into in rows]))
+            weight = {k: len(rows) / (part.numel() * count) * factor for k, factor in self.emphasis(tree, stochastic).items()}
+            updates.append(Transitions.cat([transition(tree, k, p, into, adv, width, weight[k]) for p, k, into in rows]))
         return updates
 
 
