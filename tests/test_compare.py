@@ -37,7 +37,10 @@ def whole(tiny_flux, tmp_path_factory):
 def test_the_report_holds_the_numbers_of_the_runs(whole):
     with (whole / "table.csv").open() as file:
         table = {row["run"]: row for row in csv.DictReader(file)}
-    for name, nfe_old, nfe_theta in (("neighbor", 3, 1), ("dance", (1 + 2 * 4) / 4, 2)):
+    for name, nfe_old, nfe_theta in (
+        ("neighbor", 3, 1),
+        ("dance", (1 + 2 * 4) / 4, 2 * (1 + 2) / 4),
+    ):
         last = [files.read_metrics(whole / name / f"seed-{seed}")[-1] for seed in (0, 1)]
         reward = next(key for key in last[0] if key.startswith("eval/") and "brightness" in key)
         for key, source in (("reward", reward), ("diversity", "eval/diversity")):

@@ -30,8 +30,8 @@ def test_leap_log_prob_prefers_the_nearest_and_sums_to_one():
 
 
 def test_gaussian_log_prob_is_the_mean_over_dimensions():
-    y, mean, std = torch.randn(4, 6, 3), torch.randn(4, 6, 3), torch.rand(4) + 0.1
-    expected = norm.logpdf(y.numpy(), mean.numpy(), std.numpy()[:, None, None]).mean((1, 2))
+    y, mean, std = torch.randn(4, 5, 6, 3), torch.randn(4, 6, 3), torch.rand(4) + 0.1
+    expected = norm.logpdf(y.numpy(), mean.numpy()[:, None], std.numpy()[:, None, None, None]).mean((2, 3))
     np.testing.assert_allclose(gaussian_log_prob(y, mean, std).numpy(), expected, rtol=1e-4)
 
 

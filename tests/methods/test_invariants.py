@@ -28,8 +28,15 @@ VARIANTS = {
         {"solver": "dpmpp_3m"},
         {"updates_per_rollout": 2},
         {"solver": "euler", "reference": "literal"},
+        {"surrogate": "spo"},
     ],
-    "flow_grpo": [{"sde": "cps"}, {"kl": 0.01}],
+    "neighbor_late": [
+        {"sde": "neighbor", "eta": 0.3},
+        {"sde": "cps", "eta": 0.5, "solver": "heun"},
+        {"distance": "final_x0", "surrogate": "spo"},
+        {"part_from": 0.0, "part_to": 0.1, "weighting": "none"},
+    ],
+    "flow_grpo": [{"sde": "cps"}, {"kl": 0.01}, {"ratio": "guard"}, {"ratio": "dppo", "weighting": "std", "sde": "neighbor"}],
     "mix_grpo": [
         {"window": 14},
         {"strategy": "random"},

@@ -22,9 +22,9 @@ MU = torch.linspace(-1, 1, 12).reshape(LATENT)
 
 
 def trained(method, tree, iteration=0):
-    """(t, prompt) of every row of every update."""
+    """(t, prompt) of every transition that every update trains; one row may hold several."""
     steps = updates(method, tree, some_rewards(tree), iteration=iteration)
-    return [list(zip(d.t.tolist(), d.prompt.tolist(), strict=True)) for d in steps]
+    return [[(float(d.t[row]), int(d.prompt[row])) for row, _ in d.weight.nonzero().tolist()] for d in steps]
 
 
 def test_loss_is_ppo_on_the_gaussian_density():
@@ -34,16 +34,17 @@ def test_loss_is_ppo_on_the_gaussian_density():
     (d,) = updates(method, tree, torch.tensor([[0.0, 1.0]]))
     elsewhere = MU + 0.01
     loss, stats = loss_at(method, elsewhere, d)
-    for row in range(len(d)):
-        t, s, x, y = float(d.t[row]), float(d.s[row]), d.x[row], d.y[row, 0]
+    expected = torch.zeros(len(d))
+    for row, choice in d.weight.nonzero().tolist():
+        t, s, x, y = float(d.t[row]), float(d.s[row]), d.x[row], d.y[row, choice]
         density = []
         for mu in (elsewhere, MU):
             v = velocity(mu, x, t)
             mean = x - (t - s) * v - 0.3**2 * (t - s) / (2 * t) * (x + (1 - t) * v)
             density.append(torch.distributions.Normal(mean, 0.3 * (t - s) ** 0.5).log_prob(y).mean())
-        rho = float((density[0] - density[1]).exp())
-        a = float(d.adv[row, 0])
-        assert float(loss[row]) == pytest.approx(-min(a * rho, a * min(max(rho, 1 - 1e-3), 1 + 1e-3)), abs=1e-5)
+        rho, a = float((density[0] - density[1]).exp()), float(d.adv[row, choice])
+        expected[row] -= min(a * rho, a * min(max(rho, 1 - 1e-3), 1 + 1e-3)) * 5 / 6  # rows over transitions
+    torch.testing.assert_close(loss, expected, atol=1e-5, rtol=0)
     assert stats["max/ratio/log_max"] > 1e-4
 
 
@@ -190,9 +191,9 @@ def test_branch_counts():
     method = BranchGRPO()
     tree = rollout(method, MU, prompts=1)
     assert (tree.evaluations, tree.nominal_evaluations) == (203, 218)
-    update = trained(method, tree)
-    assert sum(map(len, update)) == 202 and len(update) == 17
-    assert max(map(len, update)) <= 12
+    rows = updates(method, tree, some_rewards(tree))
+    assert sum(map(len, trained(method, tree))) == 202 and len(rows) == 17
+    assert sum(map(len, rows)) == 202 - 15 and max(map(len, rows)) <= 12  # siblings are one row
 
 
 def test_branch_credit_by_hand():
@@ -241,7 +242,7 @@ def test_width_pruning_keeps_lines_after_the_last_split(keep, kept):
     tree = rollout(method, MU, prompts=1)
     (d,) = updates(method, tree, torch.arange(8.0)[None])
     for k, step in enumerate(tree.steps[:-1]):
-        rows = d.y[d.t == torch.tensor(step.t), 0]
+        rows = d.y[(d.weight > 0) & (d.t == torch.tensor(step.t))[:, None]]
         expected = step.y[0] if k <= 2 else step.y[0, list(kept)]
         assert len(rows) == len(expected)
         assert all((expected == row).flatten(1).all(1).any() for row in rows)

@@ -19,12 +19,14 @@ from neighbor_grpo.methods.dgpo import DGPO
 from neighbor_grpo.methods.flow_grpo import FlowGRPO
 from neighbor_grpo.methods.mix_grpo import FlowGRPOFast, MixGRPO, MixGRPOFlash, MixGRPOFlashStar
 from neighbor_grpo.methods.neighbor import Neighbor
+from neighbor_grpo.methods.neighbor_late import NeighborLate
 from neighbor_grpo.methods.nft import NFT
 from neighbor_grpo.methods.protocol import REQUIRED, Method
 from neighbor_grpo.methods.v_grpo import VGRPO
 
 METHODS: dict[str, type[Method]] = {
     "neighbor": Neighbor,
+    "neighbor_late": NeighborLate,
     "flow_grpo": FlowGRPO,
     "flow_grpo_fast": FlowGRPOFast,
     "dance_grpo": DanceGRPO,

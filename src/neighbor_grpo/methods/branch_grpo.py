@@ -37,9 +37,8 @@ from neighbor_grpo.methods.fields import (
     SlideEvery,
     Splits,
 )
-from neighbor_grpo.methods.gaussian import Gaussian, transition
+from neighbor_grpo.methods.gaussian import Gaussian, Transitions, transition
 from neighbor_grpo.methods.policy import gaussian_log_prob
-from neighbor_grpo.methods.rows import Decisions
 from neighbor_grpo.methods.tree import Noise, Step, Tree, diffuse, grow, subsets
 
 if TYPE_CHECKING:
@@ -118,29 +117,33 @@ class BranchGRPO(Gaussian):
         if self.fusion == "mean" or families.shape[2] == 1:
             return families.nanmean(2)
         mean, std = self.kernel(step.x, step.v, step.t, step.s)
-        flat = gaussian_log_prob(step.y.flatten(0, 1), mean[:, step.parent].flatten(0, 1), std.expand(rewards.numel()))
-        weight = torch.softmax(flat.view_as(families).where(families.isfinite(), -torch.inf), dim=2)
+        successors = step.y.unflatten(1, families.shape[1:])  # [P, N, b, *latent]
+        likely = gaussian_log_prob(successors.flatten(0, 1), mean.flatten(0, 1), std.expand(mean.shape[:2].numel()))
+        weight = torch.softmax(likely.view_as(families).where(families.isfinite(), -torch.inf), dim=2)
         return (weight.to(families) * families.nan_to_num()).sum(2)  # NaN where no successor was scored
 
-    def updates(self, tree: Tree, adv: Tensor, generators: Sequence[Generator], iteration: Iteration) -> list[Decisions]:
-        """Train every transition that is not pruned in one optimizer step, a random part of each tree in each."""
+    def updates(self, tree: Tree, adv: Tensor, generators: Sequence[Generator], iteration: Iteration) -> list[Transitions]:
+        """Train every transition that is not pruned in one optimizer step, a random part of each tree's states in each."""
         per_step = adv.split([len(step.parent) for step in tree.steps], dim=1)
-        trained, ancestors = self.trained(iteration.number), tree.ancestors()
-        edges = []
+        trained, ancestors = sorted(self.trained(iteration.number)), tree.ancestors()
+        states = []  # of each tree: (transition, successors) of every state that is trained
         for leaves in self._kept(per_step[-1]):
-            late = {k: ancestors[k][leaves].tolist() for k in trained if k > self.splits[-1]}
-            edges.append([(k, m) for k in sorted(trained) for m in late.get(k, range(len(tree.steps[k].parent)))])
-        count = len(edges[0])
+            after = {k: ancestors[k][leaves, None] for k in trained if k > self.splits[-1]}
+            whole = {k: torch.arange(len(tree.steps[k].parent)).view(tree.steps[k].x.shape[1], -1) for k in trained}
+            states.append([(k, into) for k in trained for into in {**whole, **after}[k].tolist()])
+        count, transitions = len(states[0]), sum(len(into) for _, into in states[0])
+        width = max(len(into) for _, into in states[0])
+        weight = {k: count / transitions * factor for k, factor in self.emphasis(tree, trained).items()}
         order = subsets(generators, count, count)
         return [
-            Decisions.cat(
+            Transitions.cat(
                 [
-                    transition(tree, k, p, m, per_step[k][p, m])
+                    transition(tree, k, p, into, per_step[k], width, weight[k])
                     for p in range(len(adv))
-                    for k, m in (edges[p][e] for e in part[p].tolist())
+                    for k, into in (states[p][e] for e in part[p].tolist())
                 ]
             )
-            for part in order.chunk(-(-count // self.edges_per_update), dim=1)
+            for part in order.chunk(-(-transitions // self.edges_per_update), dim=1)
         ]
 
     def _kept(self, adv: Tensor) -> Tensor:

@@ -3,9 +3,8 @@
 1. Neighbourhood (Eq. 7).  x_1^(i) = sqrt(1 - sigma^2)·eps* + sigma·delta^(i), one eps* per prompt, i = 1 ... G.
 2. Rollout.  Deterministic, theta_old, any solver; every state x_t^(i) and velocity is kept.
 3. Advantage.  z-score in the group (Eq. 3), then the quasi-norm (Eq. 11).
-4. Surrogate leaping policy (Eq. 8) of an anchor j at the transition t -> s, x^theta the Euler step of v_theta from x_t^(j):
-       log pi_theta(i) = log_softmax_i( -||x_s^(i) - x^theta||^2 / tau )
-5. Objective (Eq. 9-10).  J = sum_i min(A_i·rho_i, A_i·clip(rho_i, 1 - c, 1 + c)), mean over transitions, anchors, prompts.
+4. Objective (Eq. 8-10, methods.contrast) of anchors j at transitions t -> s, the choices being the x_s^(i); mean over
+   transitions, anchors, prompts.
 
 The cost of a group is G·N forwards and B·K forward-backwards.
 """
@@ -22,9 +21,8 @@ from neighbor_grpo.errors import STRICT
 from neighbor_grpo.flow.solvers import Velocity, euler
 from neighbor_grpo.flow.streams import Iteration
 from neighbor_grpo.methods.advantage import quasi_norm
-from neighbor_grpo.methods.fields import MOST_SAMPLES, MOST_STEPS, Clip, GroupSize, Solver
-from neighbor_grpo.methods.policy import clipped_surrogate, leap_log_prob, ratio_figures
-from neighbor_grpo.methods.protocol import Method, Policy
+from neighbor_grpo.methods.contrast import Contrast
+from neighbor_grpo.methods.fields import MOST_SAMPLES, MOST_STEPS
 from neighbor_grpo.methods.rows import Decisions
 from neighbor_grpo.methods.tree import Noise, Tree, grow, subsets
 
@@ -33,11 +31,10 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, config=STRICT)
-class Neighbor(Method):
+class Neighbor(Contrast):
     """Implement Neighbor GRPO.  Defaults: the paper's 8-step recipe; its text leaves `temperature` and `reference` open."""
 
     name: str = "neighbor"
-    group_size: GroupSize = 12
     num_steps: Annotated[int, Field(ge=1, le=MOST_STEPS, description="N, transitions of the rollout")] = 8
     num_train_steps: Annotated[int, Field(ge=1, le=MOST_STEPS, description="K, transitions trained per rollout")] = 4
     num_anchors: Annotated[int, Field(ge=1, le=MOST_SAMPLES, description="B, anchors per group")] = 4
@@ -46,12 +43,6 @@ class Neighbor(Method):
         Field(ge=1, le=MOST_SAMPLES, description="optimizer steps per rollout, a divisor of B; null = B, one per anchor"),
     ] = None
     sigma: Annotated[float, Field(gt=0, le=1, description="size of the neighbourhood, 1 = independent noise")] = 0.3
-    solver: Solver = "dpmpp_2m"
-    p: Annotated[float, Field(gt=0, le=2, description="quasi-norm of the advantages; 2 = GRPO's")] = 0.8
-    clip: Clip = 1e-4
-    temperature: Annotated[
-        Annotated[float, Field(gt=0)] | Literal["dim"], Field(description='tau of the leaping policy; "dim" = D')
-    ] = "dim"
     reference: Annotated[
         Literal["stored", "literal"],
         Field(description="where the old policy is: the Euler step of the stored velocity, or the rollout's own next state"),
@@ -62,10 +53,6 @@ class Neighbor(Method):
     ] = "state"
     train_from: Annotated[float, Field(ge=0, lt=1, description="first transition drawn, fraction of the grid")] = 0.0
     train_to: Annotated[float, Field(gt=0, le=1, description="end of the transitions drawn, fraction of the grid")] = 1.0
-    weighting: Annotated[
-        Literal["none", "scale"],
-        Field(description="scale: divide each transition's objective by step length times spread of its choices"),
-    ] = "none"
 
     @model_validator(mode="after")
     def _check(self) -> Neighbor:
@@ -124,13 +111,4 @@ class Neighbor(Method):
             choices = tree.leaves[p] if self.distance == "final_x0" else euler(step.x[p], step.v[p], step.t, 0.0)
         if self.reference == "literal":  # the velocity whose Euler step ends where the rollout itself went
             v = (x - choices[j]) / (step.t - s)
-        if self.weighting == "scale":
-            spread = choices.std(0, correction=0).square().mean().sqrt().clamp_min(1e-6)
-            adv = adv.to(x.device) / ((step.t - s) * spread)
-        return Decisions.row(prompt=p, t=step.t, s=s, std=0.0, x=x, v_old=v, y=choices, adv=adv)
-
-    def loss(self, policy: Policy, rows: Decisions) -> tuple[Tensor, dict[str, Tensor]]:
-        """Return -J of each row [R] (Eq. 9-10), and the figures of the ratio."""
-        velocities = policy(rows.x, rows.t), rows.v_old
-        new, old = (leap_log_prob(rows.y, euler(rows.x, v, rows.t, rows.s), self.temperature) for v in velocities)
-        return -clipped_surrogate(new, old, rows.adv, self.clip), ratio_figures(new, old, rows.adv, self.clip)
+        return self.decision(step, p, j, s, choices, v, adv)
