@@ -177,3 +177,22 @@ def test_unknown_methods_and_files_are_named():
         load_config(None, ["method.name=dance_gpro"])
     with pytest.raises(UserError, match=r"nowhere\.py"):
         load_config(None, ["method.name=nowhere.py:Mine"])
+
+
+DETACHED = """
+from pydantic.dataclasses import dataclass
+from neighbor_grpo.methods.neighbor import Neighbor
+
+@dataclass(frozen=True)
+class Detached(Neighbor):
+    def loss(self, policy, rows):
+        loss, figures = super().loss(policy, rows)
+        return loss.detach(), figures
+"""
+
+
+def test_a_loss_without_gradient_is_a_users_mistake(tiny_flux, tmp_path):
+    file = tmp_path / "detached.py"
+    file.write_text(DETACHED)
+    with pytest.raises(UserError, match="without detach"):
+        Trainer(load_config(None, [f"method.name={file}:Detached", *settings(tiny_flux, tmp_path)])).run()

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal
 
+from neighbor_grpo.errors import UserError
 from neighbor_grpo.flow.lazy import torch
 from neighbor_grpo.flow.path import per_row
 
@@ -125,3 +126,14 @@ def ratio_figures(log_prob: Tensor, old_log_prob: Tensor, adv: Tensor, clip: flo
         "max/ratio/log_max": largest,
         "ratio/clipped": clipped_fraction(new, old_log_prob, adv, clip),
     }
+
+
+class NoGradientError(UserError):
+    """Say that a loss does not depend on any trained weight."""
+
+
+def with_gradient(loss: Tensor) -> Tensor:
+    """Return a loss as it is.  Raises NoGradientError where it has no gradient."""
+    if not loss.requires_grad:
+        raise NoGradientError("the loss does not depend on any trained weight: compute it from policy(x, t), without detach")
+    return loss

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from neighbor_grpo.config import Model
 from neighbor_grpo.flow.streams import Iteration
+from neighbor_grpo.methods.policy import with_gradient
 from neighbor_grpo.methods.protocol import Method
 from neighbor_grpo.methods.rows import Rows
 from neighbor_grpo.models.devices import pick_dtype
@@ -72,7 +73,7 @@ class Trial:
         def work() -> None:
             policy = ModelPolicy(model, cond, self.weights, dict.fromkeys(method.copies, copy), method.guided)
             loss, _ = method.loss(policy, rows)
-            torch.autograd.backward(loss.sum())
+            torch.autograd.backward(with_gradient(loss).sum())
 
         for weight in self.weights:
             weight.grad = torch.empty_like(weight) if several else None

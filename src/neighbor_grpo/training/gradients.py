@@ -8,6 +8,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
+from neighbor_grpo.methods.policy import with_gradient
 from neighbor_grpo.methods.protocol import Method
 from neighbor_grpo.methods.rows import Rows
 from neighbor_grpo.models.policy import ModelPolicy
@@ -44,7 +45,7 @@ def accumulate(
             part = micro_batch.to(accelerator.device)  # a rollout may have been kept on the CPU
             policy = policy_of(part)
             loss, own = method.loss(policy, part)
-            (loss.sum() / len(rows)).backward()
+            (with_gradient(loss).sum() / len(rows)).backward()
         figures.append({name: value.detach().float() for name, value in own.items()} | {"loss": loss.detach().mean()})
         trained, frozen = trained + policy.trained, frozen + policy.frozen
     for weight in weights:  # one that the loss does not reach

@@ -25,7 +25,7 @@ from neighbor_grpo.methods.rows import Rows
 from neighbor_grpo.models.conditioning import Cond
 from neighbor_grpo.planning.plan import plan
 from neighbor_grpo.run.pages import markdown_table
-from neighbor_grpo.training.doctor.patient import Patient, admitted, chosen, needing_gradient, rows_of, thinned
+from neighbor_grpo.training.doctor.patient import Patient, admitted, chosen, rows_of, thinned
 from neighbor_grpo.training.doctor.statistics import Direction, direction
 
 KEPT = 2**18  # numbers of a gradient that are compared
@@ -130,12 +130,12 @@ def study(runs: Mapping[str, Config], groups: int, say: Callable[[str], None] = 
     first = next(iter(runs.values()))
     sde = FlowGRPO(group_size=first.method.group_size, num_steps=max(first.method.num_steps, 2))
     say("gathers the policy gradient of the SDE (flow_grpo), with which the others are compared")
-    with admitted(first.model_copy(update={"method": sde, "seed": first.seed + 1})) as patient, needing_gradient():
+    with admitted(first.model_copy(update={"method": sde, "seed": first.seed + 1})) as patient:
         reference, before = Gathered(patient, groups), _measured(patient)
     length, methods = 0.0, []
     for name, config in runs.items():
         say(f"studies {name}")
-        with admitted(config) as patient, needing_gradient():
+        with admitted(config) as patient:
             gathered = Gathered(patient, groups)
             length = length or _length(patient, gathered.mean)
             with patient.restored():

@@ -10,12 +10,13 @@ import torch
 
 from neighbor_grpo.config import Config, method_name
 from neighbor_grpo.errors import UserError
+from neighbor_grpo.methods.policy import NoGradientError
 from neighbor_grpo.planning.machine import memory_of
 from neighbor_grpo.rewards.score import RewardError
 from neighbor_grpo.run.findings import Finding
 from neighbor_grpo.training.doctor.calls import sampling
 from neighbor_grpo.training.doctor.gradients import gradient_findings
-from neighbor_grpo.training.doctor.patient import NoGradientError, Patient, admitted, needing_gradient
+from neighbor_grpo.training.doctor.patient import Patient, admitted
 from neighbor_grpo.training.doctor.rewards import reward_findings, teaches
 from neighbor_grpo.training.doctor.texts import encoder_findings
 from neighbor_grpo.training.errors import NotFiniteError
@@ -28,7 +29,7 @@ FULL = 0.95  # share of the memory; the rest is for the context, for workspaces 
 def findings_before(config: Config, minutes: float) -> Iterator[Finding]:
     """Check a configuration; `minutes` bounds the search for a signal in the gradients, the longest check."""
     try:
-        with admitted(config) as patient, needing_gradient():
+        with admitted(config) as patient:
             yield from _in_order(patient, 60 * minutes)
     except NoGradientError:
         yield Finding("frozen", "error", "the loss does not depend on any trained weight", 0.0, 0.0)

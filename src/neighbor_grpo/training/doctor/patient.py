@@ -53,21 +53,6 @@ class Recorder(RewardSet):
         return scores
 
 
-class NoGradientError(Exception):
-    """Say that the loss does not depend on any trained weight."""
-
-
-@contextmanager
-def needing_gradient() -> Iterator[None]:
-    """Raise NoGradientError in the place of torch's error for the backward of a loss without a graph."""
-    try:
-        yield
-    except RuntimeError as error:
-        if "does not require grad" not in str(error):
-            raise
-        raise NoGradientError from error
-
-
 class Patient:
     """Hold a run that is assembled and never recorded: nothing of it is written into a run directory."""
 
@@ -75,8 +60,7 @@ class Patient:
         o = config.optimizer.model_copy(update={"warmup": 0})  # the rate that is looked at is the full one
         # the parts claim a run directory; the collector writes failures into it
         config = config.model_copy(update={"optimizer": o, "run_dir": str(aside / "run")})
-        with needing_gradient():  # the plan tries the loss
-            parts = Parts.assemble(config)
+        parts = Parts.assemble(config)
         if parts.accelerator.num_processes > 1:
             raise UserError("doctor looks at one process: start it without accelerate or torchrun")
         self.recorder = Recorder(parts.rewards)
