@@ -9,7 +9,7 @@ from comparisons import comparison
 
 from neighbor_grpo.compare.rows import Nfe, Row, crossing
 from neighbor_grpo.compare.runs import beyond, choose_rate
-from neighbor_grpo.compare.settings import Bound, load_comparison
+from neighbor_grpo.compare.settings import Bound, Rise, load_comparison
 from neighbor_grpo.compare.tables import Target, final_table, target
 from neighbor_grpo.config import load_config, write_values
 from neighbor_grpo.errors import UserError
@@ -74,6 +74,7 @@ def test_the_reward_to_reach_is_the_highest_of_the_best_named_run_within_the_bou
     assert reached("hacks", strict).reward == 0.0  # it leaves the bounds at once
     assert reached("ours").reward == reached(None).reward == reached(["not finished"]).reward == 9.0
     assert reached(4.5) == Target(4.5, "4.5")
+    assert reached(Rise(times=1.5)).reward == 0.0  # all start at 0
     with pytest.raises(UserError, match="wider"):
         reached(None, {"strict": Bound(least=2.0)})
 
@@ -137,6 +138,9 @@ def test_by_reach_the_first_to_reach_within_the_bounds_is_chosen_even_if_it_fall
     plain, _ = load_comparison(comparison(tmp_path, tune={"lr": list(runs), "by": "reach"}, reach=0.15))
     assert choose_rate(runs, plain.model_copy(update={"bounds": {"scenes_strict": Bound(fall=0.05)}})) == 2e-4
     assert choose_rate(runs, plain) == 4e-4
+    assert (
+        choose_rate(runs, plain.model_copy(update={"reach": Rise(times=2.0)})) == 1e-4
+    )  # all start at 0 and are there at once
     nowhere = plain.model_copy(update={"reach": 9.0, "bounds": {"scenes_strict": Bound(fall=0.05)}})
     assert choose_rate(runs, nowhere) == 1e-4  # the highest within the bounds
 

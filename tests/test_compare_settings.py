@@ -54,7 +54,7 @@ def test_a_long_budget_uses_the_mean_cost(tmp_path):
         ({"budget": {"evaluations": 5}}, "less than one iteration of neighbor costs"),
         ({"budgt": {"iterations": 3}}, "unknown key budgt: did you mean budget?"),
         ({"tune": {"lr": [1e-4], "seed": 1}}, "tune.seed (1) is one of the reported seeds"),
-        ({"tune": {"lr": [1e-4], "by": "reach"}}, "reach must be a number"),
+        ({"tune": {"lr": [1e-4], "by": "reach"}}, "reach must be a number or {times: x}"),
         ({"tune": {"lr": [1e-4], "keys": {"evaluate": {"skipp": 2}}}}, "tune.keys: unknown key evaluate.skipp: did you mean"),
         ({"bounds": {"scenes_strickt": {"least": 0}}}, "'scenes_strickt' is not measured"),
         ({"bounds": {"scenes_strict": {}}}, "a bound needs one of least, most, fall, times"),

@@ -8,7 +8,7 @@ from statistics import mean, median, stdev
 
 import numpy as np
 
-from neighbor_grpo.compare.settings import Bounds, Comparison, Entry
+from neighbor_grpo.compare.settings import Bounds, Comparison, Entry, Rise
 from neighbor_grpo.config import method_name
 from neighbor_grpo.run import files
 from neighbor_grpo.run.files import Figures, training_seconds
@@ -82,6 +82,10 @@ class Row:
     def highest(self) -> float:
         """Return the highest mean reward among the points that are kept, of which there must be one."""
         return float(self.measures["reward"].mean(0)[: self.kept].max())
+
+    def level(self, reach: float | Rise) -> float:
+        """Return the reward to reach as a number."""
+        return reach.times * float(self.measures["reward"][:, 0].mean()) if isinstance(reach, Rise) else reach
 
     def cost_to_reach(self, reward: float, cost: str) -> Reached:
         """Return what it costs to reach a reward before the bounds are left."""

@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 
 from neighbor_grpo.compare.rows import row_of
-from neighbor_grpo.compare.settings import Comparison, Entry, tried
+from neighbor_grpo.compare.settings import Comparison, Entry, Rise, tried
 from neighbor_grpo.config import Config, write_values
 from neighbor_grpo.errors import UserError
 from neighbor_grpo.files import atomic
@@ -83,11 +83,13 @@ def choose_rate(runs: Mapping[float, Path], comparison: Comparison) -> float:
     A run that diverged does not count; the smallest rate where none counts.
     """
     rows = {lr: row_of(f"{lr:g}", [run], comparison) for lr, run in runs.items() if not files.diverged(run)}
-    level = comparison.reach if comparison.tune and comparison.tune.by == "reach" else None
+    reach = comparison.reach if comparison.tune and comparison.tune.by == "reach" else None
 
     def merit(lr: float) -> tuple[float, float]:
-        cost = rows[lr].cost_to_reach(level, "evaluations").by_mean if isinstance(level, float) else None
-        return (inf if cost is None else cost), -rows[lr].highest
+        row, cost = rows[lr], None
+        if isinstance(reach, float | Rise):
+            cost = row.cost_to_reach(row.level(reach), "evaluations").by_mean
+        return (inf if cost is None else cost), -row.highest
 
     kept = [lr for lr, row in rows.items() if row.kept]
     return min(kept, key=merit) if kept else min(runs)

@@ -53,6 +53,12 @@ class Bound(Section):
 Bounds = dict[str, Bound]
 
 
+class Rise(Section):
+    """Describe a reward to reach by where it was before training, so that it means the same on other prompts."""
+
+    times: float = Field(gt=0, description="how many times its start")
+
+
 class Budget(Section):
     """Describe what every run may spend on training: exactly one of three."""
 
@@ -71,7 +77,7 @@ class Tune(Section):
     """Describe how each method's learning rate is chosen, within the bounds, on a seed that is not reported."""
 
     by: Literal["reach", "reward"] = Field(
-        "reward", description="reach: the rate that reaches the number `reach` first; reward: the rate that gets highest"
+        "reward", description="reach: the rate that gets to `reach` first; reward: the rate that gets highest"
     )
     lr: list[Rate] = Field(min_length=1, description="learning rates to try")
     extend: Annotated[int, Field(ge=0, le=20)] = Field(
@@ -98,10 +104,10 @@ class Comparison(Section):
         {},
         description="{measure: {least, most, fall, times}}: a run counts until it leaves them, so that hacking does not win",
     )
-    reach: float | str | Annotated[list[Name], Field(min_length=1)] | None = Field(
+    reach: float | Rise | str | Annotated[list[Name], Field(min_length=1)] | None = Field(
         None,
-        description="report the cost of reaching this reward, or the highest reward within the bounds of this run, or of the "
-        "best of these runs; null = of the best of all runs",
+        description="report the cost of reaching this reward, or {times: x} of that before training, or the highest reward "
+        "within the bounds of this run, or of the best of these runs; null = of the best of all runs",
     )
 
 
@@ -152,8 +158,8 @@ def _check(comparison: Comparison, entries: Sequence[Entry]) -> None:
         return
     if comparison.tune.seed in comparison.seeds:
         raise UserError(f"tune.seed ({comparison.tune.seed}) is one of the reported seeds: choose another")
-    if comparison.tune.by == "reach" and not isinstance(comparison.reach, float):
-        raise UserError("tune.by is reach, so reach must be a number, the reward to reach: set it, or tune.by: reward")
+    if comparison.tune.by == "reach" and not isinstance(comparison.reach, float | Rise):
+        raise UserError("tune.by is reach, so reach must be a number or {times: x}: set it, or tune.by: reward")
     for entry in entries:
         tried(entry.config, comparison.tune)
 

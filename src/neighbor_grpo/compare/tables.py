@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from neighbor_grpo.compare.rows import COSTS, Reached, Row
-from neighbor_grpo.compare.settings import Comparison
+from neighbor_grpo.compare.settings import Comparison, Rise
 from neighbor_grpo.errors import UserError
 
 
@@ -22,13 +22,16 @@ class Target:
 
 
 def target(rows: Sequence[Row], comparison: Comparison) -> Target:
-    """Choose the reward whose cost is reported: a number, or the highest that a run named by `reach` gets within the bounds.
+    """Choose the reward whose cost is reported: a number, so many times its start, or the highest that a run named by `reach` gets within the bounds.
 
     Without names, or if no named run is finished and starts within the bounds, all rows count.
     """
     reach = comparison.reach
     if isinstance(reach, float):
         return Target(reach, f"{reach:g}")
+    if isinstance(reach, Rise):
+        level = rows[0].level(reach)
+        return Target(level, f"{level:.4g}, {reach.times:g} times that before training")
     names = [reach] if isinstance(reach, str) else reach or []
     kept = [row for row in rows if row.kept]
     if not kept:
