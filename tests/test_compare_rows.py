@@ -138,11 +138,16 @@ def test_by_reach_the_first_to_reach_within_the_bounds_is_chosen_even_if_it_fall
     plain, _ = load_comparison(comparison(tmp_path, tune={"lr": list(runs), "by": "reach"}, reach=0.15))
     assert choose_rate(runs, plain.model_copy(update={"bounds": {"scenes_strict": Bound(fall=0.05)}})) == 2e-4
     assert choose_rate(runs, plain) == 4e-4
-    assert (
-        choose_rate(runs, plain.model_copy(update={"reach": Rise(times=2.0)})) == 1e-4
-    )  # all start at 0 and are there at once
     nowhere = plain.model_copy(update={"reach": 9.0, "bounds": {"scenes_strict": Bound(fall=0.05)}})
     assert choose_rate(runs, nowhere) == 1e-4  # the highest within the bounds
+
+
+def test_a_rise_is_relative_to_the_start(tmp_path):
+    runs = tries(tmp_path, {1e-4: [(0.1, 0.5), (0.16, 0.5)], 2e-4: [(0.2, 0.5), (0.29, 0.5)]})
+    plain, _ = load_comparison(comparison(tmp_path, tune={"lr": list(runs), "by": "reach"}, reach={"times": 1.5}))
+    assert choose_rate(runs, plain) == 1e-4  # the other one gets higher, but only 1.45 times its start
+    measures = {"reward": np.array([[0.1, 0.2], [0.3, 0.4]])}
+    assert target([row("a", {}, measures)], plain).reward == pytest.approx(0.3)
 
 
 def test_the_grid_grows_where_the_best_is_its_end():

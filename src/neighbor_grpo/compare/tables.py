@@ -22,9 +22,10 @@ class Target:
 
 
 def target(rows: Sequence[Row], comparison: Comparison) -> Target:
-    """Choose the reward whose cost is reported: a number, so many times its start, or the highest that a run named by `reach` gets within the bounds.
+    """Choose the reward whose cost is reported: a number, so many times its start, or the highest of a run named by `reach`.
 
-    Without names, or if no named run is finished and starts within the bounds, all rows count.
+    The highest is that within the bounds.  Without names, or if no named run is finished and starts within the bounds, all
+    rows count.
     """
     reach = comparison.reach
     if isinstance(reach, float):
