@@ -25,8 +25,7 @@ from neighbor_grpo.training.ranks import slots_of_rank
 
 HERE = Path(__file__).parent
 EACH = ("prompts.per_iteration=4", "batch.update=3", "batch.rollout=4")  # so that no forward's batch depends on the ranks
-ALIKE = ("awm", "v_grpo")  # nft has rows of their kind, and dgpo whole groups and more copies
-CASES = {name: (method,) for name, method in SMALL.items() if name not in ALIKE} | {
+CASES = {name: (method,) for name, method in SMALL.items() if name not in ("awm", "v_grpo")} | {  # alike: nft, dgpo
     "full": ("model.lora=null",),
     "bfloat16": ("model.dtype=bfloat16", "batch.update=1", "model.gradient_checkpointing=true"),
     "kl": ("method={name: flow_grpo, group_size: 4, num_steps: 3, kl: 1.0}", "model.lora.targets=[to_q, proj_out, x_embedder]"),
