@@ -25,7 +25,7 @@ from neighbor_grpo.training.ranks import slots_of_rank
 
 HERE = Path(__file__).parent
 EACH = ("prompts.per_iteration=4", "batch.update=3", "batch.rollout=4")  # so that no forward's batch depends on the ranks
-CASES = {name: (method,) for name, method in SMALL.items()} | {
+CASES = {name: (method,) for name, method in SMALL.items() if name not in ("awm", "v_grpo")} | {  # alike: nft, dgpo
     "full": ("model.lora=null",),
     "bfloat16": ("model.dtype=bfloat16", "batch.update=1", "model.gradient_checkpointing=true"),
     "kl": ("method={name: flow_grpo, group_size: 4, num_steps: 3, kl: 1.0}", "model.lora.targets=[to_q, proj_out, x_embedder]"),
@@ -136,7 +136,7 @@ def test_an_optimizer_step_sends_every_gradient_once(jobs, case):
     for ranks in ("2", "4"):
         for there in jobs[ranks]:
             for (reduced, sent), (gathered, figures) in there[case]["traffic"]:
-                assert (reduced, sent, gathered) == ("allreduce", size, "allgather") and figures <= 6 * 4
+                assert (reduced, sent, gathered) == ("allreduce", size, "allgather") and figures <= 8 * 4
     for there in jobs["2 by FSDP2"] if case in BY_FSDP2 else ():
         for calls in there[case]["traffic"]:
             scattered = [sent for name, sent in calls if name == "reduce_scatter_base"]

@@ -14,6 +14,7 @@ from neighbor_grpo.config import Config, load_config
 from neighbor_grpo.errors import UserError
 from neighbor_grpo.models.registry import load_model
 from neighbor_grpo.planning.estimate import estimate
+from neighbor_grpo.planning.fit import Place, fit
 from neighbor_grpo.planning.plan import plan
 from neighbor_grpo.training.trainer import Trainer
 
@@ -196,3 +197,14 @@ def test_a_loss_without_gradient_is_a_users_mistake(tiny_flux, tmp_path):
     file.write_text(DETACHED)
     with pytest.raises(UserError, match="without detach"):
         Trainer(load_config(None, [f"method.name={file}:Detached", *settings(tiny_flux, tmp_path)])).run()
+
+
+@pytest.mark.parametrize(("name", "states"), [("v_grpo", 4), ("dgpo", 24)])
+def test_a_batch_of_the_update_counts_the_states_of_a_row(name, states):
+    """What is advised for less memory is as large as it can be, in whole rows."""
+    config = load_config(None, [f"method.name={name}", "batch.update=96", "batch.rollout=4", "batch.decode=1"])
+    whole = estimate(config, "cpu")
+    assert whole.rows["update"] == 96 and whole.deciding == "update"
+    resident, activations = sum(whole.resident.values()), whole.phases["update"]["activations"]
+    found = fit(config, Place("cpu", resident + whole.phases["update"]["choices"] + 0.6 * activations))
+    assert 0.4 * 96 < found.estimate.rows["update"] < 0.7 * 96 and found.estimate.rows["update"] % states == 0

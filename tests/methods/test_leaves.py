@@ -24,7 +24,7 @@ EARLY = {"parting": "path", "num_steps": 8, "group_size": 12, "num_train_steps":
 def test_a_path_that_parts_costs_less_and_counts_in_full():
     """k + 1 forwards for all and N - k - 1 for each, k = 0, 1, 2 equally often and from the seed."""
     method = NFT(**EARLY)
-    assert method.places == range(3) and NFT(**EARLY, part_to=1.0).places == range(7)  # the last transition never parts
+    assert method.partings == range(3) and NFT(**EARLY, part_to=1.0).partings == range(7)  # the last transition never parts
     trees = [rollout(method, MU, iteration=n) for n in range(60)]
     counts = Counter(tree.evaluations for tree in trees)
     assert counts.keys() == {k + 1 + 12 * (7 - k) for k in range(3)} and min(counts.values()) > 8
@@ -66,8 +66,8 @@ def test_neighbours_correlate_as_eq_7_says():
         ("parting: neighbours, part_from: 0.2", "part_from has no effect"),
         ("parting: path, sigma: 0.2", "set parting=neighbours"),
         ("eta: 0.5", "set parting=path"),
-        ("parting: path, part_from: 0.95", "widen the range"),
-        ("parting: path, part_from: 0.5, part_to: 0.4", "widen the range"),
+        ("parting: path, part_from: 0.95", "further apart"),
+        ("parting: path, part_from: 0.5, part_to: 0.4", "further apart"),
         ("parting: path, sde: cps, eta: 1.5", "at most 1"),
         ("parting: late", "choose noise, neighbours or path"),
         ("num_train_steps: 11", r"num_train_steps \(T = 11\)"),

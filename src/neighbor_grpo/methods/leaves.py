@@ -18,12 +18,11 @@ from pydantic import Field, model_validator
 from pydantic.dataclasses import dataclass
 
 from neighbor_grpo.errors import STRICT
-from neighbor_grpo.flow.lazy import torch
 from neighbor_grpo.flow.sde import KERNELS
 from neighbor_grpo.flow.solvers import Velocity
 from neighbor_grpo.flow.streams import Iteration
 from neighbor_grpo.methods.fields import GroupSize, KernelName, NumSteps, Solver, check_kernel
-from neighbor_grpo.methods.parting import part
+from neighbor_grpo.methods.parting import part, partings, place_of
 from neighbor_grpo.methods.protocol import Method
 from neighbor_grpo.methods.tree import Noise, Tree, finish
 
@@ -61,24 +60,20 @@ class Leaves(Method):
             for name in names:
                 if kind != self.parting and getattr(self, name) is not None:
                     raise ValueError(f"{name} has no effect with parting={self.parting}: leave it out, or set parting={kind}")
-        check_kernel(self.sde or "flow", self.eta or 0.7)
-        if self.parting == "path" and not self.places:
-            raise ValueError(
-                f"part_from ({self.part_from or 0:g}) and part_to ({self.part_to or 0.4:g}) leave none of num_steps "
-                f"(N = {self.num_steps}) transitions at which a path may part, and the last never does: widen the range"
-            )
+        if self.parting == "path":
+            check_kernel(self.sde or "flow", self.eta or 0.7)
+            partings(self.part_from or 0.0, self.part_to or 0.4, self.num_steps)
         return self
 
     @property
-    def places(self) -> range:
+    def partings(self) -> range:
         """Return the transitions at which a path may part."""
-        start, stop = (round(share * self.num_steps) for share in (self.part_from or 0, self.part_to or 0.4))
-        return range(start, min(stop, self.num_steps - 1))
+        return partings(self.part_from or 0.0, self.part_to or 0.4, self.num_steps)
 
     def rollout(self, velocity: Velocity, noise: Noise, times: Sequence[float], iteration: Iteration) -> Tree:
         """Follow the ODE from where the group parts, and keep the finished latents alone."""
         if self.parting == "path":
-            k = self.places[int(torch.randint(len(self.places), (), generator=iteration.generator()))]
+            k = place_of(self.partings, iteration)
             kernel = partial(KERNELS[self.sde or "flow"], strength=self.eta or 0.7)
             return part(velocity, noise, times, k, self.group_size, kernel, self.solver, finish)
         if self.parting == "noise":

@@ -25,14 +25,13 @@ from pydantic import Field, model_validator
 from pydantic.dataclasses import dataclass
 
 from neighbor_grpo.errors import STRICT
-from neighbor_grpo.flow.lazy import torch
 from neighbor_grpo.flow.sde import KERNELS
 from neighbor_grpo.flow.solvers import Velocity
 from neighbor_grpo.flow.streams import Iteration
 from neighbor_grpo.methods.advantage import quasi_norm
 from neighbor_grpo.methods.contrast import Contrast, Weighting
 from neighbor_grpo.methods.fields import Eta, NumSteps, Sde, check_kernel
-from neighbor_grpo.methods.parting import part
+from neighbor_grpo.methods.parting import part, partings, place_of
 from neighbor_grpo.methods.rows import Decisions
 from neighbor_grpo.methods.tree import Noise, Tree
 
@@ -60,23 +59,17 @@ class NeighborLate(Contrast):
     @model_validator(mode="after")
     def _check(self) -> NeighborLate:
         check_kernel(self.sde, self.eta)
-        if not self.partings:
-            raise ValueError(
-                f"part_from ({self.part_from:g}) and part_to ({self.part_to:g}) hold no transition of num_steps "
-                f"(N = {self.num_steps}) that may part (the last never does): set them further apart"
-            )
+        partings(self.part_from, self.part_to, self.num_steps)
         return self
 
     @property
     def partings(self) -> range:
         """Return the transitions that may part."""
-        first, end = round(self.part_from * self.num_steps), round(self.part_to * self.num_steps)
-        return range(first, min(end, self.num_steps - 1))
+        return partings(self.part_from, self.part_to, self.num_steps)
 
     def place(self, iteration: Iteration) -> int:
         """Return k, the transition that parts; the same for every group."""
-        drawn = torch.randint(len(self.partings), (), generator=iteration.generator())
-        return self.partings[int(drawn)]
+        return place_of(self.partings, iteration)
 
     def rollout(self, velocity: Velocity, noise: Noise, times: Sequence[float], iteration: Iteration) -> Tree:
         """Follow one path to transition k, part there, and follow each successor to the end."""

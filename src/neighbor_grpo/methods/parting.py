@@ -12,9 +12,27 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+from neighbor_grpo.flow.lazy import torch
 from neighbor_grpo.flow.sde import Kernel
 from neighbor_grpo.flow.solvers import Velocity
+from neighbor_grpo.flow.streams import Iteration
 from neighbor_grpo.methods.tree import Noise, Tree, diffuse, grow
+
+
+def partings(part_from: float, part_to: float, num_steps: int) -> range:
+    """Return the transitions between two fractions of the grid, never the last.  Raises ValueError where there are none."""
+    found = range(round(part_from * num_steps), min(round(part_to * num_steps), num_steps - 1))
+    if not found:
+        raise ValueError(
+            f"part_from ({part_from:g}) and part_to ({part_to:g}) hold no transition of num_steps (N = {num_steps}) that may "
+            "part (the last never does): set them further apart"
+        )
+    return found
+
+
+def place_of(partings: range, iteration: Iteration) -> int:
+    """Draw the transition that parts, the same for every group of an iteration."""
+    return partings[int(torch.randint(len(partings), (), generator=iteration.generator()))]
 
 
 def part(

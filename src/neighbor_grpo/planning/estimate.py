@@ -25,7 +25,7 @@ class Estimate:
     latent: int  # scalars in one x, D
     resident: dict[str, float]  # bytes by what they hold, throughout
     phases: dict[str, dict[str, float]]  # bytes on top of them in each phase
-    rows: dict[str, int]  # that each phase takes at once
+    rows: dict[str, int]  # of the model's batch in each phase; a trained row of several states counts as many
     forward: float  # FLOPs of a row of the rollout
     update: float  # FLOPs of the loss and gradient of a row
     decode: float  # FLOPs of a picture
@@ -78,7 +78,7 @@ def estimate(config: Config, device: str, processes: int = 1, sharded: bool = Fa
         {name: _some(parts) for name, parts in phases.items()},
         e.taken,
         e.forward.flops / e.taken["rollout"],
-        e.backward.flops / e.taken["update"],
+        e.backward.flops / len(e.part),
         e.decoding.flops / e.taken["decode"],
     )
 
@@ -99,8 +99,10 @@ class _Estimator:
         self.part: Rows = group.rows(min(max(1, batch.update // group.first.states), self.learned))  # a micro-batch
         self.several = self.learned > len(self.part) or sharded
         self.taken = {
-            "rollout": min(batch.rollout, self.rows), "decode": min(batch.decode, self.rows), "update": len(self.part),
-        }  # fmt: skip
+            "rollout": min(batch.rollout, self.rows),
+            "decode": min(batch.decode, self.rows),
+            "update": len(self.part) * self.part.states,
+        }
         packed = m.quantize if m.quantize != "nf4" else None
         self.forward = trial.forward(self.taken["rollout"], m.fp8_rollout, packed)
         self.backward = trial.update(method, self.part, m.gradient_checkpointing, packed, self.several)

@@ -32,7 +32,7 @@ class Work:
 class CountingPolicy:
     """Count the velocities that a loss asks for; all of them are zero (methods.protocol.Policy)."""
 
-    def __init__(self, copies: Collection[str]) -> None:
+    def __init__(self, copies: Collection[str] = ()) -> None:
         self.copies, self.trained, self.frozen = copies, 0, 0
 
     def __call__(self, x: Tensor, t: Time) -> Tensor:
