@@ -3,7 +3,8 @@
     log pi_theta(i) = log_softmax_i( -||y_i - x^theta||^2 / tau ),   x^theta the Euler step of v_theta from the anchor (Eq. 8)
 
     clip   J = sum_i min(A_i·rho_i, A_i·clip(rho_i, 1 - c, 1 + c))           (Eq. 9-10)
-    spo    J = sum_i A_i·rho_i - |A_i|/(2c)·(rho_i - 1)^2, highest at rho_i = 1 ± c: a spring instead of a wall
+    spo    J = sum_i A_i·rho_i - |A_i|/(2c)·(rho_i - 1)^2, highest at rho_i = 1 ± c: a spring instead of a wall.
+           Rounding of rho pulls on it too, so c must be well above it: 0.03 is FDFO's, 1e-4 is too small.
 
 A is the z-score in the group (Eq. 3), then the quasi-norm (Eq. 11).
 """
