@@ -27,6 +27,9 @@ from neighbor_grpo.methods.tree import Step
 if TYPE_CHECKING:
     from torch import Tensor
 
+Surrogate = Annotated[
+    Literal["clip", "spo"], Field(description="what holds the ratio back: PPO's clip, or SPO's quadratic, which wants c = 0.03")
+]
 Weighting = Annotated[
     Literal["none", "scale"],
     Field(description="scale: divide each transition's objective by step length times spread of its choices"),
@@ -42,9 +45,7 @@ class Contrast(Method):
     solver: Solver = "dpmpp_2m"
     p: Annotated[float, Field(gt=0, le=2, description="quasi-norm of the advantages; 2 = GRPO's")] = 0.8
     clip: Clip = 1e-4
-    surrogate: Annotated[
-        Literal["clip", "spo"], Field(description="what holds the ratio: PPO's clip, or SPO's quadratic about it")
-    ] = "clip"
+    surrogate: Surrogate = "clip"
     temperature: Annotated[
         Annotated[float, Field(gt=0)] | Literal["dim"], Field(description='tau of the leaping policy; "dim" = D')
     ] = "dim"
