@@ -72,8 +72,8 @@ def test_there_is_one_for_every_method_and_every_kind_of_model():
         if name in full:
             assert config.model.lora is None and config.optimizer.lr == 1e-5
         else:
-            rank = 64 if name == "dgpo" else 32
-            assert (config.model.lora.rank, config.model.lora.alpha, config.optimizer.lr) == (rank, 2 * rank, 3e-4)
+            rank, rate = 64 if name == "dgpo" else 32, 3e-5 if name == "fdfo" else 3e-4
+            assert (config.model.lora.rank, config.model.lora.alpha, config.optimizer.lr) == (rank, 2 * rank, rate)
 
 
 @pytest.mark.parametrize("name", COMPARISONS)

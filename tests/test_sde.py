@@ -5,7 +5,7 @@ import pytest
 import torch
 from test_solvers import MEAN, SCALE, gaussian_velocity
 
-from neighbor_grpo.flow.sde import KERNELS, cps_sde, dance_sde, flow_sde, neighbor_sde
+from neighbor_grpo.flow.sde import KERNELS, churn_sde, cps_sde, dance_sde, flow_sde, neighbor_sde
 from neighbor_grpo.flow.solvers import euler
 
 
@@ -49,6 +49,16 @@ def test_the_neighborhood_is_eq_7_on_the_predicted_noise_and_cps_of_that_angle()
     assert float(mean) == pytest.approx(0.4 * (1 - 2) + 0.6 * 0.91**0.5)
 
 
+@pytest.mark.parametrize("w", [0.0025, 0.5])
+def test_churn_keeps_signal_and_noise_of_the_path(w):
+    """Data and noise that the model knows exactly: the mean has 1 - s of the data; the noise that it lacks is drawn."""
+    x0, eps, t, s = torch.full((1, 1), 3.0), torch.full((1, 1), 2.0), 0.8, 0.6
+    mean, std = churn_sde((1 - t) * x0 + t * eps, eps - x0, t, s, w)
+    noise = (float(mean) - (1 - s) * 3) / 2
+    assert noise**2 + float(std) ** 2 == pytest.approx(s**2, rel=1e-4) and noise < s
+    assert noise == pytest.approx(s * math.exp(-w), rel=1e-4)
+
+
 @pytest.mark.parametrize("kernel", KERNELS.values())
 def test_one_time_for_all_rows_or_one_for_each(kernel):
     x, v = torch.randn(2, 5), torch.randn(2, 5)
@@ -59,7 +69,9 @@ def test_one_time_for_all_rows_or_one_for_each(kernel):
         torch.testing.assert_close(std[row], alone_std)
 
 
-@pytest.mark.parametrize(("kernel", "strength"), [(flow_sde, 0.7), (dance_sde, 0.3), (cps_sde, 0.1), (neighbor_sde, 0.15)])
+@pytest.mark.parametrize(
+    ("kernel", "strength"), [(flow_sde, 0.7), (dance_sde, 0.3), (cps_sde, 0.1), (neighbor_sde, 0.15), (churn_sde, 0.01)]
+)
 def test_the_marginal_is_kept(kernel, strength):
     """50,000 paths of 200 stochastic steps end where the ODE's do: at N(MEAN, SCALE^2)."""
     g = torch.Generator().manual_seed(0)

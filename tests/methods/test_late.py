@@ -20,7 +20,7 @@ from neighbor_grpo.planning.plan import plan
 from neighbor_grpo.planning.work import CountingPolicy
 
 MU = torch.linspace(-1, 1, 12).reshape(LATENT)
-SDE = [("flow", 0.7), ("dance", 0.3), ("cps", 0.5), ("neighbor", 0.3)]
+SDE = [("flow", 0.7), ("dance", 0.3), ("cps", 0.5), ("neighbor", 0.3), ("churn", 0.1)]
 
 
 @pytest.mark.parametrize("iteration", range(4))
@@ -30,13 +30,13 @@ def test_the_gradient_is_the_policy_gradient_of_one_transition(sde, eta, iterati
 
     b = -(d mean / d v) / (t - s) is measured on the kernel, which is linear in v.
     """
-    late = NeighborLate(sde=sde, eta=eta, weighting="none", num_steps=6, group_size=8)
+    late = NeighborLate(sde=sde, eta=eta, weighting="none", num_steps=6, group_size=8, updates_per_rollout=1)
     tree, k = rollout(late, MU, prompts=1, iteration=iteration), late.place(Iteration(iteration))
     rewards = some_rewards(tree)
     (row,) = updates(late, tree, rewards, iteration=iteration)
     step, gaussian = tree.steps[k], FlowGRPO(sde=sde, eta=eta, group_size=8)
     rows = Transitions.cat([transition(tree, k, 0, [m], row.adv, 1, 1.0) for m in range(8)])
-    forwards = CountingPolicy(), CountingPolicy()
+    forwards = CountingPolicy(()), CountingPolicy(())
     late.loss(forwards[0], row)
     gaussian.loss(forwards[1], rows)
     assert [counted.trained for counted in forwards] == [1, 8]
@@ -69,17 +69,24 @@ def test_the_ode_before_and_after_and_the_kernel_between():
     assert (z[:, 0] - z[:, 1]).abs().max() > 0.1
 
 
+def test_every_optimizer_step_takes_the_same_rows():
+    method = NeighborLate(updates_per_rollout=3)
+    tree = rollout(method, MU)
+    first, *others = updates(method, tree, some_rewards(tree))
+    assert len(others) == 2 and all(torch.equal(rows.y, first.y) and torch.equal(rows.adv, first.adv) for rows in others)
+
+
 def test_a_row_is_the_shared_state_with_all_members_as_choices():
-    method = NeighborLate(weighting="none", p=0.5)
+    method = NeighborLate(weighting="none", p=0.5, updates_per_rollout=1)
     tree, k = rollout(method, MU), method.place(Iteration(0))
     rewards = some_rewards(tree)
     (rows,) = updates(method, tree, rewards)
     step = tree.steps[k]
     assert torch.equal(rows.x, step.x[:, 0]) and torch.equal(rows.y, step.y) and torch.equal(rows.v_old, step.v[:, 0])
     torch.testing.assert_close(rows.adv, quasi_norm(z_score(rewards), 0.5))
-    (final,) = updates(NeighborLate(distance="final_x0"), tree, rewards)
+    (final,) = updates(NeighborLate(distance="final_x0", updates_per_rollout=1), tree, rewards)
     assert torch.equal(final.y, tree.leaves) and torch.equal(final.s, torch.zeros(2))
-    (scaled,) = updates(NeighborLate(p=0.5), tree, rewards)
+    (scaled,) = updates(NeighborLate(p=0.5, updates_per_rollout=1), tree, rewards)
     spread = (step.y - step.y.mean(1, keepdim=True)).square().mean((1, 2, 3)).sqrt()
     torch.testing.assert_close(scaled.adv * ((step.t - step.s) * spread)[:, None], rows.adv)
     torch.testing.assert_close(euler(rows.x, rows.v_old, rows.t, torch.zeros(2)), step.x[:, 0] - step.t * step.v[:, 0])
@@ -99,9 +106,9 @@ def test_the_parting_is_uniform_in_its_range_the_seeds_own_and_never_the_last(st
 
 
 def test_the_plan_counts_what_a_group_shares():
-    """k + 1 + 12·(7 - k) forwards, k = 2 ... 6: 41 on average; one row."""
+    """k + 1 + 12·(7 - k) forwards, k = 2 ... 6: 41 on average; one row, four times."""
     counted = plan(load_config(None, ["method.name=neighbor_late", "iterations=100"]))
-    assert counted.nfe_old == pytest.approx(41 / 12, rel=0.1) and counted.nfe_theta == pytest.approx(1 / 12)
+    assert counted.nfe_old == pytest.approx(41 / 12, rel=0.1) and counted.nfe_theta == pytest.approx(4 / 12)
 
 
 @pytest.mark.parametrize(
@@ -124,7 +131,7 @@ def test_values_that_do_not_fit_are_refused(wrong, message):
     assert message in str(caught.value)
 
 
-@pytest.mark.parametrize("key", ["sigma", "num_anchors", "num_train_steps", "updates_per_rollout", "train_from", "reference"])
+@pytest.mark.parametrize("key", ["sigma", "num_anchors", "num_train_steps", "train_from", "reference"])
 def test_settings_that_mean_nothing_here_are_named_and_refused(key):
     with pytest.raises(UserError) as caught:
         load_config(None, ["method.name=neighbor_late", f"method.{key}=1"])

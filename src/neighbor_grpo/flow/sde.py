@@ -3,13 +3,13 @@
 With noise rate g, the reverse SDE of Neighbor GRPO's Eq. 5 discretised over D = t - s gives
     mean = x - D·v - (g^2·D / (2t))·eps,   std = g·sqrt(D),   y = mean + std·z,  z ~ N(0, I)
 where eps = x + (1 - t)·v is the noise that the model predicts.  std has the shape of t.  strength = 0 is the Euler step.
-cps_sde and neighbor_sde are of another kind: they keep the coefficients of the path instead of discretising an SDE.
+cps_sde, neighbor_sde and churn_sde are of another kind: they keep the coefficients of the path instead of discretising an SDE.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from math import cos, pi, sin
+from math import cos, exp, pi, sin
 from typing import TYPE_CHECKING, TypeAlias
 
 from neighbor_grpo.flow.lazy import torch
@@ -84,4 +84,22 @@ def _exchanged(x: Tensor, v: Tensor, t: Time, s: Time, kept: float, fresh: float
     return per_row(1 - s_, x) * x0_prediction(x, v, t) + per_row(s_ * kept, x) * eps_prediction(x, v, t), s_ * fresh
 
 
-KERNELS = {"flow": flow_sde, "dance": dance_sde, "cps": cps_sde, "neighbor": neighbor_sde}
+def churn_sde(x: Tensor, v: Tensor, t: Time, s: Time, strength: float) -> tuple[Tensor, Tensor]:
+    """Return mean and std of a churned Euler step, as in FDFO (arXiv 2603.12893), w = strength.
+
+    The step goes past s to r, and fresh noise brings the state back, signal 1 - s and noise s, with  q = e^w:
+
+        r = s / (s + q·(1 - s)),   mean = (x + (r - t)·v) / (1 + (q - 1)·r),   std = r·sqrt(q^2 - 1) / (1 + (q - 1)·r)
+
+    >>> from math import log
+    >>> mean, std = churn_sde(torch.tensor([3.0]), torch.tensor([2.0]), 0.5, 0.5, strength=log(2))
+    >>> mean, std  # r = 1/3: (3 - 2/6) / (4/3)
+    (tensor([2.]), tensor(0.4330))
+    """
+    s_, q = torch.as_tensor(s, dtype=torch.float32), exp(strength)
+    r = s_ / (s_ + q * (1 - s_))
+    back = 1 + (q - 1) * r
+    return (x - per_row(t - r, x) * v) / per_row(back, x), r * (q**2 - 1) ** 0.5 / back
+
+
+KERNELS = {"flow": flow_sde, "dance": dance_sde, "cps": cps_sde, "neighbor": neighbor_sde, "churn": churn_sde}

@@ -16,6 +16,7 @@ from neighbor_grpo.methods.awm import AWM
 from neighbor_grpo.methods.branch_grpo import BranchGRPO
 from neighbor_grpo.methods.dance_grpo import DanceGRPO
 from neighbor_grpo.methods.dgpo import DGPO
+from neighbor_grpo.methods.fdfo import FDFO
 from neighbor_grpo.methods.flow_grpo import FlowGRPO
 from neighbor_grpo.methods.mix_grpo import FlowGRPOFast, MixGRPO, MixGRPOFlash, MixGRPOFlashStar
 from neighbor_grpo.methods.neighbor import Neighbor
@@ -27,6 +28,7 @@ from neighbor_grpo.methods.v_grpo import VGRPO
 METHODS: dict[str, type[Method]] = {
     "neighbor": Neighbor,
     "neighbor_late": NeighborLate,
+    "fdfo": FDFO,
     "flow_grpo": FlowGRPO,
     "flow_grpo_fast": FlowGRPOFast,
     "dance_grpo": DanceGRPO,

@@ -3,7 +3,8 @@
     log pi_theta(i) = log_softmax_i( -||y_i - x^theta||^2 / tau ),   x^theta the Euler step of v_theta from the anchor (Eq. 8)
 
     clip   J = sum_i min(A_i·rho_i, A_i·clip(rho_i, 1 - c, 1 + c))           (Eq. 9-10)
-    spo    J = sum_i A_i·rho_i - |A_i|/(2c)·(rho_i - 1)^2, highest at rho_i = 1 ± c: a spring instead of a wall
+    spo    J = sum_i A_i·rho_i - |A_i|/(2c)·(rho_i - 1)^2, highest at rho_i = 1 ± c: a spring instead of a wall.
+           Rounding of rho pulls on it too, so c must be well above it: 0.03 is FDFO's, 1e-4 is too small.
 
 A is the z-score in the group (Eq. 3), then the quasi-norm (Eq. 11).
 """
@@ -26,6 +27,9 @@ from neighbor_grpo.methods.tree import Step
 if TYPE_CHECKING:
     from torch import Tensor
 
+Surrogate = Annotated[
+    Literal["clip", "spo"], Field(description="what holds the ratio back: PPO's clip, or SPO's quadratic, which wants c = 0.03")
+]
 Weighting = Annotated[
     Literal["none", "scale"],
     Field(description="scale: divide each transition's objective by step length times spread of its choices"),
@@ -41,9 +45,7 @@ class Contrast(Method):
     solver: Solver = "dpmpp_2m"
     p: Annotated[float, Field(gt=0, le=2, description="quasi-norm of the advantages; 2 = GRPO's")] = 0.8
     clip: Clip = 1e-4
-    surrogate: Annotated[
-        Literal["clip", "spo"], Field(description="what holds the ratio: PPO's clip, or SPO's quadratic about it")
-    ] = "clip"
+    surrogate: Surrogate = "clip"
     temperature: Annotated[
         Annotated[float, Field(gt=0)] | Literal["dim"], Field(description='tau of the leaping policy; "dim" = D')
     ] = "dim"

@@ -3,7 +3,8 @@
 1. Parting (methods.parting).  One noise per prompt, a deterministic path to x = x_{t_k}, G successors
    y_i = mean(x, v) + std·z_i  by a kernel, a deterministic path from each.  k is drawn for each iteration, uniformly from a
    range of the grid.
-2. One row a group.  Anchor x, which all members share, choices y_i; Eq. 8-11 as in Neighbor GRPO (methods.contrast).
+2. One row a group.  Anchor x, which all members share, choices y_i; Eq. 8-11 as in Neighbor GRPO (methods.contrast).  U
+   optimizer steps, as many as the published recipe of Neighbor GRPO takes, all on these rows.
 
 With `sde: neighbor` the successors are Eq. 7 on the noise predicted at x.  With sum_i A_i = 0 and rho = 1 the gradient is
 
@@ -11,8 +12,8 @@ With `sde: neighbor` the successors are Eq. 7 on the noise predicted at x.  With
 
 from one forward-backward instead of G (docs/neighbor-late.md derives it); `weighting: scale` divides it by (t - s)·spread.
 
-A group costs k + 1 + G·(N - k - 1) forwards and one forward-backward.  With N = 8, G = 12, k = 2 ... 6 that is 3.4 and 0.083
-a sample on average.
+A group costs k + 1 + G·(N - k - 1) forwards and U forward-backwards.  With N = 8, G = 12, k = 2 ... 6, U = 4 that is 3.4 and
+0.33 a sample on average.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from neighbor_grpo.flow.solvers import Velocity
 from neighbor_grpo.flow.streams import Iteration
 from neighbor_grpo.methods.advantage import quasi_norm
 from neighbor_grpo.methods.contrast import Contrast, Weighting
-from neighbor_grpo.methods.fields import Eta, NumSteps, Sde, check_kernel
+from neighbor_grpo.methods.fields import MOST_SAMPLES, Eta, NumSteps, Sde, check_kernel
 from neighbor_grpo.methods.parting import part, partings, place_of
 from neighbor_grpo.methods.rows import Decisions
 from neighbor_grpo.methods.tree import Noise, Tree
@@ -55,6 +56,9 @@ class NeighborLate(Contrast):
         Literal["state", "final_x0"], Field(description="compare next states, or the data prediction with the final x0")
     ] = "state"
     weighting: Weighting = "scale"
+    updates_per_rollout: Annotated[
+        int, Field(ge=1, le=MOST_SAMPLES, description="optimizer steps per rollout, each on all rows; the clip ends them")
+    ] = 4
 
     @model_validator(mode="after")
     def _check(self) -> NeighborLate:
@@ -77,7 +81,8 @@ class NeighborLate(Contrast):
         return part(velocity, noise, times, self.place(iteration), self.group_size, kernel, self.solver)
 
     def updates(self, tree: Tree, adv: Tensor, generators: Sequence[Generator], iteration: Iteration) -> list[Decisions]:
-        """Train the transition that parted, in one optimizer step: one row a group."""
+        """Train the transition that parted: one row a group, the same in every optimizer step."""
         adv, step = quasi_norm(adv, self.p), tree.steps[self.place(iteration)]
         choices, s = (step.y, step.s) if self.distance == "state" else (tree.leaves, 0.0)
-        return [Decisions.cat([self.decision(step, p, 0, s, choices[p], step.v[p, 0], adv[p]) for p in range(len(adv))])]
+        rows = Decisions.cat([self.decision(step, p, 0, s, choices[p], step.v[p, 0], adv[p]) for p in range(len(adv))])
+        return [rows] * self.updates_per_rollout
