@@ -16,6 +16,12 @@ METHODS = (
     "{name: mix_grpo_flash, group_size: 4, num_steps: 4, window: 2}",
     "{name: mix_grpo_flash_star, group_size: 4, num_steps: 4, window: 2}",
     "{name: branch_grpo, group_size: 4, num_steps: 4, splits: [0, 1]}",
+    "{name: neighbor_late, group_size: 4, num_steps: 4}",
+    "{name: nft, group_size: 4, num_steps: 3, num_train_steps: 2}",
+    "{name: awm, group_size: 4, num_steps: 3, num_train_steps: 2}",
+    "{name: v_grpo, group_size: 4, num_steps: 3, num_train_steps: 2}",
+    "{name: dgpo, group_size: 4, num_steps: 3, num_train_steps: 2}",
+    "{name: fdfo, group_size: 4, num_steps: 3}",
 )
 SMALL = (
     "prompts.per_iteration=2", f"method={METHODS[0]}", "model.lora.rank=2", "model.height=16", "model.width=16",
