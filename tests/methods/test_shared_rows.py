@@ -93,4 +93,4 @@ def test_a_row_starts_where_its_choices_came_from(method):
     ],
 )
 def test_the_plan_counts_rows(method, nfe):
-    assert plan(load_config(None, [f"method={{{method}}}"])).nfe_theta == pytest.approx(nfe)
+    assert plan(load_config(None, [f"method={{{method}}}", "iterations=3"])).nfe_theta == pytest.approx(nfe)
