@@ -45,8 +45,10 @@ def test_a_run_directory_has_everything(finished):
     assert {"config.yaml", "metrics.jsonl", "samples", "checkpoints", "lora", "report.html"} <= names
     assert (finished / "samples" / "before_after.png").is_file()
     page = (finished / "report.html").read_text()
-    assert page.count("data:image/png;base64,") == 2
-    assert "http" not in re.sub(r"base64,[A-Za-z0-9+/=]+", "", page)  # four letters that a picture's bytes may spell
+    assert page.count("data:image/png;base64,") == 1 and "drawCharts" in page
+    assert not re.search(
+        r"(src|href)\s*=\s*[\"']?http|url\(|@import|fetch\(|XMLHttpRequest|WebSocket", page
+    )  # asks no other host
 
 
 def test_metrics_have_the_public_keys(finished):
@@ -205,6 +207,8 @@ SMALL = {
     "mix_grpo_flash": "method={name: mix_grpo_flash, group_size: 4, num_steps: 4, window: 2}",
     "mix_grpo_flash_star": "method={name: mix_grpo_flash_star, group_size: 4, num_steps: 4, window: 2}",
     "branch_grpo": "method={name: branch_grpo, group_size: 4, num_steps: 4, splits: [0, 1]}",
+    "neighbor_late": "method={name: neighbor_late, group_size: 4, num_steps: 4}",
+    "fdfo": "method={name: fdfo, group_size: 4, num_steps: 3}",
     "nft": "method={name: nft, group_size: 4, num_steps: 3, num_train_steps: 2}",
     "awm": "method={name: awm, group_size: 4, num_steps: 4, num_train_steps: 2}",
     "v_grpo": "method={name: v_grpo, group_size: 4, num_steps: 3, num_train_steps: 2}",
