@@ -30,7 +30,7 @@ def lines_of(out):
 def whole(tiny_flux, tmp_path_factory):
     """The comparison with a grid of two rates, uninterrupted."""
     tmp = tmp_path_factory.mktemp("whole")
-    assert compare(comparison(tmp, tiny_flux, tune={"lr": [1e-3, 3e-3], "seed": 7})) == 0
+    assert compare(comparison(tmp, tiny_flux, tune={"lr": [1e-3, 3e-3], "extend": 0, "seed": 7})) == 0
     return tmp / "out"
 
 
@@ -82,7 +82,7 @@ def test_finished_runs_are_not_run_again(whole, capsys):
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
 def test_a_stopped_comparison_resumes_to_the_same_metrics(tiny_flux, tmp_path, whole, how, capsys):
-    file = comparison(tmp_path, tiny_flux, tune={"lr": [1e-3, 3e-3], "seed": 7})
+    file = comparison(tmp_path, tiny_flux, tune={"lr": [1e-3, 3e-3], "extend": 0, "seed": 7})
     process = subprocess.Popen(command(file), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     at = tmp_path / "out" / "neighbor" / "seed-0" / "metrics.jsonl"
     while process.poll() is None and not (at.exists() and len(at.read_text().splitlines()) > 1):
@@ -138,3 +138,12 @@ def test_a_changed_comparison_refuses_runs_with_other_settings(whole, capsys):
 def test_a_part_that_does_not_exist_is_refused(tmp_path, part, capsys):
     assert compare(comparison(tmp_path), "--part", part) == 2
     assert "--part takes K/N" in capsys.readouterr().err and not (tmp_path / "out").exists()
+
+
+def test_the_grid_grows_until_the_best_rate_is_inside(tiny_flux, tmp_path):
+    """The reward cannot be reached, and brightness rises with the rate, so the highest rate is always the best."""
+    methods = [{"run": "neighbor", "method": SMALL["neighbor"]}]
+    file = comparison(tmp_path, tiny_flux, methods, tune={"lr": [1e-4, 1e-3], "extend": 1, "seed": 7}, seeds=[0])
+    assert compare(file) == 0
+    tried = sorted(path.name for path in (tmp_path / "out" / "neighbor").glob("lr-*"))
+    assert len(tried) == 3 and ("lr-0.01" in tried or "lr-1e-05" in tried)
