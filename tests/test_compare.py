@@ -80,7 +80,7 @@ def test_finished_runs_are_not_run_again(whole, capsys):
     assert before == {path: path.stat().st_mtime_ns for path in whole.glob("*/*/metrics.jsonl")}
 
 
-@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
+@pytest.mark.parametrize("how", [pytest.param(signal.SIGKILL, marks=pytest.mark.slow), signal.SIGINT])
 def test_a_stopped_comparison_resumes_to_the_same_metrics(tiny_flux, tmp_path, whole, how, capsys):
     file = comparison(tmp_path, tiny_flux, tune={"lr": [1e-3, 3e-3], "extend": 0, "seed": 7})
     process = subprocess.Popen(command(file), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)

@@ -56,4 +56,4 @@ def test_the_example_of_the_readme_runs(tmp_path):
     reward, example = blocks("README.md")
     assert "def score(images, prompts, metadata)" in reward
     assert '"iteration": 2' in run(example, tmp_path)
-    assert (tmp_path / "runs" / "python" / "report.html").is_file()
+    assert (tmp_path / "runs" / "001" / "report.html").is_file()

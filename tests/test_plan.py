@@ -189,7 +189,7 @@ def test_what_takes_less(flux):
     ("name", "size", "memory"),
     [
         ("flux", 512, 24e9),
-        ("flux", 1024, 48e9),
+        pytest.param("flux", 1024, 48e9, marks=pytest.mark.slow),
         ("sd35", 1024, 16e9),
     ],
 )
