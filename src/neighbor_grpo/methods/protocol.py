@@ -73,7 +73,7 @@ class Method(ABC):
     def copies(self) -> Mapping[str, Decay]:
         """Return the lagging copies of the trained weights, by name.
 
-        After each iteration  copy <- d·copy + (1 - d)·theta,  d = copies[name](n) with n iterations done.  They are saved and
+        After each iteration  copy <- d·copy + (1 - d)·theta,  d = `copies[name](n)` with n iterations done.  They are saved and
         resumed with the run.
         """
         return {}
