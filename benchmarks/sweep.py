@@ -22,7 +22,7 @@ from pathlib import Path
 from neighbor_grpo.run import files
 
 SHORT = ["--preset", "scenes/neighbor_tight", "iterations=30", "evaluate.every=0", "evaluate.prompts=128", "optimizer.lr=1e-4"]
-# The paper's baseline for its Tables 4-6 is (sigma, B, p) = (0.5, 4, 2); here it is that of scenes/neighbor_tight, (0.2, 4, 0.8).
+# The paper's baseline for its Tables 4-6 has (sigma, B, p) = (0.5, 4, 2), scenes/neighbor_tight has (0.2, 4, 0.8).
 SETS: dict[str, dict[str, list[str]]] = {
     "demo": {"demonstration": ["--preset", "demo"]},
     "reference": {

@@ -35,7 +35,9 @@ def test_a_budget_of_evaluations_counts_the_iterations_it_pays_for(tmp_path):
 
 
 def test_a_long_budget_uses_the_mean_cost(tmp_path):
-    config = load_config(None, ["method={name: dance_grpo, group_size: 4, num_steps: 3, num_train_steps: 2}"])
+    config = load_config(
+        None, ["method={name: dance_grpo, group_size: 4, num_steps: 3, num_train_steps: 2, updates_per_rollout: 2}"]
+    )
     cost = plan(config).evaluations
     assert affordable(config, 5000 * cost) == 5000
 

@@ -39,7 +39,7 @@ def flat(section, prefix=""):
 
 
 DEMO = {
-    "iterations": 14,
+    "iterations": 13,
     "method": {"name": "neighbor_late"},
     "optimizer": {"lr": 3e-4},
     "evaluate": {"every": 7, "prompts": 256, "seeds": 2},

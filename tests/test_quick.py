@@ -7,6 +7,9 @@ import sys
 import pytest
 from runs import settings
 
+from neighbor_grpo import cli
+from neighbor_grpo.errors import UserError
+
 SLOW = ("torch", "diffusers", "transformers", "accelerate", "rich", "matplotlib", "scipy")
 LOADED = f"""
 import sys
@@ -160,3 +163,13 @@ def test_a_reader_that_leaves_is_not_an_error(arguments):
         process.stdout.close()  # before anything is written
         assert process.stderr.read() == ""
     assert process.returncode == 141
+
+
+@pytest.mark.parametrize(
+    "arguments", [["iterations=3", "--preset", "demo", "seed=7"], ["--preset", "demo", "iterations=3", "seed=7"]]
+)
+def test_keys_may_stand_before_and_behind_options(arguments):
+    parsed = cli._parser().parse_args(["train", *arguments])
+    assert (sorted(parsed.config), parsed.preset) == (["iterations=3", "seed=7"], ["demo"])
+    with pytest.raises(UserError, match="--sed"):
+        cli._parser().parse_args(["train", *arguments, "--sed", "3"])

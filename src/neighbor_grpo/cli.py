@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from contextlib import suppress
 from importlib.metadata import version
-from typing import NoReturn, TextIO
+from typing import Any, NoReturn, TextIO
 
 from neighbor_grpo import console
 from neighbor_grpo.commands import (
@@ -34,7 +34,16 @@ STOPPED, CLOSED = SIGNALLED + 2, SIGNALLED + 13  # by SIGINT, by SIGPIPE
 
 
 class Parser(argparse.ArgumentParser):
-    """Parse a command line; a mistake is a UserError, as everywhere else."""
+    """Parse a command line, key=value before and after options; a mistake is a UserError, as everywhere else."""
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> tuple[Any, list[str]]:
+        """Parse what is known, and add what stands behind an option to the positional arguments, which argparse leaves over."""
+        namespace, rest = super().parse_known_args(args, namespace)
+        several = next((action.dest for action in self._get_positional_actions() if action.nargs == "*"), None)
+        if several and rest and not any(item.startswith("-") for item in rest):
+            setattr(namespace, several, [*getattr(namespace, several), *rest])
+            rest = []
+        return namespace, rest
 
     def error(self, message: str) -> NoReturn:
         """Raise UserError with the message of argparse and where help is."""
