@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import resource
+import signal
 import subprocess
 import sys
 
@@ -129,3 +130,24 @@ def test_a_file_that_cannot_grow_is_an_os_error_that_names_it(tmp_path, save):
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert caught.value.errno == errno.EFBIG and caught.value.filename == str(tmp_path / "a.bin")
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("kind", ["file", "directory"])
+def test_the_next_writer_of_a_name_removes_what_a_killed_one_left(tmp_path, kind):
+    def write(text):
+        if kind == "file":
+            atomic.write(tmp_path / "out", text)
+        else:
+            with atomic.directory(tmp_path / "out", "thing") as aside:
+                (aside / "a.txt").write_text(text)
+
+    child = os.fork()
+    if not child:  # killed in the middle
+        atomic.Path.replace = atomic.Path.rename = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+        write("half")
+    os.waitpid(child, 0)
+    (tmp_path / f".other.{atomic._host()}.{child}.partial").write_text("of another name")
+    (tmp_path / f".out.elsewhere.{child}.partial").write_text("of another machine")
+    assert len(partials(tmp_path)) == 3
+    write("whole")
+    assert sorted(partials(tmp_path)) == sorted([f".other.{atomic._host()}.{child}.partial", f".out.elsewhere.{child}.partial"])

@@ -36,6 +36,7 @@ def run(arguments: argparse.Namespace) -> None:
 
     model = loaded(arguments).model
     arguments.out.mkdir(parents=True, exist_ok=True)
+    atomic.remove_dead(arguments.out)
     seeds = arguments.seed or [0]
     noise = torch.stack([model.noise(1, torch.Generator().manual_seed(seed))[0] for seed in seeds])
     for n, prompt in enumerate(prompts):

@@ -91,7 +91,7 @@ def draw_curves(rows: Sequence[Row], reward: float, file: Path) -> None:
     for axis in axes[len(panels) :]:
         axis.axis("off")
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=min(len(rows), 6), fontsize=8)
-    with atomic.writing(file, durable=False) as aside:
+    with atomic.writing(file) as aside:
         figure.savefig(aside, dpi=110, format="png")
 
 
@@ -117,6 +117,6 @@ def draw_pictures(rows: Sequence[Row], file: Path) -> bool:
         return False
     after = {name: found[-1] for name, found in first.items() if found and found[-1].prompts == before.prompts}
     columns = {"before": before.images[:, :2]} | {name: found.images[:, :2] for name, found in after.items()}
-    with atomic.writing(file, durable=False) as aside:
+    with atomic.writing(file) as aside:
         gallery(columns, before.prompts).save(aside, "PNG")
     return True

@@ -61,7 +61,7 @@ def begin(out: Path, settings: Mapping[str, Any]) -> None:
                 f"{out} holds another evaluation: {other} is {known.get(other)!r}, not {settings.get(other)!r}; "
                 "choose another --out"
             )
-    elif {path.name for path in out.iterdir()} - {LOCK, "pictures"}:
+    elif {path.name for path in out.iterdir() if not atomic.is_partial(path.name)} - {LOCK, "pictures"}:
         raise UserError(f"{out} is not empty and holds no evaluation: choose another --out")
     atomic.tidy(out)
     (out / "pictures").mkdir(parents=True, exist_ok=True)

@@ -47,9 +47,12 @@ def write(file: Path, content: str | bytes) -> None:
 def writing(file: Path, durable: bool = True) -> Iterator[Path]:
     """Yield a path beside `file` to write to, which replaces `file` at the end, or is deleted after an error.
 
-    durable: wait until the disk has it; a file that can be made again need not.
+    durable: wait until the disk has it, and remove what killed processes left of it; a file of many in a directory, which can
+    be made again, need not.
     """
     aside = _aside(file)
+    if durable:
+        remove_dead(file.parent, file.name)
     try:
         with writing_errors(file):
             yield aside
@@ -93,6 +96,7 @@ def directory(place: Path, kind: str) -> Iterator[Path]:
     kind: what the directory holds, for instance "checkpoint"; `check` asks for the same.
     """
     aside, old = _aside(place), place.with_name(f".{place.name}.old")
+    remove_dead(place.parent, place.name)
     try:
         with writing_errors(place):
             aside.mkdir(parents=True)
@@ -173,12 +177,17 @@ def tidy(place: Path) -> None:
                 path.rename(original)
 
 
-def remove_dead(place: Path) -> None:
-    """Remove what killed processes of this machine left in a directory that others write to as well."""
-    for path in list(place.iterdir()):
+def remove_dead(place: Path, name: str | None = None) -> None:
+    """Remove what killed processes of this machine left in a directory that others write to as well; of one name, or all."""
+    for path in list(place.iterdir()) if place.is_dir() else ():
         left = _PARTIAL.fullmatch(path.name)
-        if left and left[2] == _host() and not alive(int(left[3])):
+        if left and left[1] == (name or left[1]) and left[2] == _host() and not alive(int(left[3])):
             _remove(path)
+
+
+def is_partial(name: str) -> bool:
+    """Return whether a name is that of something that is being written, or was left by a killed process."""
+    return _PARTIAL.fullmatch(name) is not None
 
 
 def alive(process: int) -> bool:

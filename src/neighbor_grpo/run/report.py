@@ -85,7 +85,7 @@ def draw_before_after(run: Path, file: Path) -> bool:
     found = all_samples(run)
     titles = ["before" if one.iteration == 0 else f"after {one.iteration} iterations" for one in found]
     if found:
-        with atomic.writing(file, durable=False) as aside:
+        with atomic.writing(file) as aside:
             gallery({t: one.images for t, one in zip(titles, found, strict=True)}, found[0].prompts).save(aside, "PNG")
     return bool(found)
 
