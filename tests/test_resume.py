@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
@@ -133,6 +134,15 @@ def test_every_damage_of_a_checkpoint_is_noticed(finished, tmp_path, damage, nam
     damage(tmp_path / "checkpoints" / "000003" / name)
     found, said = checkpoint.newest(tmp_path / "checkpoints")
     assert found and found.name == "000002" and "000003" in said[0]
+
+
+def test_an_old_checkpoint_that_could_not_be_removed_is_removed_when_the_run_is_resumed(run):
+    """keep_checkpoints is 3, and a full disk left a fourth."""
+    numbers = sorted(path.name for path in (run / "checkpoints").iterdir())
+    shutil.copytree(run / "checkpoints" / numbers[0], run / "checkpoints" / "000000")
+    record.write_record(run, replace(record.read_record(run), ended=None))  # the command failed after its last iteration
+    resumed(run)
+    assert sorted(path.name for path in (run / "checkpoints").iterdir()) == numbers
 
 
 def test_a_history_without_checkpoints_is_refused(run):

@@ -36,6 +36,11 @@ def save(directory: Path, iteration: int, weights: dict[str, Tensor], state: dic
         save_file({name: weight.detach().contiguous() for name, weight in weights.items()}, aside / "weights.safetensors")
         with (aside / "state.pt").open("wb") as file:
             torch.save(state, file)
+    drop_old(directory, keep)
+
+
+def drop_old(directory: Path, keep: int) -> None:
+    """Remove the checkpoints that are older than the newest `keep`."""
     for old in complete(directory)[:-keep]:
         atomic.remove(old)
 

@@ -16,6 +16,7 @@ from neighbor_grpo.config import Config
 from neighbor_grpo.rewards.score import RewardError
 from neighbor_grpo.run import files, record, report
 from neighbor_grpo.run.findings import EarlyWarnings
+from neighbor_grpo.training import checkpoint
 from neighbor_grpo.training.beginning import check_recorded
 from neighbor_grpo.training.display import display_of
 from neighbor_grpo.training.errors import NotFiniteError, RanksDifferError, TrainingError
@@ -89,6 +90,7 @@ class Trainer:
             self._save(0)
         elif self.main:
             files.rewind(self.run_dir, self.done)
+            checkpoint.drop_old(self.run_dir / "checkpoints", c.keep_checkpoints)  # which a full disk may have prevented
         if self.base is None:
             figures = {**(self.unrecorded or begun.line), "iteration": self.done, **self._evaluate(self.done)}
             self.base, self.unrecorded = figures, None
