@@ -42,6 +42,18 @@ def flat(images, prompts, metadata):
 """
 
 
+DETACHED = """
+from pydantic.dataclasses import dataclass
+from neighbor_grpo.methods.neighbor import Neighbor
+
+@dataclass(frozen=True)
+class Detached(Neighbor):
+    def loss(self, policy, rows):
+        loss, figures = super().loss(policy, rows)
+        return loss.detach(), figures
+"""
+
+
 LOOPBACK = {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}  # environment of ranks on one machine
 
 

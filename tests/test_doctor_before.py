@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from pipelines import build_flux
-from runs import settings
+from runs import DETACHED, settings
 
 from neighbor_grpo.cli import main
 from neighbor_grpo.config import load_config
@@ -30,16 +30,7 @@ def noise(images, prompts, metadata):
 def reversed_prompts(images, prompts, metadata):
     return [float(image.mean()) * len(prompt) for image, prompt in zip(images, prompts[::-1])]
 """
-METHOD = """
-from pydantic.dataclasses import dataclass
-from neighbor_grpo.methods.neighbor import Neighbor
-
-@dataclass(frozen=True)
-class Detached(Neighbor):
-    def loss(self, policy, rows):
-        loss, figures = super().loss(policy, rows)
-        return loss.detach(), figures
-
+METHOD = f"""{DETACHED}
 @dataclass(frozen=True)
 class Half(Neighbor):
     def source(self, parts):

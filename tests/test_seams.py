@@ -6,7 +6,7 @@ from pathlib import Path
 import foreign
 import pytest
 import torch
-from runs import metrics, settings
+from runs import DETACHED, metrics, settings
 from safetensors.torch import load_file, save_file
 from test_trainer import without_times
 
@@ -178,18 +178,6 @@ def test_unknown_methods_and_files_are_named():
         load_config(None, ["method.name=dance_gpro"])
     with pytest.raises(UserError, match=r"nowhere\.py"):
         load_config(None, ["method.name=nowhere.py:Mine"])
-
-
-DETACHED = """
-from pydantic.dataclasses import dataclass
-from neighbor_grpo.methods.neighbor import Neighbor
-
-@dataclass(frozen=True)
-class Detached(Neighbor):
-    def loss(self, policy, rows):
-        loss, figures = super().loss(policy, rows)
-        return loss.detach(), figures
-"""
 
 
 def test_a_loss_without_gradient_is_a_users_mistake(tiny_flux, tmp_path):

@@ -4,9 +4,9 @@ import argparse
 import re
 import sys
 
-from neighbor_grpo.commands.options import Commands, key_lines
-from neighbor_grpo.compare.settings import Comparison, read_comparison, with_budgets
-from neighbor_grpo.config import check_names, describe
+from neighbor_grpo.commands.options import Commands, comparison_of, comparison_options, key_lines
+from neighbor_grpo.compare.settings import Comparison
+from neighbor_grpo.config import describe
 from neighbor_grpo.console import say
 from neighbor_grpo.errors import UserError
 
@@ -21,10 +21,7 @@ def add(commands: Commands) -> None:
         "are kept, stopped runs are resumed.",
         epilog="keys:\n" + key_lines(list(describe(Comparison))),
     )
-    compare.add_argument(
-        "config", metavar="PRESET | FILE", help="a comparison of the package, for instance scenes/compare, or a YAML file"
-    )
-    compare.add_argument("overrides", nargs="*", metavar="key=value", help="single keys to change")
+    comparison_options(compare, "scenes/compare")
     compare.add_argument(
         "--part",
         default="1/1",
@@ -39,10 +36,7 @@ def run(arguments: argparse.Namespace) -> int:
     match = re.fullmatch(r"([1-9]\d*)/([1-9]\d*)", arguments.part)
     if not match or int(match[1]) > int(match[2]):
         raise UserError(f"--part takes K/N with K from 1 to N, for instance 2/4, not {arguments.part!r}")
-    comparison, entries = read_comparison(arguments.config, arguments.overrides)
-    for entry in entries:
-        check_names(entry.config)
-    entries = with_budgets(comparison, entries)
+    comparison, entries = comparison_of(arguments)
     from neighbor_grpo.compare.page import write
     from neighbor_grpo.compare.runs import run_all
     from neighbor_grpo.training.signals import SignalError

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+from neighbor_grpo.compare.settings import Comparison, Entry, read_comparison, with_budgets
 from neighbor_grpo.config import Config, Key, check_names, load_config
 from neighbor_grpo.config.keys import written
 from neighbor_grpo.config.reading import parse
@@ -90,6 +91,22 @@ def configuration(arguments: argparse.Namespace, prompts: bool = True) -> Config
     config = load_config([item for item in items if "=" not in item], [item for item in items if "=" in item], presets)
     check_names(config, prompts)
     return config
+
+
+def comparison_options(parser: argparse.ArgumentParser, example: str) -> None:
+    """Add the options of commands that read a comparison."""
+    parser.add_argument(
+        "config", metavar="PRESET | FILE", help=f"a comparison of the package, for instance {example}, or a YAML file"
+    )
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="single keys of the comparison to change")
+
+
+def comparison_of(arguments: argparse.Namespace) -> tuple[Comparison, list[Entry]]:
+    """Return a comparison and its rows; all that they name is checked before a library is loaded."""
+    comparison, entries = read_comparison(arguments.config, arguments.overrides)
+    for entry in entries:
+        check_names(entry.config)
+    return comparison, with_budgets(comparison, entries)
 
 
 def key_lines(keys: "list[Key]") -> str:

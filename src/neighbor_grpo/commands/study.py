@@ -5,9 +5,7 @@ import json
 from dataclasses import asdict
 from pathlib import Path
 
-from neighbor_grpo.commands.options import Commands, number
-from neighbor_grpo.compare.settings import read_comparison, with_budgets
-from neighbor_grpo.config import check_names
+from neighbor_grpo.commands.options import Commands, comparison_of, comparison_options, number
 from neighbor_grpo.console import say
 from neighbor_grpo.files import atomic
 
@@ -21,10 +19,7 @@ def add(commands: Commands) -> None:
         "gradient is more signal than noise, what that costs, at which times the signal lies, its cosine with the policy "
         "gradient of the SDE, and the evaluation after a step of equal length. Say which method to train. Nothing is trained.",
     )
-    study.add_argument(
-        "config", metavar="PRESET | FILE", help="a comparison of the package, for instance scenes/study, or a YAML file"
-    )
-    study.add_argument("overrides", nargs="*", metavar="key=value", help="single keys of the comparison to change")
+    comparison_options(study, "scenes/study")
     study.add_argument(
         "--groups",
         type=number(int, 2),
@@ -37,12 +32,10 @@ def add(commands: Commands) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Print the tables and the advice."""
-    comparison, entries = read_comparison(arguments.config, arguments.overrides)
-    for entry in entries:
-        check_names(entry.config)
+    comparison, entries = comparison_of(arguments)
     from neighbor_grpo.training.study import advice, study, tables
 
-    runs = {entry.name: entry.config for entry in with_budgets(comparison, entries)}
+    runs = {entry.name: entry.config for entry in entries}
     result = study(runs, arguments.groups, say)
     if arguments.json:
         atomic.write(arguments.json, json.dumps(asdict(result), indent=1) + "\n")

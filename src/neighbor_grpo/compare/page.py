@@ -28,9 +28,10 @@ def write(comparison: Comparison, entries: Sequence[Entry]) -> Path:
         raise UserError(f"no run in {directory} is finished: run the other parts first")
     goal = target(rows, comparison)
     final, reach, table = final_table(rows), reach_table(rows, goal.reward), records(rows, goal.reward)
+    bounds = _bounds_text(rows[0].limits)
     costs = (
         f"Cost to reach a reward of {goal.text}, by the mean over seeds (by the first seed – by the last seed), and the "
-        f"measures at that point{_bounds_text(rows[0].limits)}:"
+        f"measures at that point{bounds}:"
     )
     text = f"{markdown_table(final)}\n{costs}\n\n{markdown_table(reach)}"
     atomic.write(directory / "table.md", text)
@@ -44,7 +45,7 @@ def write(comparison: Comparison, entries: Sequence[Entry]) -> Path:
         "title": directory.name,
         "tables": [final, reach],
         "target": goal.text,
-        "bounds": _bounds_text(rows[0].limits),
+        "bounds": bounds,
         "curves": data_url(directory / "curves.png"),
         "pictures": data_url(directory / "pictures.png") if pictures else "",
         "settings": (directory / "comparison.yaml").read_text(encoding="utf-8"),

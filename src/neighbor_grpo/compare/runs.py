@@ -55,14 +55,13 @@ def tune_rate(entry: Entry, comparison: Comparison, say: Callable[[str], None]) 
         update={"iterations": ceil(tune.share * config.iterations), "seconds": config.seconds and tune.share * config.seconds}
     )
     runs: dict[float, Path] = {}
-    rates, more = sorted(tune.lr), list(tune.lr)
+    more = tune.lr
     for _ in range(tune.extend + 1):
         for lr in more:
             runs[lr] = Path(comparison.run_dir) / entry.name / f"lr-{lr:g}"
             train(with_rate(config, lr), runs[lr], tune.seed, say)
         chosen = choose_rate(runs, comparison)
-        more = beyond(rates, chosen)
-        rates = sorted({*rates, *more})
+        more = beyond(sorted(runs), chosen)
         if not more:
             break
     say(f"{entry.name}: optimizer.lr = {chosen:g}")

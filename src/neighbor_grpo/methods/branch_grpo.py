@@ -126,11 +126,11 @@ class BranchGRPO(Gaussian):
         """Train every transition that is not pruned in one optimizer step, a random part of each tree's states in each."""
         per_step = adv.split([len(step.parent) for step in tree.steps], dim=1)
         trained, ancestors = sorted(self.trained(iteration.number)), tree.ancestors()
+        whole = {k: torch.arange(len(tree.steps[k].parent)).view(tree.steps[k].x.shape[1], -1) for k in trained}
         states = []  # of each tree: (transition, successors) of every state that is trained
         for leaves in self._kept(per_step[-1]):
             after = {k: ancestors[k][leaves, None] for k in trained if k > self.splits[-1]}
-            whole = {k: torch.arange(len(tree.steps[k].parent)).view(tree.steps[k].x.shape[1], -1) for k in trained}
-            states.append([(k, into) for k in trained for into in {**whole, **after}[k].tolist()])
+            states.append([(k, into) for k in trained for into in after.get(k, whole[k]).tolist()])
         count, transitions = len(states[0]), sum(len(into) for _, into in states[0])
         width = max(len(into) for _, into in states[0])
         weight = {k: count / transitions * factor for k, factor in self.emphasis(tree, trained).items()}

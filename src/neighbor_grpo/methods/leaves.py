@@ -22,7 +22,7 @@ from neighbor_grpo.flow.sde import KERNELS
 from neighbor_grpo.flow.solvers import Velocity
 from neighbor_grpo.flow.streams import Iteration
 from neighbor_grpo.methods.fields import GroupSize, KernelName, NumSteps, Solver, check_kernel
-from neighbor_grpo.methods.parting import part, partings, place_of
+from neighbor_grpo.methods.parting import neighbours, part, partings, place_of
 from neighbor_grpo.methods.protocol import Method
 from neighbor_grpo.methods.tree import Noise, Tree, finish
 
@@ -76,9 +76,6 @@ class Leaves(Method):
             k = place_of(self.partings, iteration)
             kernel = partial(KERNELS[self.sde or "flow"], strength=self.eta or 0.7)
             return part(velocity, noise, times, k, self.group_size, kernel, self.solver, finish)
-        if self.parting == "noise":
-            x = noise(self.group_size)
-        else:
-            shared, own, sigma = noise(1), noise(self.group_size), self.sigma or 0.3
-            x = (1 - sigma**2) ** 0.5 * shared + sigma * own
+        count = self.group_size
+        x = noise(count) if self.parting == "noise" else neighbours(noise, count, self.sigma or 0.3)
         return finish(Tree(x), velocity, times, self.solver)

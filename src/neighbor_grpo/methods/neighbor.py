@@ -23,6 +23,7 @@ from neighbor_grpo.flow.streams import Iteration
 from neighbor_grpo.methods.advantage import quasi_norm
 from neighbor_grpo.methods.contrast import Contrast
 from neighbor_grpo.methods.fields import MOST_SAMPLES, MOST_STEPS
+from neighbor_grpo.methods.parting import neighbours
 from neighbor_grpo.methods.rows import Decisions
 from neighbor_grpo.methods.tree import Noise, Tree, grow, subsets
 
@@ -81,9 +82,7 @@ class Neighbor(Contrast):
 
     def rollout(self, velocity: Velocity, noise: Noise, times: Sequence[float], iteration: Iteration) -> Tree:
         """Follow the ODE from G neighbouring noises (Eq. 7)."""
-        shared, own = noise(1), noise(self.group_size)
-        x = (1 - self.sigma**2) ** 0.5 * shared + self.sigma * own  # [P, G, *latent]
-        return grow(Tree(x), velocity, times, self.solver)
+        return grow(Tree(neighbours(noise, self.group_size, self.sigma)), velocity, times, self.solver)
 
     def updates(self, tree: Tree, adv: Tensor, generators: Sequence[Generator], iteration: Iteration) -> list[Decisions]:
         """Draw K transitions and B anchors of each group; each anchor is in one optimizer step (Alg. 1)."""

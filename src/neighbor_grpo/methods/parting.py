@@ -11,12 +11,16 @@ The later a group parts, the less it costs and the more alike its samples are.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 from neighbor_grpo.flow.lazy import torch
 from neighbor_grpo.flow.sde import Kernel
 from neighbor_grpo.flow.solvers import Velocity
 from neighbor_grpo.flow.streams import Iteration
 from neighbor_grpo.methods.tree import Noise, Tree, diffuse, grow
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 def partings(part_from: float, part_to: float, num_steps: int) -> range:
@@ -33,6 +37,12 @@ def partings(part_from: float, part_to: float, num_steps: int) -> range:
 def place_of(partings: range, iteration: Iteration) -> int:
     """Draw the transition that parts, the same for every group of an iteration."""
     return partings[int(torch.randint(len(partings), (), generator=iteration.generator()))]
+
+
+def neighbours(noise: Noise, count: int, sigma: float) -> Tensor:
+    """Return neighbouring noises (Neighbor GRPO's Eq. 7):  sqrt(1 - sigma^2)·eps* + sigma·delta^(i).  [P, count, *latent]"""
+    shared, own = noise(1), noise(count)
+    return (1 - sigma**2) ** 0.5 * shared + sigma * own
 
 
 def part(

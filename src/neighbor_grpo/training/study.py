@@ -15,6 +15,7 @@ import math
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -103,26 +104,38 @@ class Gathered:
         for part, g in zip(self.mean, whole, strict=True):
             part += g
 
-    def part(self, t: float | None, reference: "Gathered | None") -> Part:
+    def part(self, t: float | None, reference: "Gathered") -> Part:
         """Describe the gradients of a time, or all of them."""
-        stacked = torch.stack(self.vectors[t]).double()
-        found = _direction(stacked)
-        flat = float((stacked.abs().amax(1) == 0).double().mean())
-        other = torch.stack(reference.vectors[None]).double() if reference else None
-        return Part(t, len(stacked), flat, found, None if other is None else _cosine(stacked, other))
+        vectors = torch.stack(self.vectors[t])
+        flat = float((vectors.abs().amax(1) == 0).double().mean())
+        expected = Expected.of(vectors)
+        return Part(t, len(vectors), flat, expected.found, expected.cosine(reference.whole))
+
+    @cached_property
+    def whole(self) -> "Expected":
+        """Return what is known of the expectation of the gradients of whole groups."""
+        return Expected.of(torch.stack(self.vectors[None]))
 
 
-def _direction(vectors: Tensor) -> Direction:
-    return direction((vectors @ vectors.T).numpy()) if len(vectors) > 1 else Direction(0.0, 0.0, 1.0)
+@dataclass(frozen=True)
+class Expected:
+    """Hold what is known of the expectation of vectors: their mean, and how long it is beside their noise."""
 
+    mean: Tensor
+    found: Direction
 
-def _cosine(some: Tensor, other: Tensor) -> float | None:
-    """Return the cosine of the expectations of two independent sets of vectors; None where either has no signal."""
-    if some.shape[1] != other.shape[1]:  # of other weights
-        return None
-    product = _direction(some).signal * _direction(other).signal
-    both = _direction(some).signal > 0 and _direction(other).signal > 0
-    return float(some.mean(0) @ other.mean(0)) / math.sqrt(product) if both else None
+    @classmethod
+    def of(cls, vectors: Tensor) -> "Expected":
+        """Look for the direction that vectors [n, D] share."""
+        vectors = vectors.double()
+        found = direction((vectors @ vectors.T).numpy()) if len(vectors) > 1 else Direction(0.0, 0.0, 1.0)
+        return cls(vectors.mean(0), found)
+
+    def cosine(self, other: "Expected") -> float | None:
+        """Return the cosine with an expectation of independent vectors; None where either has no signal."""
+        if len(self.mean) != len(other.mean) or self.found.signal <= 0 or other.found.signal <= 0:  # or of other weights
+            return None
+        return float(self.mean @ other.mean) / math.sqrt(self.found.signal * other.found.signal)
 
 
 def study(runs: Mapping[str, Config], groups: int, say: Callable[[str], None] = print) -> Study:
