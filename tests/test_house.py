@@ -1,6 +1,7 @@
 """The rules of the house that a program can check."""
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -85,7 +86,6 @@ assert not found, found
     assert done.returncode == 0 and done.stdout.startswith("usage:"), done.stderr
 
 
-def test_works_without_torchvision():
-    code = "import sys; sys.modules['torchvision'] = None; import neighbor_grpo.training.trainer, neighbor_grpo.scenes.pretrain"
-    done = run(code)
-    assert done.returncode == 0, done.stderr
+def test_nothing_of_it_imports_torchvision():
+    """All other tests run where it is not installed."""
+    assert not any(re.search(r"^\s*(import|from) torchvision", path.read_text(), re.M) for path in FILES)

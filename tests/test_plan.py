@@ -190,7 +190,7 @@ def test_what_takes_less(flux):
     [
         ("flux", 512, 24e9),
         pytest.param("flux", 1024, 48e9, marks=pytest.mark.slow),
-        ("sd35", 1024, 16e9),
+        pytest.param("sd35", 1024, 16e9, marks=pytest.mark.slow),
     ],
 )
 def test_published_models_fit_common_cards(request, name, size, memory):

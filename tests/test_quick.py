@@ -1,6 +1,6 @@
 """The command line answers what it can without a library, and no library speaks through it."""
 
-import os
+import json
 import subprocess
 import sys
 
@@ -11,15 +11,19 @@ from neighbor_grpo import cli
 from neighbor_grpo.errors import UserError
 
 SLOW = ("torch", "diffusers", "transformers", "accelerate", "rich", "matplotlib", "scipy")
-LOADED = f"""
-import sys
+IN_TURN = f"""
+import io, json, sys
+from contextlib import redirect_stderr, redirect_stdout
 from neighbor_grpo.cli import main
-try:
-    code = main(sys.argv[1:])
-except SystemExit as stop:
-    code = stop.code
-print("LOADED", *(name for name in {SLOW} if name in sys.modules), file=sys.stderr)
-sys.exit(code)
+found = []
+for arguments in json.loads(sys.argv[1]):
+    with redirect_stdout(io.StringIO()) as out, redirect_stderr(io.StringIO()) as err:
+        try:
+            code = main(arguments)
+        except SystemExit as stop:
+            code = stop.code
+    found.append([code, out.getvalue(), err.getvalue(), [name for name in {SLOW} if name in sys.modules]])
+print(json.dumps(found))
 """
 
 
@@ -30,12 +34,11 @@ def run(*arguments, code=0, program=("-m", "neighbor_grpo"), **more):
     return done.stdout, done.stderr
 
 
-def quickly(*arguments, code=0):
-    """The same in a program that loads no slow library."""
-    out, err = run(*arguments, code=code, program=("-c", LOADED))
-    *lines, last = err.splitlines()
-    assert last.split() == ["LOADED"]
-    return out, lines
+def in_turn(commands):
+    """[exit code, stdout, stderr, slow libraries that are loaded] after each command, in one program that runs all of them."""
+    out, err = run(json.dumps(commands), program=("-c", IN_TURN))
+    assert err == ""
+    return json.loads(out)
 
 
 HELP = [
@@ -60,57 +63,63 @@ HELP = [
 ]
 
 
-@pytest.mark.parametrize("command", HELP, ids=" ".join)
-def test_help_is_quick_and_quiet(command):
-    out, err = quickly(*command, "--help")
-    assert out.startswith("usage: neighbor-grpo") and err == []
+def test_help_is_quick_and_quiet():
+    for command, (code, out, err, loaded) in zip(HELP, in_turn([[*command, "--help"] for command in HELP]), strict=True):
+        assert (code, err, loaded) == (0, "", []) and out.startswith("usage: neighbor-grpo"), command
+
+
+def test_the_program_itself_is_quick_and_quiet():
+    out, err = run("--version")
+    assert out.startswith("neighbor-grpo ") and err == ""
+    out, err = run("train", "methd.sigma=1", code=2)
+    assert out == "" and err.startswith("neighbor-grpo: ") and len(err.splitlines()) == 1
 
 
 def test_rewards_help_lists_the_names():
-    for command, names in (("convert", ("hpsv2.1", "imagereward", "aesthetic")), ("check", ("pickscore", "ocr", "geneval"))):
-        out, _ = quickly("rewards", command, "--help")
+    named = {"convert": ("hpsv2.1", "imagereward", "aesthetic"), "check": ("pickscore", "ocr", "geneval")}
+    for names, (_, out, _, _) in zip(named.values(), in_turn([["rewards", name, "--help"] for name in named]), strict=True):
         assert all(name in out for name in names)
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["train", "methd.sigma=1"], "did you mean method?"),
-        (["train", "method.sigma=3"], "method.sigma"),
-        (["train", "method.name=dance"], "did you mean dance_grpo?"),
-        (["train", "reward=scene"], "did you mean scenes"),
-        (["train", "reward=mine.py:f"], "mine.py"),
-        (["train", "watch=[diversty]"], "did you mean diversity"),
-        (["train", "reward.scorers.hpsv2={weights: x}"], "did you mean hpsv2.1"),
-        (["train", "--preset", "dance_gropo"], "did you mean dance_grpo?"),
-        (["train", "--preset", "sd35_medium", "model.path=scenes"], "StableDiffusion3Pipeline"),
-        (["train", "device=tpu"], "choose auto, cuda, mps or cpu"),
-        (["train", "prompts.path=none.txt"], "no prompt file"),
-        (["train", "evaluate.best=beauty"], "evaluate.best"),
-        (["train", "none.yaml"], "no configuration file"),
-        (["train", "--preset"], "--preset"),
-        (["trian"], "train"),
-        (["plan", "--memory", "0"], "--memory"),
-        (["plan", "--processes", "3"], "must be a multiple"),
-        (["probe", "--sigma", "2"], "--sigma"),
-        (["compare", "scenes/compar"], "did you mean scenes/compare?"),
-        (["compare", "scenes/compare", "budgt.seconds=1"], "did you mean budget?"),
-        (["compare", "scenes/compare", "--part", "3/2"], "--part"),
-        (["sample", "--steps", "0"], "--steps"),
-        (["sample", "--prompt", "a", "--device", "tpu"], "choose auto, cuda, mps or cpu"),
-        (["sample"], "--prompt TEXT"),
-        (["evaluate", "--seeds", "x"], "--seeds"),
-        (["evaluate", "--measure", "beauty"], "unknown metric or reward 'beauty'"),
-        (["evaluate", "--prompts", "none.txt"], "no prompt file"),
-        (["rewards", "convert", "hpsv2.1", "none.pt"], "none.pt"),
-        (["rewards", "check", "beauty"], "unknown reward 'beauty'"),
-        (["scenes", "pretrain", "--steps", "-1", "--out", "x"], "--steps"),
-    ],
-    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
-)
-def test_a_mistake_is_one_line_and_quick(arguments, message):
-    out, (line,) = quickly(*arguments, code=2)
-    assert out == "" and line.startswith("neighbor-grpo: ") and message in line
+MISTAKES = [
+    (["train", "methd.sigma=1"], "did you mean method?"),
+    (["train", "method.sigma=3"], "method.sigma"),
+    (["train", "method.name=dance"], "did you mean dance_grpo?"),
+    (["train", "reward=scene"], "did you mean scenes"),
+    (["train", "reward=mine.py:f"], "mine.py"),
+    (["train", "watch=[diversty]"], "did you mean diversity"),
+    (["train", "reward.scorers.hpsv2={weights: x}"], "did you mean hpsv2.1"),
+    (["train", "--preset", "dance_gropo"], "did you mean dance_grpo?"),
+    (["train", "--preset", "sd35_medium", "model.path=scenes"], "StableDiffusion3Pipeline"),
+    (["train", "device=tpu"], "choose auto, cuda, mps or cpu"),
+    (["train", "prompts.path=none.txt"], "no prompt file"),
+    (["train", "evaluate.best=beauty"], "evaluate.best"),
+    (["train", "none.yaml"], "no configuration file"),
+    (["train", "--preset"], "--preset"),
+    (["trian"], "train"),
+    (["plan", "--memory", "0"], "--memory"),
+    (["plan", "--processes", "3"], "must be a multiple"),
+    (["probe", "--sigma", "2"], "--sigma"),
+    (["compare", "scenes/compar"], "did you mean scenes/compare?"),
+    (["compare", "scenes/compare", "budgt.seconds=1"], "did you mean budget?"),
+    (["compare", "scenes/compare", "--part", "3/2"], "--part"),
+    (["sample", "--steps", "0"], "--steps"),
+    (["sample", "--prompt", "a", "--device", "tpu"], "choose auto, cuda, mps or cpu"),
+    (["sample"], "--prompt TEXT"),
+    (["evaluate", "--seeds", "x"], "--seeds"),
+    (["evaluate", "--measure", "beauty"], "unknown metric or reward 'beauty'"),
+    (["evaluate", "--prompts", "none.txt"], "no prompt file"),
+    (["rewards", "convert", "hpsv2.1", "none.pt"], "none.pt"),
+    (["rewards", "check", "beauty"], "unknown reward 'beauty'"),
+    (["scenes", "pretrain", "--steps", "-1", "--out", "x"], "--steps"),
+]
+
+
+def test_a_mistake_is_one_line_and_quick():
+    for (arguments, message), found in zip(MISTAKES, in_turn([arguments for arguments, _ in MISTAKES]), strict=True):
+        code, out, err, loaded = found
+        assert (code, out, loaded) == (2, "", []), arguments
+        assert err.startswith("neighbor-grpo: ") and message in err and len(err.splitlines()) == 1, (arguments, err)
 
 
 def test_the_package_is_imported_in_an_instant():
@@ -118,38 +127,24 @@ def test_the_package_is_imported_in_an_instant():
         f"import sys, neighbor_grpo as n; print([m for m in {SLOW} + ('pydantic', 'numpy') if m in sys.modules], n.__version__)"
     )
     assert run(program=("-c", code))[0].split()[0] == "[]"
-    code = "import neighbor_grpo as n; assert all(getattr(n, name) for name in n.__all__) and set(n.__all__) <= set(dir(n))"
-    run(program=("-c", code))
+    package = __import__("neighbor_grpo")
+    assert all(getattr(package, name) for name in package.__all__) and set(package.__all__) <= set(dir(package))
     with pytest.raises(AttributeError):
-        _ = __import__("neighbor_grpo").beauty
-
-
-def test_it_names_its_version():
-    assert quickly("--version")[0].startswith("neighbor-grpo ")
+        _ = package.beauty
 
 
 # ---------------------------------------------------------------- quiet
 
 
-def test_no_library_speaks_while_it_plans_and_trains(tiny_flux, tmp_path):
+def test_no_library_speaks_while_it_plans_trains_and_samples(tiny_flux, tmp_path):
     small = settings(tiny_flux, tmp_path, "iterations=1")
-    out, err = run("plan", *small)
-    assert err == "" and "optimizer.lr = 0.001 (default 0.0001)  override" in out
     out, err = run("train", *small)
-    assert err == "" and "1/1  " in out
-    _, err = run("sample", "--run", tmp_path / "run", "--prompt", "a red circle", "--out", tmp_path / "s")
-    assert err == ""
-    _, err = run("train", *small, code=2)  # it is there already, which is known after the libraries were loaded
-    assert len(err.splitlines()) == 1 and "another run" in err
-    _, err = run("plan", "model.path=nowhere", code=2)
-    assert len(err.splitlines()) == 1 and "no diffusers pipeline" in err
-
-
-def test_ranks_are_quiet_too(tiny_flux, tmp_path):
-    place = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "neighbor_grpo")
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
-    _, err = run("train", *settings(tiny_flux, tmp_path, "iterations=1"), program=place, env=environment)
-    assert err == ""
+    assert err == "" and "optimizer.lr = 0.001 (default 0.0001)  override" in out and "1/1  " in out
+    sample = ["sample", "--run", str(tmp_path / "run"), "--prompt", "a red circle", "--out", str(tmp_path / "s")]
+    mistake = ["plan", *small, "model.lora.targets=[nothing]"]  # which is known once the libraries are loaded
+    (sampled, _, quiet, _), (refused, _, line, _) = in_turn([sample, mistake])
+    assert (sampled, quiet, refused) == (0, "", 2)
+    assert len(line.splitlines()) == 1 and "fit no layer" in line
 
 
 # ---------------------------------------------------------------- closed pipes

@@ -16,7 +16,14 @@ from neighbor_grpo.training.errors import TrainingError
 from neighbor_grpo.training.signals import SignalError
 from neighbor_grpo.training.trainer import Trainer
 
+OFTEN = ("evaluate.every=1", "batch.rollout=4", "save_every=100")
 EXTRAS = [(), ("ema=null", "model.lora=null", "optimizer.lr=1e-4"), ("optimizer.warmup=5",)]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tiny_flux, tmp_path_factory):
+    """A run of each kind that no signal came to."""
+    return {extra: train(tiny_flux, tmp_path_factory.mktemp("a"), *extra, *OFTEN) for extra in EXTRAS}
 
 
 @pytest.mark.parametrize(
@@ -32,11 +39,9 @@ EXTRAS = [(), ("ema=null", "model.lora=null", "optimizer.lr=1e-4"), ("optimizer.
         (EXTRAS[2], "encode", 2, 1),
     ],
 )
-def test_a_signal_in_any_phase_saves_the_last_whole_iteration(tiny_flux, tmp_path, extra, phase, occurrence, done):
-    (tmp_path / "a").mkdir(), (tmp_path / "b").mkdir()
-    more = (*extra, "evaluate.every=1", "batch.rollout=4", "save_every=100")
-    whole = train(tiny_flux, tmp_path / "a", *more)
-    trainer = Trainer(load_config(None, settings(tiny_flux, tmp_path / "b", *more)))
+def test_a_signal_in_any_phase_saves_the_last_whole_iteration(tiny_flux, tmp_path, undisturbed, extra, phase, occurrence, done):
+    (tmp_path / "b").mkdir()
+    trainer = Trainer(load_config(None, settings(tiny_flux, tmp_path / "b", *extra, *OFTEN)))
     seen = []
 
     def shown(name):
@@ -51,7 +56,7 @@ def test_a_signal_in_any_phase_saves_the_last_whole_iteration(tiny_flux, tmp_pat
     run = tmp_path / "b" / "run"
     assert [path.name for path in (run / "checkpoints").iterdir()][-1:] and not list(run.rglob(".*.partial"))
     Trainer.resume(run).run()
-    assert equal_runs(whole, run)
+    assert equal_runs(undisturbed[extra], run)
 
 
 def test_an_update_that_takes_too_long_is_given_up(tiny_flux, tmp_path, monkeypatch):

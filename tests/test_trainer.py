@@ -124,7 +124,7 @@ def wait_for_line(run, iteration):
     raise AssertionError("the run never got there")
 
 
-@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
+@pytest.mark.parametrize("how", [signal.SIGKILL, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
 def test_a_killed_process_goes_on_bit_for_bit(tiny_flux, tmp_path, how):
     (tmp_path / "a").mkdir(), (tmp_path / "b").mkdir()
     more = ("iterations=12", "save_every=3")
@@ -139,7 +139,7 @@ def test_a_killed_process_goes_on_bit_for_bit(tiny_flux, tmp_path, how):
         assert f"neighbor-grpo train --resume {run}" in err
     with (run / "metrics.jsonl").open("a") as file:
         file.write('{"iteration": 1')  # a line cut off
-    assert subprocess.run(command("train", "--resume", run), capture_output=True).returncode == 0
+    Trainer.resume(run).run()
     assert same(weights(whole, 12), weights(run, 12))
     assert [line["iteration"] for line in metrics(run)] == list(range(13))
 
