@@ -23,6 +23,7 @@ def written(tiny_flux, tmp_path_factory):
     for name, function, watch, more in (
         ("plain", "brightness", "[diversity, saturation]", ()),
         ("watched", "sometimes", "['{0}:darkness', '{0}:broken']", (KL, "reward.max_failed=0.9")),
+        ("scouted", "brightness", "[diversity]", ("scouts={count: 6, steps: 2}",)),
         *((name, "brightness", "[diversity]", (method,)) for name, method in FORWARD.items()),
     ):
         place = tmp_path_factory.mktemp(name)

@@ -152,7 +152,7 @@ def _evaluated_with_costs(lines: Sequence[Figures], samples: int) -> list[Figure
     for line in lines:
         if line["iteration"]:
             spent["iterations"] += 1
-            spent["pictures"] += samples
+            spent["pictures"] += samples * (1 + line.get("scouts/drafts", 0.0))
             spent["evaluations"] += samples * Nfe.of([line]).evaluations
             spent["seconds"] += training_seconds(line)
         if files.evaluated([line]):

@@ -7,7 +7,7 @@ from neighbor_grpo.config.names import check_names
 from neighbor_grpo.config.origins import Difference, settings_lines
 from neighbor_grpo.config.presets import Preset, check_family, preset_file, preset_names, read_preset
 from neighbor_grpo.config.reading import read_values, write_values
-from neighbor_grpo.config.schema import Batch, Config, Ema, Evaluation, Lora, Model, Optimizer, Prompts, Rewards
+from neighbor_grpo.config.schema import Batch, Config, Ema, Evaluation, Lora, Model, Optimizer, Prompts, Rewards, Scouts
 from neighbor_grpo.config.sources import Layer, checked, configured, layers_of, load_config, merge, override, resolve
 from neighbor_grpo.models.settings import Positive, Section
 
@@ -26,6 +26,7 @@ __all__ = [
     "Preset",
     "Prompts",
     "Rewards",
+    "Scouts",
     "Section",
     "check_family",
     "check_names",

@@ -10,9 +10,10 @@ from neighbor_grpo.config.origins import Difference, Sources, differences
 from neighbor_grpo.errors import UserError, shown
 from neighbor_grpo.files.text import expand_home
 from neighbor_grpo.methods import Method
-from neighbor_grpo.methods.fields import MOST_STEPS, SolverName
+from neighbor_grpo.methods.fields import MOST_SAMPLES, MOST_STEPS, SolverName
 from neighbor_grpo.methods.neighbor import Neighbor
 from neighbor_grpo.methods.protocol import check_copy
+from neighbor_grpo.methods.scouts import Selection
 from neighbor_grpo.models.settings import Device, Lora, ModelSettings, Positive, Section, Seed
 
 AnyMethod = Annotated[Method, PlainValidator(read_method), PlainSerializer(write_method)]
@@ -94,6 +95,17 @@ def long_reward(value: Any) -> Any:
     return value
 
 
+class Scouts(Section):
+    """Describe drafts of each prompt, of which only some are rolled out in full and trained on (Sol-RL)."""
+
+    count: Annotated[int, Field(ge=2, le=MOST_SAMPLES)] = Field(96, description="M, drafts of each prompt")
+    steps: Annotated[int, Field(ge=1, le=MOST_STEPS)] = Field(6, description="transitions of a draft")
+    select: Selection = Field(
+        "best_worst", description="which drafts: the best and the worst, those furthest from the mean, or random ones"
+    )
+    fp8: bool = Field(False, description="products of the drafts in 8 bits")
+
+
 class Optimizer(Section):
     """Describe the optimizer: AdamW, its gradients clipped by their norm."""
 
@@ -157,6 +169,7 @@ class Config(Section):
     prompts: Prompts = Prompts()
     method: AnyMethod = Field(Neighbor(), description="the method and its hyper-parameters")
     reward: Rewards = Rewards()
+    scouts: Scouts | None = Field(None, description="null = every sample is rolled out in full at once")
     optimizer: Optimizer = Optimizer()
     ema: Ema | None = Field(Ema(), description="null = no average, evaluate and export the trained weights")
     evaluate: Evaluation = Evaluation()
@@ -174,9 +187,19 @@ class Config(Section):
                 f"method {method_name(self.method)} needs model.lora: its reference, of method.kl or of the loss itself, is "
                 "the model without the LoRA"
             )
+        if self.scouts:
+            self._check_scouts(self.scouts)
         if self.method.drawn_by:
             check_copy(self.method.drawn_by, self.method.copies)
         return self
+
+    def _check_scouts(self, scouts: Scouts) -> None:
+        if scouts.count < self.method.group_size:
+            raise ValueError(f"scouts.count ({scouts.count}) is less than method.group_size ({self.method.group_size})")
+        if scouts.steps > self.method.num_steps:
+            raise ValueError(f"scouts.steps ({scouts.steps}) exceeds method.num_steps ({self.method.num_steps})")
+        if scouts.fp8 and self.model.quantize:
+            raise ValueError("scouts.fp8 needs weights that are not quantized: leave out model.quantize")
 
     def with_sources(self, sources: Sources) -> "Config":
         """Return the same settings, with the origins of their values."""

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 NOISE = 1  # (seed, 1, iteration, slot)  a group's noise
 DRAW = 2  # (seed, 2, iteration, slot)  what of a group is trained on
 ITERATION = 3  # (seed, 3, iteration)  what all groups share, e.g. where a random window stands
+SCOUT = 4  # (seed, 4, iteration, slot)  which drafts of a group are chosen, where chance decides
 
 
 def generator(*key: int) -> Generator:

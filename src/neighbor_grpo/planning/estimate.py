@@ -8,7 +8,7 @@ from dataclasses import dataclass, fields
 from neighbor_grpo.config import Config
 from neighbor_grpo.methods.rows import Rows
 from neighbor_grpo.planning.footprint import nbytes
-from neighbor_grpo.planning.trial import Group, Trial, group_of, trial_of
+from neighbor_grpo.planning.trial import Drafts, Group, Trial, drafts_of, group_of, trial_of
 
 MOMENTS = {"adamw": 8.0, "adamw_8bit": 2 + 8 / 256}  # bytes of the optimizer's for a weight
 
@@ -91,10 +91,11 @@ class _Estimator:
         self.config, self.device = config, device
         trial: Trial = trial_of(m, device)
         group: Group = group_of(trial, method)
+        self.drafts: Drafts | None = drafts_of(trial, method, config.scouts) if config.scouts else None
         self.trial, self.group, self.shards = trial, group, processes if sharded else 1
         self.groups = config.prompts.per_iteration // processes
         self.together = min(self.groups, max(1, batch.rollout // method.group_size))  # groups that roll out side by side
-        self.rows = self.together * method.group_size
+        self.rows = self.together * max(method.group_size, config.scouts.count if config.scouts else 0)
         self.learned = self.groups * len(group.first)
         self.part: Rows = group.rows(min(max(1, batch.update // group.first.states), self.learned))  # a micro-batch
         self.several = self.learned > len(self.part) or sharded
@@ -129,6 +130,9 @@ class _Estimator:
         last, most = before + together * group.before, before + together * group.most
         if together < self.groups:  # in the end the parts are copied side by side, and nothing is shared any more
             most = max(most, self.groups * (group.kept + group.unshared))
+        if drafts := self.drafts:  # whose states are gone when some of them are rolled out in full
+            last = max(before + together * drafts.before, last + together * drafts.noise)
+            most = max(before + together * drafts.most, most + together * drafts.noise)
         if self.keep_on_cpu:
             last = most = 8 * self.trial.latent * self.rows
         cond = nbytes(part for part in self.trial.model.blank(1) if part.is_floating_point()) * (self.groups + self.rows)

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from neighbor_grpo.config import Config, method_name, settings_lines
+from neighbor_grpo.methods.scouts import check_scouts
 from neighbor_grpo.planning.estimate import Estimate
 from neighbor_grpo.planning.units import duration, quantity
 from neighbor_grpo.planning.work import work_of
@@ -16,7 +17,8 @@ EFFICIENCY = 0.5  # share of the rate of large matrix products that a run is tak
 class Plan:
     """Hold means over the run's iterations, of all ranks.  A forward is one row through the model."""
 
-    samples: int  # pictures per iteration
+    samples: int  # pictures per iteration that are trained on
+    drafts: float  # pictures per iteration that are scored and let go
     forwards: float  # of the rollouts
     nominal: float  # the same as papers count them, nothing shared
     rows: float  # that are trained on
@@ -41,7 +43,7 @@ class Plan:
 
     def seconds(self, estimated: Estimate, processes: int, rate: float) -> dict[str, float]:
         """Return the seconds of an iteration's phases, on processes that each multiply matrices at `rate` FLOP/s."""
-        flops = estimated.flops(self.forwards, self.samples, self.rows)
+        flops = estimated.flops(self.forwards, self.samples + self.drafts, self.rows)
         return {phase: work / processes / (EFFICIENCY * rate) for phase, work in flops.items()}
 
     def lines(self, config: Config, processes: int, estimated: Estimate, rate: float | None = None) -> list[str]:
@@ -52,6 +54,7 @@ class Plan:
             f"({'LoRA rank ' + str(config.model.lora.rank) if config.model.lora else 'full fine-tune'})",
             f"iteration   {p} prompts x {m.group_size} samples = {self.samples} pictures, {p // processes} groups on each "
             f"of {processes} process{'es' if processes > 1 else ''}",
+            *self._drafts(config),
             f"rollout     {method_name(m)}: {self.forwards:g} forwards, NFE_old {self.nfe_old:.4g} a sample (as papers count: "
             f"{self.nominal / self.samples:.4g})",
             f"update      {self.forward_backwards:g} forward-backwards, NFE_theta {self.nfe_theta:.3g} a sample, in "
@@ -77,9 +80,20 @@ class Plan:
             )
         return rows + settings_lines(config)
 
+    def _drafts(self, config: Config) -> list[str]:
+        """Return the line of the drafts, where there are any."""
+        if not (scouts := config.scouts):
+            return []
+        return [
+            f"drafts      {self.drafts:g} pictures of {scouts.steps} transitions, of which {self.samples} are rolled out in "
+            "full; both count below"
+        ]
+
 
 def plan(config: Config) -> Plan:
     """Count the work of iterations spread over the run."""
+    if config.scouts:
+        check_scouts(config.method, config.scouts.count, config.scouts.steps)
     p, looked = config.prompts.per_iteration, range(0, config.iterations, -(-config.iterations // LOOKED_AT))
     works = [work_of(config, n) for n in looked]
 
@@ -88,6 +102,7 @@ def plan(config: Config) -> Plan:
 
     return Plan(
         samples=p * config.method.group_size,
+        drafts=p * mean("drafts"),
         forwards=p * mean("forwards"),
         nominal=p * mean("nominal"),
         rows=p * mean("rows"),

@@ -8,11 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from neighbor_grpo.config import Model
+from neighbor_grpo.config import Model, Scouts
 from neighbor_grpo.flow.streams import Iteration
 from neighbor_grpo.methods.policy import with_gradient
 from neighbor_grpo.methods.protocol import Method
 from neighbor_grpo.methods.rows import Rows
+from neighbor_grpo.methods.scouts import Recorded, drafting
+from neighbor_grpo.methods.tree import Noise, Tree
 from neighbor_grpo.models.devices import pick_dtype
 from neighbor_grpo.models.lora import make_trainable
 from neighbor_grpo.models.meta_model import META, meta_model
@@ -173,21 +175,44 @@ class Group:
 
 def group_of(trial: Trial, method: Method) -> Group:
     """Run one group's rollout and make its rows."""
-    before = 0
+    rewards = torch.randn(1, method.group_size, generator=torch.Generator().manual_seed(0))
+    with Followed(trial.block) as seen:
+        tree, before = _rolled(trial, method, _noise(trial), seen)
+        most, kept = seen.peak, seen.held
+        updates = method.updates(tree, method.credit(tree, rewards, rewards), [torch.Generator()], Iteration(0))
+        choices = seen.held - kept
+    unshared = tree.root.nbytes + sum(step.x.nbytes + step.v.nbytes + step.y.nbytes for step in tree.steps)
+    return Group(before, most, kept, unshared, choices, updates[0])
 
-    def noise(n: int) -> Tensor:
-        return torch.empty(1, n, *trial.shape, device=META)
+
+@dataclass(frozen=True)
+class Drafts:
+    """Hold the bytes of one group's drafts."""
+
+    before: int  # when the last velocity is computed
+    most: int  # at most
+    noise: int  # that stays until some of them are rolled out in full
+
+
+def drafts_of(trial: Trial, method: Method, scouts: Scouts) -> Drafts:
+    """Draft one group's samples."""
+    noise = Recorded(_noise(trial))
+    with Followed(trial.block) as seen:
+        _, before = _rolled(trial, drafting(method, scouts.count, scouts.steps), noise, seen)
+    return Drafts(before, seen.peak, nbytes(noise.drawn))
+
+
+def _noise(trial: Trial) -> Noise:
+    return lambda n: torch.empty(1, n, *trial.shape, device=META)
+
+
+def _rolled(trial: Trial, method: Method, noise: Noise, seen: Followed) -> tuple[Tree, int]:
+    """Run one group's rollout; return its tree, and the bytes that are held when the last velocity is computed."""
+    before = 0
 
     def velocity(x: Tensor, t: float) -> Tensor:
         nonlocal before
         before = max(before, seen.held)
         return torch.cat([torch.empty_like(x)])  # as models.sampling.batched_velocity does
 
-    rewards = torch.randn(1, method.group_size, generator=torch.Generator().manual_seed(0))
-    with Followed(trial.block) as seen:
-        tree = method.rollout(velocity, noise, trial.model.times(method.num_steps), Iteration(0))
-        most, kept = seen.peak, seen.held
-        updates = method.updates(tree, method.credit(tree, rewards, rewards), [torch.Generator()], Iteration(0))
-        choices = seen.held - kept
-    unshared = tree.root.nbytes + sum(step.x.nbytes + step.v.nbytes + step.y.nbytes for step in tree.steps)
-    return Group(before, most, kept, unshared, choices, updates[0])
+    return method.rollout(velocity, noise, trial.model.times(method.num_steps), Iteration(0)), before

@@ -9,7 +9,9 @@ from torch import Tensor
 from neighbor_grpo.config import Config
 from neighbor_grpo.flow.path import Time, shift_time
 from neighbor_grpo.flow.streams import Iteration
-from neighbor_grpo.methods.protocol import check_copy
+from neighbor_grpo.methods.protocol import Method, check_copy
+from neighbor_grpo.methods.scouts import drafting
+from neighbor_grpo.methods.tree import Tree
 
 
 @dataclass(frozen=True)
@@ -18,6 +20,7 @@ class Work:
 
     forwards: int  # of the rollout
     nominal: int  # the same as papers count them, nothing shared
+    drafts: int  # pictures that are scored and let go
     rows: int  # that are trained on
     trained: int  # forward-backwards; as many as rows, unless a loss asks for several velocities
     frozen: int  # forwards of reference and lagging copies
@@ -54,15 +57,27 @@ class CountingPolicy:
 def work_of(config: Config, n: int) -> Work:
     """Return the work of iteration n for one prompt."""
     method, iteration, rng = config.method, Iteration(n, config.seed), torch.Generator().manual_seed(n)
-    times = [float(shift_time(1 - k / method.num_steps, 3.0)) for k in range(method.num_steps + 1)]
 
     def noise(k: int) -> Tensor:
         return torch.randn(1, k, 1, generator=rng)
 
-    tree = method.rollout(lambda x, t: torch.zeros_like(x), noise, times, iteration)
+    def rolled(some: Method) -> Tree:
+        times = [float(shift_time(1 - k / some.num_steps, 3.0)) for k in range(some.num_steps + 1)]
+        return some.rollout(lambda x, t: torch.zeros_like(x), noise, times, iteration)
+
+    tree, scouts = rolled(method), config.scouts
+    drafts = rolled(drafting(method, scouts.count, scouts.steps)) if scouts else None
     rewards = torch.randn(1, method.group_size, generator=rng)
     updates = method.updates(tree, method.credit(tree, rewards, rewards), [rng], iteration)
     policy = CountingPolicy(method.copies)
     for rows in updates:
         method.loss(policy, rows)
-    return Work(tree.evaluations, tree.nominal_evaluations, sum(map(len, updates)), policy.trained, policy.frozen, len(updates))
+    return Work(
+        forwards=tree.evaluations + (drafts.evaluations if drafts else 0),
+        nominal=tree.nominal_evaluations + (drafts.nominal_evaluations if drafts else 0),
+        drafts=scouts.count if scouts else 0,
+        rows=sum(map(len, updates)),
+        trained=policy.trained,
+        frozen=policy.frozen,
+        steps=len(updates),
+    )

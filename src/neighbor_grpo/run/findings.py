@@ -16,6 +16,7 @@ FIRST = 3  # iterations in which a training run checks its figures
 RESOLUTION = 2.0**-24  # half the distance from 1 to the next number in fp32: a ratio within a smaller clip range is always 1
 ROUNDING = 1 / 255 / 12**0.5  # root mean square of the rounding of pictures to 8 bits
 TRIAL = 20  # iterations; a shorter run is a trial, whose rate is looked at as if it had so many
+FORETOLD = 0.3  # least rank correlation of drafts with what is drawn from them
 MOST_CLIPPED = 0.375  # half of the decisions in three of four steps: what a policy that moves at random reaches
 
 REMEDIES = {  # name -> what to do
@@ -29,6 +30,7 @@ REMEDIES = {  # name -> what to do
     "prompt_order": "return the scores in the order of the pictures, each by the prompt and the metadata at its own place",
     "reward_sign": "return a number that is higher for better pictures, and give the reward a positive weight",
     "spread": "raise method.sigma (neighbor-grpo probe proposes a value), or choose a finer reward",
+    "scouts": "raise scouts.steps, set scouts.fp8=false, or leave scouts out: random drafts are a poor choice at a high price",
     "sigma_large": "lower method.sigma (neighbor-grpo probe proposes a value)",
     "gradient_signal": "raise prompts.per_iteration or method.group_size, or choose a smoother reward",
     "noise_floor": "raise method.clip, or set model.dtype=float32, model.fp8_rollout=false and method.temperature=dim",
@@ -108,6 +110,10 @@ def early(figures: Mapping[str, float], config: Config) -> list[Finding]:
     floor = floor_finding(figures.get("ratio/noise_floor", 0.0), config)
     if floor and floor.verdict != "ok":
         found.append(floor)
+    foretold = figures.get("scouts/rank_correlation", 1.0)
+    if foretold < FORETOLD:
+        text = f"the order of the drafts agrees with that of the samples by a rank correlation of {foretold:.2f} only"
+        found.append(Finding("scouts", "warning", text, foretold, FORETOLD))
     clipped = figures.get("ratio/clipped", 0.0)
     if clipped > MOST_CLIPPED:
         text = f"the clip cuts off {clipped:.0%} of the decisions"

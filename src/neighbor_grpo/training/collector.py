@@ -14,7 +14,8 @@ from torch import Tensor
 from neighbor_grpo.config import Config
 from neighbor_grpo.flow.streams import DRAW, NOISE, Iteration
 from neighbor_grpo.methods.advantage import combine
-from neighbor_grpo.methods.tree import Tree, side_by_side
+from neighbor_grpo.methods.protocol import Method
+from neighbor_grpo.methods.tree import Noise, Tree, side_by_side
 from neighbor_grpo.models.conditioning import Cond
 from neighbor_grpo.models.family import Family
 from neighbor_grpo.models.quantization import fp8_products
@@ -61,7 +62,6 @@ class Collector:
     ) -> None:
         self.model, self.texts, self.prompts, self.rewards, self.slots = model, texts, prompts, rewards, slots
         self.config, self.accelerator, self.phases, self.drawing = config, accelerator, phases, drawing
-        self.times = model.times(config.method.num_steps)
         self.keep_on = torch.device("cpu") if config.batch.keep_on == "cpu" else accelerator.device
 
     def experience(self, n: int) -> Experience:
@@ -112,24 +112,35 @@ class Collector:
 
     def _roll_out(self, n: int, rows: Tensor, cond: Cond) -> tuple[Tree, Tensor]:
         """Return trees of some of this rank's groups, and their leaves' pictures [·, G, 3, H, W]."""
-        iteration, batch = Iteration(n, self.config.seed), self.config.batch
-        noises = [iteration.of_slot(NOISE, self.slots[p]) for p in rows.tolist()]
-
-        def noise(k: int) -> Tensor:
-            return torch.stack([self.model.noise(k, generator) for generator in noises]).to(self.keep_on)
-
-        with self.phases.time("rollout"), torch.no_grad(), self.drawing(), self._precision():
-            velocity = batched_velocity(self.model, cond, batch.rollout)
-            tree = self.config.method.rollout(velocity, noise, self.times, iteration)
+        tree = self._rolled(self.config.method, n, self._noise(n, rows, cond), cond, self.config.model.fp8_rollout)
         if not tree.leaves.isfinite().all():
             odd = [p for p, group in zip(rows.tolist(), tree.leaves, strict=True) if not group.isfinite().all()]
             prompts = ", ".join(repr(self._prompts_of(n)[p].text) for p in odd)
             raise NotFiniteError(f"x is not finite at the end of the rollout of iteration {n}, for {prompts}")
-        with self.phases.time("decode"):
-            return tree, decode(self.model, tree.leaves, batch.decode)
+        return tree, self._decoded(tree)
 
-    def _precision(self) -> AbstractContextManager:
-        return fp8_products(self.model.transformer) if self.config.model.fp8_rollout else nullcontext()
+    def _noise(self, n: int, rows: Tensor, cond: Cond) -> Noise:
+        """Return the noise of some of this rank's groups, each from its own generator."""
+        iteration = Iteration(n, self.config.seed)
+        generators = [iteration.of_slot(NOISE, self.slots[p]) for p in rows.tolist()]
+
+        def noise(k: int) -> Tensor:
+            return torch.stack([self.model.noise(k, generator) for generator in generators]).to(self.keep_on)
+
+        return noise
+
+    def _rolled(self, method: Method, n: int, noise: Noise, cond: Cond, fp8: bool) -> Tree:
+        """Return the rollouts of a method.  fp8: products in 8 bits"""
+        precision = fp8_products(self.model.transformer) if fp8 else nullcontext()
+        with self.phases.time("rollout"), torch.no_grad(), self.drawing(), precision:
+            velocity = batched_velocity(self.model, cond, self.config.batch.rollout)
+            times = self.model.times(method.num_steps)
+            return method.rollout(velocity, noise, times, Iteration(n, self.config.seed))
+
+    def _decoded(self, tree: Tree) -> Tensor:
+        """Return the pictures of the leaves [P, G, 3, H, W]."""
+        with self.phases.time("decode"):
+            return decode(self.model, tree.leaves, self.config.batch.decode)
 
     def _scored(self, n: int, scores: dict[str, Scores]) -> tuple[Tensor, Tensor]:
         """Return rewards of all ranks [M, P, G] and of this one [M, p, G]; too many failures stop all ranks alike."""

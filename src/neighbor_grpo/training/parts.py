@@ -31,6 +31,7 @@ from neighbor_grpo.training.experience import Source
 from neighbor_grpo.training.learner import Learner
 from neighbor_grpo.training.phases import Phases
 from neighbor_grpo.training.ranks import by_main, slots_of_rank
+from neighbor_grpo.training.scouting import Scouting
 
 
 @dataclass(frozen=True)
@@ -125,7 +126,8 @@ class Parts:
 
     def source(self) -> Source:
         """Return what makes the experience: the method's own source, or rollouts that are scored."""
-        return self.config.method.source(self) or Collector(
+        collector = Scouting if self.config.scouts else Collector
+        return self.config.method.source(self) or collector(
             self.model, self.texts, self.prompts, self.rewards, self.slots, self.config, self.accelerator, self.phases,
             self.learner.drawing,
         )  # fmt: skip

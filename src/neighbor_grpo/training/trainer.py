@@ -153,7 +153,8 @@ class Trainer:
     def _times(self, experience: Experience) -> dict[str, float]:
         """Return seconds by phase, and the share of the device's rate of matrix products that its work reached."""
         forwards, rows = self.samples * experience.figures.get("nfe_old", 0.0), sum(map(len, experience.updates))
-        flops = self.parts.estimate.flops(forwards, self.samples if forwards else 0, rows)
+        pictures = self.samples * (1 + experience.figures.get("scouts/drafts", 0.0)) if forwards else 0
+        flops = self.parts.estimate.flops(forwards, pictures, rows)
         return phase_figures(self.parts.phases.seconds, flops, self.parts.rate)
 
     @property
