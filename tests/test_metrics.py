@@ -29,7 +29,7 @@ def test_kernel_distance_against_loops():
 
 def test_scenes_distance_is_small_for_the_renderer_and_grows_with_damage():
     rng = np.random.default_rng(5)
-    specs = sample_specs(64, rng, held_out=True)
+    specs = sample_specs(110, rng, held_out=True)
     prompts = [spec.prompt for spec in specs]
     true = torch.from_numpy(np.stack([[render(sample_scene(spec, rng), rng) for _ in range(2)] for spec in specs]))
     own = scenes_distance(true, prompts)
