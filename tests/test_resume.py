@@ -266,3 +266,17 @@ def test_failures_are_listed_once_after_a_resume(tiny_flux, tmp_path):
         return sorted((place / "failures.jsonl").read_text().replace(str(place.parent), "").splitlines())
 
     assert lines(whole) == lines(run) and lines(run)
+
+
+def test_a_setting_that_is_newer_than_the_run_has_its_default(run):
+    """A run of an earlier release, which did not know some keys, is resumed; a value other than the default is a change."""
+    for name in ("config.yaml", "run.json"):
+        text = (run / name).read_text()
+        values = yaml.safe_load(text)
+        known = values if name == "config.yaml" else values["settings"]
+        del known["scouts"], known["evaluate"]["skip"], known["method"]["surrogate"]
+        (run / name).write_text(yaml.safe_dump(values) if name == "config.yaml" else json.dumps(values))
+    assert resumed(run, "iterations=4")[-1]["iteration"] == 4
+    assert json.loads((run / "run.json").read_text())["settings"]["evaluate"]["skip"] == 0
+    with pytest.raises(UserError, match="scouts"):
+        resumed(run, "scouts.count=8", "scouts.steps=3", "iterations=5")

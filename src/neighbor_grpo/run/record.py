@@ -10,6 +10,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
+from neighbor_grpo.config import configured
 from neighbor_grpo.errors import UserError
 from neighbor_grpo.files import atomic
 
@@ -92,8 +93,11 @@ def ended(run: Path) -> Ending | None:
 
 
 def changed_settings(record: Record, settings: Mapping[str, Any], iteration: int) -> list[Change]:
-    """Compare settings with those of the record.  Raises UserError where one differs that may not change."""
-    old, new = dict(_flat(record.settings)), dict(_flat(settings))
+    """Compare settings with those of the record.  Raises UserError where one differs that may not change.
+
+    A setting that is newer than the record had its default.
+    """
+    old, new = (dict(_flat(one)) for one in (configured(dict(record.settings)).model_dump(mode="json"), settings))
     changes = [
         Change(iteration, key, old.get(key), new.get(key))
         for key in {**old, **new}
