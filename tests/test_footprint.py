@@ -39,20 +39,24 @@ def allocated(work) -> int:
     return int(held.max())
 
 
+def slow(*changes):
+    return pytest.param(changes, marks=pytest.mark.slow)
+
+
 @pytest.mark.parametrize(
     "changes",
     [
         (),
         ("model.dtype=bfloat16",),
         ("model.gradient_checkpointing=true",),
-        ("model.gradient_checkpointing=true", "model.dtype=bfloat16"),
-        ("model.lora=null",),
+        slow("model.gradient_checkpointing=true", "model.dtype=bfloat16"),
+        slow("model.lora=null"),
         ("model.lora=null", "model.dtype=bfloat16"),  # autocast
         ("model.lora=null", "model.dtype=bfloat16", "model.gradient_checkpointing=true", "batch.update=2"),
         ("batch.decode=8",),
-        ("batch.decode=8", "model.dtype=bfloat16"),
-        ("batch.update=1",),
-        ("batch.rollout=4",),
+        slow("batch.decode=8", "model.dtype=bfloat16"),
+        slow("batch.update=1"),
+        slow("batch.rollout=4"),
         ("method={name: flow_grpo, group_size: 4, num_steps: 3, kl: 0.1}",),
         ("method={name: branch_grpo, group_size: 4, num_steps: 4, splits: [0, 1]}",),
     ],

@@ -188,7 +188,7 @@ def test_what_takes_less(flux):
 @pytest.mark.parametrize(
     ("name", "size", "memory"),
     [
-        ("flux", 512, 24e9),
+        pytest.param("flux", 512, 24e9, marks=pytest.mark.slow),
         pytest.param("flux", 1024, 48e9, marks=pytest.mark.slow),
         pytest.param("sd35", 1024, 16e9, marks=pytest.mark.slow),
     ],

@@ -112,7 +112,8 @@ def test_the_best_weights_by_a_measure_are_kept_beside_the_last(tiny_flux, tmp_p
         at = values.index(pick(values))
         assert (best["iteration"], best["measure"]) == (at, sign + "saturation")
         assert best["value"] == (values[at] if not sign else -values[at])
-        same_as_last = all(torch.equal(p, lora(run, True)[key]) for key, p in lora(run, False).items())
+        kept, last = lora(run, True), lora(run, False)
+        same_as_last = all(torch.equal(p, kept[key]) for key, p in last.items())
         assert same_as_last == (at == 5)
         earlier += at < 5
     assert earlier

@@ -216,7 +216,7 @@ def test_learns_a_target(method):
     def rewards_of(tree):
         return -(tree.leaves - target).square().flatten(2).mean(-1)
 
-    for n in range(60):  # ten, except where a bound of the ratio allows small steps only
+    for n in range(60):  # five or ten, except where a bound of the ratio allows small steps only
         drawn_by = copies[method.drawn_by] if method.drawn_by else mu.detach()
         tree = rollout(method, drawn_by, seed=n, prompts=6, iteration=n)
         for decisions in updates(method, tree, rewards_of(tree), seed=n, iteration=n):
@@ -225,7 +225,7 @@ def test_learns_a_target(method):
             loss.mean().backward()
             optimizer.step()
         follow(method, copies, mu, n + 1)
-        if n % 10 == 9:
+        if n % 5 == 4:
             before, after = (rewards_of(rollout(method, at.detach(), seed=100, prompts=6)).mean() for at in (MU, mu))
             if after > before * 29 / 30:
                 return
