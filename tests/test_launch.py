@@ -1,6 +1,10 @@
 """How ranks are launched: what accelerate's configurations mean, and what is refused."""
 
+import os
+import signal
 import subprocess
+import sys
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -44,6 +48,46 @@ def test_accelerate_understands_the_configurations(file):
         assert all(f"{key}".upper() in environment for key in keys)
 
 
-def test_the_slurm_script_is_sound():
-    script = Path(__file__).parent.parent / "configs" / "slurm" / "two_nodes.sh"
-    assert subprocess.run(["bash", "-n", script]).returncode == 0
+SLURM = Path(__file__).parent.parent / "configs" / "slurm"
+
+
+def test_the_slurm_scripts_are_sound():
+    for script in SLURM.glob("*.sh"):
+        assert subprocess.run(["bash", "-n", script]).returncode == 0
+
+
+# Stand-ins for the launcher, whose child is a rank that saves and leaves when it is warned, and for the scheduler.
+RANK = """import pathlib, signal, sys, time
+run = pathlib.Path(sys.argv[1])
+def leave(*_):
+    (run / "config.yaml").touch()
+    sys.exit(128 + signal.SIGUSR1)
+signal.signal(signal.SIGUSR1, leave)
+(run / "begun").touch()
+time.sleep(60 * (not (run / "config.yaml").exists()))
+"""
+STAND_INS = {
+    "accelerate": 'echo "$@" >> "$PLACE/launched"; "$PYTHON" "$PLACE/rank.py" "$PLACE"; exit $?',
+    "scontrol": 'echo "$@" >> "$PLACE/queued"',
+}
+
+
+def test_a_job_that_is_warned_of_its_end_is_queued_again_and_resumes(tmp_path):
+    (tmp_path / "rank.py").write_text(RANK)
+    for name, does in STAND_INS.items():
+        (tmp_path / name).write_text(f"#!/bin/bash\n{does}\n")
+        (tmp_path / name).chmod(0o755)
+    environment = os.environ | {"PLACE": str(tmp_path), "PYTHON": sys.executable, "SLURM_JOB_ID": "42"}
+    environment["PATH"] = f"{tmp_path}:{environment['PATH']}"
+    job = ["bash", str(SLURM / "requeue.sh"), str(tmp_path), "mine.yaml", "iterations=9"]
+    first = subprocess.Popen(job, env=environment)
+    while not (tmp_path / "begun").exists():
+        time.sleep(0.01)
+    first.send_signal(signal.SIGUSR1)
+    assert first.wait(30) == 128 + signal.SIGUSR1
+    assert (tmp_path / "queued").read_text() == "requeue 42\n"
+    assert subprocess.run(job, env=environment, timeout=30).returncode == 0  # not warned: it ends by itself
+    launched = (tmp_path / "launched").read_text().splitlines()
+    assert launched[0].endswith(f"train run_dir={tmp_path} mine.yaml iterations=9")
+    assert launched[1].endswith(f"train --resume {tmp_path}")
+    assert (tmp_path / "queued").read_text() == "requeue 42\n"
