@@ -32,12 +32,12 @@ T5_XXL = T5Config(
 )
 
 
-def flux_dev(place: Path) -> Path:
-    """FLUX.1-dev: 11.9 billion parameters."""
+def flux_dev(place: Path, **layers: int) -> Path:
+    """FLUX.1-dev: 11.9 billion parameters, or fewer layers of it."""
     tokenizer, t5_tokenizer = _tokenizers()
     with torch.device("meta"):
         pipe = FluxPipeline(
-            transformer=FluxTransformer2DModel(guidance_embeds=True),
+            transformer=FluxTransformer2DModel(guidance_embeds=True, **layers),
             vae=_vae(0.3611, 0.1159),
             text_encoder=CLIPTextModel(CLIP_L),
             tokenizer=tokenizer,

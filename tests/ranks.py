@@ -4,7 +4,9 @@ A job is {out, processes, sharded, ...} and one of
     measured: {case: settings}      what an iteration learns and communicates, see `measured`
     command: arguments              of the command line
     resume: [run, where]            train --resume in a copy of the run without its newest checkpoint
+    again: run                      train --resume where it is
     drift: settings                 a run in which rank 1 changes one bit of a weight, see `drift`
+    killed: settings                a run whose rank 1 is killed in iteration 4, see `killed`
 Rank n writes what it found, or [exit code, stderr], to out.n
 
 Ranks that torchrun starts have aborted now and then on a busy machine; the cause was not found.  These ranks have fewer moving
@@ -16,6 +18,7 @@ import json
 import multiprocessing
 import os
 import shutil
+import signal
 import sys
 from argparse import Namespace
 from contextlib import redirect_stderr
@@ -123,6 +126,24 @@ def drift(settings: list[str]) -> tuple[str, str]:
     return name, ""
 
 
+def killed(settings: list[str]) -> str:
+    """What the other rank ends with when rank 1 is killed (SIGKILL) in an update."""
+    run = trainer.Trainer(load_config(None, settings))
+    learner, step = run.learner, run.learner.step
+
+    def dying(rows, cond):
+        if run.done == 3 and run.parts.accelerator.process_index == 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return step(rows, cond)
+
+    learner.step = dying
+    try:
+        run.run()
+    except Exception as error:
+        return str(error)
+    return ""
+
+
 def work(job: dict, rank: int) -> None:
     if (n := job["processes"]) > 1:
         ranks = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": n, "LOCAL_WORLD_SIZE": n}
@@ -134,6 +155,9 @@ def work(job: dict, rank: int) -> None:
         found = {case: measured(settings) for case, settings in job["measured"].items()}
     elif "drift" in job:
         found = drift(job["drift"])
+    elif "killed" in job:
+        torch.save(killed(job["killed"]), f"{job['out']}.{rank}")
+        os._exit(0)  # its group cannot be left any more
     else:
         found = command(job["command"])
     torch.save(found, f"{job['out']}.{rank}")
@@ -147,12 +171,15 @@ def run(job: dict) -> None:
         shutil.copytree(whole_run, where)
         shutil.rmtree(max(Path(where, "checkpoints").iterdir()))
         job["command"] = ["train", "--resume", where]
+    if "again" in job:
+        job["command"] = ["train", "--resume", job["again"]]
     ranks = [multiprocessing.get_context("fork").Process(target=work, args=(job, n)) for n in range(job["processes"])]
     for rank in ranks:
         rank.start()
     for rank in ranks:
         rank.join()
-    if codes := [rank.exitcode for rank in ranks if rank.exitcode]:
+    allowed = (0, -signal.SIGKILL) if "killed" in job else (0,)
+    if codes := [rank.exitcode for rank in ranks if rank.exitcode not in allowed]:
         raise SystemExit(f"a rank of {job['out']} ended with {codes[0]}")
 
 

@@ -139,7 +139,7 @@ def test_the_command_is_installed():
 
 
 def test_scenes_pretrain_makes_a_pipeline_that_loads(capsys, tmp_path):
-    arguments = ("scenes", "pretrain", "--out", tmp_path / "model", "--vae-steps", 2, "--steps", 2, "--pictures", 8)
+    arguments = ("scenes", "pretrain", "--out", tmp_path / "model", "--vae-steps", 1, "--steps", 1, "--pictures", 4)
     assert run(capsys, *arguments)[0] == 0
     pipe = DiffusionPipeline.from_pretrained(tmp_path / "model")
     pipe.set_progress_bar_config(disable=True)

@@ -2,9 +2,11 @@
 
 import csv
 import json
+import os
 import re
 import signal
 import subprocess
+import threading
 import time
 
 import numpy as np
@@ -80,24 +82,50 @@ def test_finished_runs_are_not_run_again(whole, capsys):
     assert before == {path: path.stat().st_mtime_ns for path in whole.glob("*/*/metrics.jsonl")}
 
 
-@pytest.mark.parametrize("how", [pytest.param(signal.SIGKILL, marks=pytest.mark.slow), signal.SIGINT])
-def test_a_stopped_comparison_resumes_to_the_same_metrics(tiny_flux, tmp_path, whole, how, capsys):
+def has_begun(line):
+    return line.exists() and len(line.read_text().splitlines()) > 1
+
+
+@pytest.fixture
+def stopped(tiny_flux, tmp_path):
+    """The file of the same comparison elsewhere, and the metrics of the run in which it is to be stopped."""
     file = comparison(tmp_path, tiny_flux, tune={"lr": [1e-3, 3e-3], "extend": 0, "seed": 7})
+    return file, tmp_path / "out" / "neighbor" / "seed-0" / "metrics.jsonl"
+
+
+def test_a_stopped_comparison_resumes_to_the_same_metrics(stopped, whole, capsys):
+    file, at = stopped
+
+    def interrupt():
+        while not has_begun(at):
+            time.sleep(0.02)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    threading.Thread(target=interrupt, daemon=True).start()
+    assert compare(file) == 130
+    assert "the same command" in capsys.readouterr().err
+    resumes(file, at, whole, capsys)
+
+
+@pytest.mark.slow
+def test_a_killed_comparison_resumes_to_the_same_metrics(stopped, whole, capsys):
+    file, at = stopped
     process = subprocess.Popen(command(file), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    at = tmp_path / "out" / "neighbor" / "seed-0" / "metrics.jsonl"
-    while process.poll() is None and not (at.exists() and len(at.read_text().splitlines()) > 1):
+    while process.poll() is None and not has_begun(at):
         time.sleep(0.02)
-    process.send_signal(how)
-    _, error = process.communicate()
-    if how == signal.SIGINT:
-        assert process.returncode == 130 and "the same command" in error
+    process.kill()
+    process.communicate()
+    resumes(file, at, whole, capsys)
+
+
+def resumes(file, at, whole, capsys):
     assert compare(file) == 0
-    assert str(tmp_path / "out" / "neighbor" / "seed-0") + ": begins" not in capsys.readouterr().out
+    assert f"{at.parent}: begins" not in capsys.readouterr().out
 
     def plain(out):  # the reward's name holds the directory
         return json.loads(json.dumps(lines_of(out)).replace(str(out.parent), ""))
 
-    assert plain(tmp_path / "out") == plain(whole)
+    assert plain(file.parent / "out") == plain(whole)
 
 
 def test_each_try_spends_its_share_of_the_budget(tiny_flux, tmp_path):

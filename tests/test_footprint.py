@@ -39,24 +39,20 @@ def allocated(work) -> int:
     return int(held.max())
 
 
-def slow(*changes):
-    return pytest.param(changes, marks=pytest.mark.slow)
-
-
 @pytest.mark.parametrize(
     "changes",
     [
         (),
         ("model.dtype=bfloat16",),
         ("model.gradient_checkpointing=true",),
-        slow("model.gradient_checkpointing=true", "model.dtype=bfloat16"),
-        slow("model.lora=null"),
+        pytest.param(("model.gradient_checkpointing=true", "model.dtype=bfloat16"), marks=pytest.mark.slow),
+        pytest.param(("model.lora=null",), marks=pytest.mark.slow),
         ("model.lora=null", "model.dtype=bfloat16"),  # autocast
         ("model.lora=null", "model.dtype=bfloat16", "model.gradient_checkpointing=true", "batch.update=2"),
         ("batch.decode=8",),
-        slow("batch.decode=8", "model.dtype=bfloat16"),
-        slow("batch.update=1"),
-        slow("batch.rollout=4"),
+        pytest.param(("batch.decode=8", "model.dtype=bfloat16"), marks=pytest.mark.slow),
+        pytest.param(("batch.update=1",), marks=pytest.mark.slow),
+        pytest.param(("batch.rollout=4",), marks=pytest.mark.slow),
         ("method={name: flow_grpo, group_size: 4, num_steps: 3, kl: 0.1}",),
         ("method={name: branch_grpo, group_size: 4, num_steps: 4, splits: [0, 1]}",),
     ],

@@ -15,6 +15,9 @@ from neighbor_grpo.training.errors import TrainingError
 from neighbor_grpo.training.figures import reward_gap
 from neighbor_grpo.training.trainer import Trainer
 
+KINDS = ("neighbor", "flow_grpo_fast", "branch_grpo", "neighbor_late", "nft", "dgpo", "fdfo")  # the others are like one of them
+EACH = [pytest.param(name, marks=() if name in KINDS else pytest.mark.slow) for name in METHODS]
+
 
 @pytest.mark.parametrize("name", ["neighbor", "branch_grpo", "neighbor_late", "dgpo"])  # trees of all shapes
 def test_scoring_beside_the_rollout_is_the_same_run(tiny_flux, tmp_path, name):
@@ -37,7 +40,7 @@ def test_a_slow_scorer_costs_only_its_last_portion(tiny_flux, tmp_path):
     assert 0.19 <= line["time/reward"] <= 0.43 - hidden / 2 + 0.05
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", EACH)
 def test_groups_rolled_out_in_portions_are_those_rolled_out_at_once(tiny_flux, tmp_path, name):
     runs = []
     for rows in (4, 96):

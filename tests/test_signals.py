@@ -31,12 +31,12 @@ def undisturbed(tiny_flux, tmp_path_factory):
     [
         (EXTRAS[0], "evaluate", 1, 0),
         (EXTRAS[0], "rollout", 1, 0),
-        (EXTRAS[0], "evaluate", 2, 1),
+        pytest.param(EXTRAS[0], "evaluate", 2, 1, marks=pytest.mark.slow),
         (EXTRAS[0], "reward", 4, 1),
         (EXTRAS[1], "decode", 3, 1),
         (EXTRAS[1], "evaluate", 3, 2),
         (EXTRAS[2], "update", 4, 2),
-        (EXTRAS[2], "encode", 2, 1),
+        pytest.param(EXTRAS[2], "encode", 2, 1, marks=pytest.mark.slow),
     ],
 )
 def test_a_signal_in_any_phase_saves_the_last_whole_iteration(tiny_flux, tmp_path, undisturbed, extra, phase, occurrence, done):
