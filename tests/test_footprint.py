@@ -49,7 +49,7 @@ def allocated(work) -> int:
         pytest.param(("model.lora=null",), marks=pytest.mark.slow),
         ("model.lora=null", "model.dtype=bfloat16"),  # autocast
         ("model.lora=null", "model.dtype=bfloat16", "model.gradient_checkpointing=true", "batch.update=2"),
-        ("batch.decode=8",),
+        pytest.param(("batch.decode=8",), marks=pytest.mark.slow),
         pytest.param(("batch.decode=8", "model.dtype=bfloat16"), marks=pytest.mark.slow),
         pytest.param(("batch.update=1",), marks=pytest.mark.slow),
         pytest.param(("batch.rollout=4",), marks=pytest.mark.slow),

@@ -47,7 +47,7 @@ def test_parameters_are_the_loaded_ones_but_for_their_values(made, dtype):
     assert model.times(4) == true.times(4)
 
 
-@pytest.mark.parametrize(("device", "lora"), [("cuda", True), ("cpu", False)])
+@pytest.mark.parametrize(("device", "lora"), [("cuda", True), pytest.param("cpu", False, marks=pytest.mark.slow)])
 def test_every_family_is_planned_without_weights(made, device, lora):
     family, whole, bare = made
     settings = [f"model.{key}={value}" for key, value in model_settings(family).items()]
