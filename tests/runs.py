@@ -23,8 +23,10 @@ def short(images, prompts, metadata):
     return [0.0]
 
 def sometimes(images, prompts, metadata):
-    values = images.mean((1, 2, 3))
-    return [RuntimeError("no view") if int(1e4 * float(v)) % 5 == 0 else float(v) for v in values]
+    # not by the pictures, whose last digits depend on how many are drawn at once
+    fails = [(len(p) + prompts[:n].count(p)) % 5 == 0 for n, p in enumerate(prompts)]
+    values = images.mean((1, 2, 3)).tolist()
+    return [RuntimeError("no view") if no else v for v, no in zip(values, fails)]
 
 def darkness(images, prompts, metadata):
     return 1 - images.mean((1, 2, 3))
