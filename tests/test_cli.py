@@ -138,6 +138,7 @@ def test_the_command_is_installed():
     assert subprocess.run([sys.executable, "-m", "neighbor_grpo.cli", "scenes", "--help"], capture_output=True).returncode == 0
 
 
+@pytest.mark.slow
 def test_scenes_pretrain_makes_a_pipeline_that_loads(capsys, tmp_path):
     arguments = ("scenes", "pretrain", "--out", tmp_path / "model", "--vae-steps", 1, "--steps", 1, "--pictures", 4)
     assert run(capsys, *arguments)[0] == 0

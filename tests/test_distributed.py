@@ -36,6 +36,7 @@ SLOW = ("iterations=6", "save_every=2", "evaluate.prompts=1")
 ENVIRONMENT = os.environ | LOOPBACK | {"MKL_CBWR": "COMPATIBLE"}
 BY_FSDP2 = [case for case in CASES if case not in KINDS or case in ("neighbor", "branch_grpo")]
 RUNS = {"lora": (), "full": ("model.lora=null", "optimizer.lr=1e-5")}
+CROSSINGS = [("lora", "1", "2 by FSDP2"), ("lora", "2 by FSDP2", "1"), ("full", "1", "2 by FSDP2")]
 DIVIDED = [("lora", "2"), ("lora", "2 by FSDP2"), ("full", "2 by FSDP2")]
 PROMPTS = ["a red circle", "two blue stars", "a green square", "a yellow triangle", "three red stars"]
 
@@ -81,10 +82,9 @@ def jobs_in(place, tiny_flux):
         where = here(f"{kind} on {ranks}")
         watched = ("watch=[saturation]", "evaluate.best=saturation", "evaluate.every=1")
         job(f"{kind} on {ranks}", ranks, command=["train", *settings(tiny_flux, where, *EACH, *watched, *RUNS[kind])])
-    for kind in RUNS:
-        for first, then in (("1", "2 by FSDP2"), ("2 by FSDP2", "1")):
-            name = f"{kind} on {then} after {first}"
-            job(name, then, resume=[str(place / f"in {kind} on {first}" / "run"), str(here(name) / "run")])
+    for kind, first, then in CROSSINGS:
+        name = f"{kind} on {then} after {first}"
+        job(name, then, resume=[str(place / f"in {kind} on {first}" / "run"), str(here(name) / "run")])
     job("uneven", "4", command=["train", *settings(tiny_flux, here("uneven"), "prompts.per_iteration=6", "device=auto")])
     job("slow", "2", command=["train", *settings(tiny_flux, here("slow"), *SLOW, function="slow")])
     for ranks, most in (("1", 0.9), ("2", 0.9), ("2", 0.0)):
@@ -194,13 +194,12 @@ def test_a_run_of_two_is_the_run_of_one(jobs, kind, ranks):
     assert len({json.loads((run / "best" / "best.json").read_text())["iteration"] for run in (one, two)}) == 1
 
 
-@pytest.mark.parametrize("kind", RUNS)
-def test_a_checkpoint_goes_on_with_other_ranks(jobs, kind):
+@pytest.mark.parametrize(("kind", "first", "then"), CROSSINGS)
+def test_a_checkpoint_goes_on_with_other_ranks(jobs, kind, first, then):
     """One process's two divided ones, and theirs one, from after the second iteration."""
-    whole_run = jobs["place"] / f"in {kind} on 1" / "run"
-    for name in (f"{kind} on 2 by FSDP2 after 1", f"{kind} on 1 after 2 by FSDP2"):
-        assert [code for code, _ in jobs[name]] in ([0], [0, 0]), jobs[name]
-        equal_runs(whole_run, jobs["place"] / f"in {name}" / "run")
+    whole_run, name = jobs["place"] / f"in {kind} on 1" / "run", f"{kind} on {then} after {first}"
+    assert [code for code, _ in jobs[name]] in ([0], [0, 0]), jobs[name]
+    equal_runs(whole_run, jobs["place"] / f"in {name}" / "run")
 
 
 def equal_runs(a, b):

@@ -72,7 +72,8 @@ def test_a_stopped_evaluation_computes_only_what_is_missing(capsys, tiny_flux, p
     times = {file: file.stat().st_mtime_ns for file in pictures.iterdir() if not file.name.startswith("00003")}
     assert run(capsys, *evaluation(tiny_flux, place, "a", *bright, "--measure", "jpeg_size"))[0] == 0
     again = result(place, "a")
-    assert again["values"][bright[1]] == first["values"][bright[1]] and "jpeg_size" in again["values"]
+    # drawn in another batch, a pixel may be rounded otherwise
+    assert again["values"][bright[1]] == pytest.approx(first["values"][bright[1]], abs=1e-6) and "jpeg_size" in again["values"]
     assert (place / "count").read_text().count("x") == 10 + 6  # five prompts of two, then the three that were lost
     assert times == {file: file.stat().st_mtime_ns for file in times}
 

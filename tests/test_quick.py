@@ -138,11 +138,10 @@ def test_the_package_is_imported_in_an_instant():
 
 def test_no_library_speaks_while_it_plans_trains_and_samples(tiny_flux, tmp_path):
     small = settings(tiny_flux, tmp_path, "iterations=1")
-    out, err = run("train", *small)
-    assert err == "" and "optimizer.lr = 0.001 (default 0.0001)  override" in out and "1/1  " in out
     sample = ["sample", "--run", str(tmp_path / "run"), "--prompt", "a red circle", "--out", str(tmp_path / "s")]
     mistake = ["plan", *small, "model.lora.targets=[nothing]"]  # which is known once the libraries are loaded
-    (sampled, _, quiet, _), (refused, _, line, _) = in_turn([sample, mistake])
+    (trained, out, err, _), (sampled, _, quiet, _), (refused, _, line, _) = in_turn([["train", *small], sample, mistake])
+    assert (trained, err) == (0, "") and "optimizer.lr = 0.001 (default 0.0001)  override" in out and "1/1  " in out
     assert (sampled, quiet, refused) == (0, "", 2)
     assert len(line.splitlines()) == 1 and "fit no layer" in line
 

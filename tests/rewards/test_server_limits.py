@@ -190,7 +190,7 @@ def test_only_plain_json_is_read(running, headers, status):
     assert answer.status_code == status and (status == 200 or answer.json()["error"])
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
 def test_a_signal_ends_the_server_within_5_seconds_whatever_its_clients_do(number):
     with process() as (server, url):
         hang = protocol.request([protocol.item(pictures(1)[0], "hang", {})])
