@@ -1,13 +1,16 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test lint wheel docs
+.PHONY: demo test faults lint wheel docs
 
 demo: .venv/package
 	$(BIN)/neighbor-grpo demo
 
 test: .venv/dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+
+faults: .venv/dev
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow tests/test_faults.py
 
 lint: .venv/dev
 	$(BIN)/ruff check
