@@ -144,6 +144,7 @@ def test_parts_divide_the_methods(tiny_flux, tmp_path):
     assert "Not finished" not in (tmp_path / "out" / "report.html").read_text()
 
 
+@pytest.mark.slow
 def test_a_budget_of_seconds_ends_the_run(tiny_flux, tmp_path):
     base = yaml.safe_load(comparison(tmp_path, tiny_flux).read_text())["base"]
     base["evaluate"]["every"] = 5

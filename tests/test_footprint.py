@@ -44,7 +44,7 @@ def allocated(work) -> int:
     [
         (),
         ("model.dtype=bfloat16",),
-        ("model.gradient_checkpointing=true",),
+        pytest.param(("model.gradient_checkpointing=true",), marks=pytest.mark.slow),
         pytest.param(("model.gradient_checkpointing=true", "model.dtype=bfloat16"), marks=pytest.mark.slow),
         pytest.param(("model.lora=null",), marks=pytest.mark.slow),
         ("model.lora=null", "model.dtype=bfloat16"),  # autocast

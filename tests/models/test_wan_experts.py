@@ -88,6 +88,7 @@ def test_a_lora_of_one_expert_is_refused(place, tmp_path):
         load_lora(model.pipe, model.transformer, tmp_path)
 
 
+@pytest.mark.slow
 def test_a_run_of_two_experts_is_exported_whole(place, tmp_path):
     small = ("model.height=32", "model.width=32", "model.num_frames=5", "ema=null", "optimizer.lr=0.1", "iterations=1")
     for kind in ("lora", "all"):

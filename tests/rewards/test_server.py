@@ -194,6 +194,7 @@ def test_settings_are_told_without_folders(tmp_path):
     }
 
 
+@pytest.mark.slow
 def test_two_hundred_requests_at_once_are_all_answered_by_one_thread():
     inside, peak, threads, all_here = [], [0], set(), threading.Event()
 
