@@ -111,7 +111,8 @@ def test_a_stopped_comparison_resumes_to_the_same_metrics(stopped, whole, capsys
 def test_a_killed_comparison_resumes_to_the_same_metrics(stopped, whole, capsys):
     file, at = stopped
     process = subprocess.Popen(command(file), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    while process.poll() is None and not has_begun(at):
+    while not has_begun(at):
+        assert process.poll() is None
         time.sleep(0.02)
     process.kill()
     process.communicate()

@@ -19,8 +19,9 @@ def kernel_distance(a: Tensor, b: Tensor, bandwidth: float, within_b: float | No
     a [n, d], b [m, d]; within_b: `within(b, bandwidth)` where it is known.  Returns the root of the unbiased estimate of its
     square, 0 where that estimate is negative.  KID is the square itself.
     """
-    both = within(a, bandwidth) + (within(b, bandwidth) if within_b is None else within_b)
-    return max(both - 2 * _kernel_sum(a, b, bandwidth) / (len(a) * len(b)), 0.0) ** 0.5
+    if within_b is None:
+        within_b = within(b, bandwidth)
+    return max(within(a, bandwidth) + within_b - 2 * _kernel_sum(a, b, bandwidth) / (len(a) * len(b)), 0.0) ** 0.5
 
 
 def within(x: Tensor, bandwidth: float) -> float:

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 
 import torch
@@ -62,6 +62,7 @@ class Collector:
     ) -> None:
         self.model, self.texts, self.prompts, self.rewards, self.slots = model, texts, prompts, rewards, slots
         self.config, self.accelerator, self.phases, self.drawing = config, accelerator, phases, drawing
+        self.times = cache(model.times)  # of a number of transitions
         self.keep_on = torch.device("cpu") if config.batch.keep_on == "cpu" else accelerator.device
 
     def experience(self, n: int) -> Experience:
@@ -121,21 +122,24 @@ class Collector:
 
     def _noise(self, n: int, rows: Tensor, cond: Cond) -> Noise:
         """Return the noise of some of this rank's groups, each from its own generator."""
-        iteration = Iteration(n, self.config.seed)
-        generators = [iteration.of_slot(NOISE, self.slots[p]) for p in rows.tolist()]
+        generators = self._generators(NOISE, n, rows)
 
         def noise(k: int) -> Tensor:
             return torch.stack([self.model.noise(k, generator) for generator in generators]).to(self.keep_on)
 
         return noise
 
+    def _generators(self, stream: int, n: int, rows: Tensor) -> list[torch.Generator]:
+        """Return a generator for each of some of this rank's groups."""
+        iteration = Iteration(n, self.config.seed)
+        return [iteration.of_slot(stream, self.slots[p]) for p in rows.tolist()]
+
     def _rolled(self, method: Method, n: int, noise: Noise, cond: Cond, fp8: bool) -> Tree:
         """Return the rollouts of a method.  fp8: products in 8 bits"""
         precision = fp8_products(self.model.transformer) if fp8 else nullcontext()
         with self.phases.time("rollout"), torch.no_grad(), self.drawing(), precision:
             velocity = batched_velocity(self.model, cond, self.config.batch.rollout)
-            times = self.model.times(method.num_steps)
-            return method.rollout(velocity, noise, times, Iteration(n, self.config.seed))
+            return method.rollout(velocity, noise, self.times(method.num_steps), Iteration(n, self.config.seed))
 
     def _decoded(self, tree: Tree) -> Tensor:
         """Return the pictures of the leaves [P, G, 3, H, W]."""

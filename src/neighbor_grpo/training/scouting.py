@@ -5,7 +5,7 @@ from scipy.stats import rankdata
 from torch import Tensor
 
 from neighbor_grpo.config import Scouts
-from neighbor_grpo.flow.streams import SCOUT, Iteration
+from neighbor_grpo.flow.streams import SCOUT
 from neighbor_grpo.methods.advantage import combine, z_score
 from neighbor_grpo.methods.scouts import Recorded, choose, drafting, replay
 from neighbor_grpo.methods.tree import Noise
@@ -38,8 +38,7 @@ class Scouting(Collector):
             scored = self.rewards.submit(images, [prompts[p] for p in rows]).result()
         rewards = torch.stack([one.values.view(len(rows), -1) for one in scored.values()])  # [rewards, p, M]
         scores = self._scores(rewards)
-        iteration = Iteration(n, self.config.seed)
-        generators = [iteration.of_slot(SCOUT, self.slots[p]) for p in rows.tolist()]
+        generators = self._generators(SCOUT, n, rows)
         chosen = choose(scores, self.config.method.group_size, self.scouts.select, generators)
         self.scores.append(scores.gather(1, chosen))
         self.forwards, self.nominal = tree.evaluations, tree.nominal_evaluations
