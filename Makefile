@@ -10,7 +10,8 @@ test: .venv/dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 faults: .venv/dev
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow tests/test_faults.py
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow tests/test_faults.py tests/test_quick.py tests/test_signals.py tests/test_trainer.py \
+		-k 'faults or killed or hangs or speaks'
 
 lint: .venv/dev
 	$(BIN)/ruff check

@@ -6,7 +6,7 @@ import sys
 import pytest
 from comparisons import comparison
 
-from neighbor_grpo.compare.settings import load_comparison
+from neighbor_grpo.compare.settings import load_comparison, read_comparison
 from neighbor_grpo.config import load_config
 from neighbor_grpo.errors import UserError
 from neighbor_grpo.planning.plan import affordable, plan
@@ -85,7 +85,7 @@ def test_presets_lie_below_the_keys_of_a_comparison(tmp_path):
 
 @pytest.mark.parametrize("name", ["scenes/compare", "flux_dev/compare"])
 def test_the_shipped_comparisons_name_the_baselines_whose_reward_is_to_be_reached(name):
-    comparison, entries = load_comparison(name)
+    comparison, entries = read_comparison(name)
     assert sorted(comparison.reach) == sorted(entry.name for entry in entries if entry.config.method.name != "neighbor")
 
 

@@ -52,6 +52,7 @@ def test_the_method_of_the_page_passes_the_invariants_and_trains_a_model(page, t
     assert lines[0]["kept"] == 0.0 < lines[1]["kept"]  # the LoRA starts at zero
 
 
+@pytest.mark.slow
 def test_the_example_of_the_readme_runs(tmp_path):
     reward, example = blocks("README.md")
     assert "def score(images, prompts, metadata)" in reward

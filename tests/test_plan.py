@@ -147,6 +147,7 @@ def test_all_weights_of_flux_dev_are_planned_for_fsdp2(capsys, flux):
     assert run(capsys, "plan", *keys, "batch.update=16", *ranks, "--memory", 141)[0] == 0
 
 
+@pytest.mark.slow
 def test_what_takes_less(short_flux):
     """Each setting that is for memory makes what it is for smaller, and only that."""
     changes = [f"model.path={short_flux}", "batch.update=2", "model.gradient_checkpointing=false", "prompts.per_iteration=1"]

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from neighbor_grpo.cli import main
-from neighbor_grpo.compare.settings import load_comparison
+from neighbor_grpo.compare.settings import load_comparison, read_comparison
 from neighbor_grpo.config import Config, check_family, load_config, preset_names, read_preset
 from neighbor_grpo.errors import UserError
 from neighbor_grpo.methods import METHODS
@@ -58,7 +58,7 @@ def test_every_preset_resolves(name):
     preset = read_preset(name)
     assert preset.summary and len(preset.summary) < 110 and ":\n" not in preset.summary
     if preset.is_comparison:
-        assert load_comparison(name)[1]
+        assert read_comparison(name)[1]
     else:
         assert name in load_config(presets=[name]).presets
 

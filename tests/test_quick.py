@@ -136,6 +136,7 @@ def test_the_package_is_imported_in_an_instant():
 # ---------------------------------------------------------------- quiet
 
 
+@pytest.mark.slow
 def test_no_library_speaks_while_it_plans_trains_and_samples(tiny_flux, tmp_path):
     small = settings(tiny_flux, tmp_path, "iterations=1")
     sample = ["sample", "--run", str(tmp_path / "run"), "--prompt", "a red circle", "--out", str(tmp_path / "s")]

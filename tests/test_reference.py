@@ -6,14 +6,14 @@ from pathlib import Path
 import pytest
 
 from neighbor_grpo.compare.runs import train, with_rate
-from neighbor_grpo.compare.settings import load_comparison
+from neighbor_grpo.compare.settings import load_comparison, read_comparison
 from neighbor_grpo.run import files
 
 REFERENCE = json.loads((Path(__file__).parent / "reference.json").read_text())
 
 
 def test_every_row_of_the_comparison_has_its_bands():
-    _, entries = load_comparison("scenes/compare")
+    _, entries = read_comparison("scenes/compare")
     assert {entry.name for entry in entries} == REFERENCE.keys()
 
 

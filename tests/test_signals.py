@@ -84,6 +84,7 @@ def test_an_update_that_takes_too_long_is_given_up(tiny_flux, tmp_path, monkeypa
     assert equal_runs(whole, run)
 
 
+@pytest.mark.slow
 def test_a_reward_that_hangs_does_not_keep_a_stopped_run_alive(tiny_flux, tmp_path):
     more = settings(tiny_flux, tmp_path, "reward.overlap=true", "evaluate.prompts=1")
     source = "import time\n\ndef hangs(images, prompts, metadata):\n    open({!r}, 'w').close()\n    time.sleep(600)\n"

@@ -124,7 +124,8 @@ def wait_for_line(run, iteration):
     raise AssertionError("the run never got there")
 
 
-@pytest.mark.parametrize("how", [signal.SIGKILL, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
 def test_a_killed_process_goes_on_bit_for_bit(tiny_flux, tmp_path, how):
     (tmp_path / "a").mkdir(), (tmp_path / "b").mkdir()
     more = ("iterations=12", "save_every=3")

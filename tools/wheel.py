@@ -35,6 +35,11 @@ def call(*command: object, cwd: Path) -> str:
     return done.stdout
 
 
+def example() -> str:
+    """Return the Python example of the README."""
+    return (ROOT / "README.md").read_text(encoding="utf-8").split("```python\nfrom ")[1].split("```")[0].join(("from ", ""))
+
+
 def main() -> None:
     """Build, install and use the wheel."""
     with tempfile.TemporaryDirectory() as name:
@@ -51,6 +56,7 @@ def main() -> None:
         call(command, "demo", *RUN, cwd=place)
         if missing := [name for name in LEFT if not (place / "run" / name).exists()]:
             raise SystemExit(f"wheel: the run left no {', '.join(missing)}")
+        call(place / "fresh" / "bin" / "python", "-c", example(), cwd=place)
         print(f"wheel: {wheel.name} works ({wheel.stat().st_size / 1e6:.1f} MB)")
 
 

@@ -45,7 +45,7 @@ def free_port():
         return listening.getsockname()[1]
 
 
-@pytest.mark.parametrize("n", [200, pytest.param(1000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("n", [60, pytest.param(1000, marks=pytest.mark.slow)])
 def test_faults_are_counted_and_every_number_is_the_right_one(n):
     rng = random.Random(0)
     plan = rng.choices([kind for kind in KINDS if kind not in ("slow", "drip")], k=n - 4) + ["ok"] * (n * 3 // 5)
