@@ -1,9 +1,9 @@
 """Time of an iteration relative to the time of its bare model calls, measured in turn in one process.
 
-    python benchmarks/overhead.py [--iterations 10] [--families flux sd3 wan] [method.name=dance_grpo] [key=value ...]
+    python benchmarks/overhead.py [method.name=dance_grpo] [key=value ...] [--iterations 10] [--families flux sd3 wan]
 
-Bare calls are the forwards of the rollout, the decodes and the forward-backwards of the update: as many rows as the method
-runs, on random tensors, each at the best of several batch sizes.  The time of the reward is left out of the iteration and
+Bare calls are the forwards of the rollout, the decodes, the forward-backwards of the update and the forwards of reference and
+lagging copies: as many rows as the method runs, on random tensors, each at the best of several batch sizes.  The time of the reward is left out of the iteration and
 reported separately.
 """
 
@@ -21,6 +21,7 @@ from neighbor_grpo.console import silence_libraries
 from neighbor_grpo.flow.streams import Iteration
 from neighbor_grpo.methods.protocol import Method
 from neighbor_grpo.models.conditioning import Cond
+from neighbor_grpo.planning.work import work_of
 from neighbor_grpo.training.trainer import Trainer
 
 
@@ -97,6 +98,8 @@ def measure(iterations: int, overrides: list[str], title: str) -> None:
             floor = sum(clock(lambda total=total: forward(total, at["forward"])) for total in forwards)
             floor += clock(lambda: decode(at["decode"]))
             floor += sum(clock(lambda total=total: backward(total, at["backward"])) for total in updates)
+            frozen = p * work_of(trainer.config, n).frozen
+            floor += clock(lambda total=frozen: forward(total, at["forward"]))
             if n:  # the first warms up
                 whole.append(seconds - trainer.parts.phases.seconds["reward"])
                 bare.append(floor)

@@ -15,6 +15,7 @@ from neighbor_grpo.models.registry import load_model
 from neighbor_grpo.prompts.reading import Prompt
 from neighbor_grpo.run.findings import REMEDIES, early
 from neighbor_grpo.training.doctor.before import findings_before
+from neighbor_grpo.training.doctor.gradients import _flat_times, _Group
 from neighbor_grpo.training.doctor.texts import encoder_findings
 
 ROOT = Path(__file__).parents[1]
@@ -53,6 +54,17 @@ def bad(tiny_flux, tmp_path):
         return {finding.name: finding.verdict for finding in findings if finding.verdict in ("warning", "error")}
 
     return found
+
+
+def test_times_at_which_groups_have_no_spread_are_named():
+    def group(t, size):
+        return _Group(torch.full((3,), float(size)), t)
+
+    seen = [group(0.9, 1)] * 2 + [group(0.9, 0)] * 2 + [group(0.4, 0)] * 3 + [group(0.4, 1)] + [group(0.1, 0)] * 3
+    found = _flat_times([*seen, group(None, 0)])  # half of those at 0.9, three of four at 0.4, too few at 0.1
+    assert (found.verdict, found.value) == ("warning", 0.75) and "t = 0.400 have" in found.text
+    assert _flat_times(seen[:4]) is None and _flat_times([]) is None
+    assert _flat_times(seen[4:]).verdict == "error"
 
 
 def test_a_sound_configuration(bad):

@@ -1,11 +1,11 @@
 """The checks of the update: signal in the gradients, their reach, the ratio, the rate, and one prompt."""
 
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from itertools import count
+from statistics import fmean
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -28,6 +28,7 @@ DEAD = 0.05  # share of the trained numbers without a gradient; the last block o
 FAR = 0.5  # of the distance between two pictures of a prompt
 ITERATIONS, SEEDS, SEEN = 6, 24, 0.01  # of the one prompt; an iteration shall move its pictures by SEEN
 MOST = 30.0  # factor of the rate for it
+SEEN_AT, BLIND = 4, 0.5  # groups at a time that are enough to judge it, and the share without spread that is too large
 CERTAIN = 3.3  # standard errors: p = 0.001, two-sided
 
 
@@ -37,9 +38,11 @@ def gradient_findings(patient: Patient, seconds: float, sound: bool) -> Iterator
         yield from _steps(patient)
     if not sound:
         return
-    signal = _signal(patient, patient.config, patient.experience, seconds, max(STAGES))
-    if signal:
+    groups = _groups(patient, patient.config, patient.experience, seconds, max(STAGES))
+    if signal := _signal(groups, patient.config):
         yield signal if signal.verdict != "warning" else _smaller_sigma(patient, seconds) or signal
+    if flat := _flat_times(groups):
+        yield flat
     if patient.seen:
         yield _one_prompt(patient)
 
@@ -47,37 +50,71 @@ def gradient_findings(patient: Patient, seconds: float, sound: bool) -> Iterator
 # ---------------------------------------------------------------- the signal
 
 
-def _vectors(patient: Patient, experience: Callable[[int], Experience]) -> Iterator[Tensor]:
-    """Give the gradient of one group after another, thinned out to KEPT numbers."""
+@dataclass(frozen=True)
+class _Group:
+    """Hold the gradient of one group, thinned out to KEPT numbers, and the time of its rows; None for several times."""
+
+    gradient: Tensor
+    t: float | None
+
+
+def _all_groups(patient: Patient, experience: Callable[[int], Experience]) -> Iterator[_Group]:
+    """Give one group after another."""
     for n in count():
         one = experience(n)
-        for prompt in range(len(one.cond)):
-            rows = rows_of(one, prompt)
-            if rows is not None:
-                yield thinned(patient.gradient(rows, one.cond), KEPT)
+        for rows in filter(None, (rows_of(one, prompt) for prompt in range(len(one.cond)))):
+            times = rows.t.unique().tolist()
+            yield _Group(thinned(patient.gradient(rows, one.cond), KEPT), times[0] if len(times) == 1 else None)
         patient.forget(n)
 
 
-def _signal(
+def _groups(
     patient: Patient, config: Config, experience: Callable[[int], Experience], seconds: float, most: int
-) -> Finding | None:
-    """Collect groups until their gradients share a direction, or enough of them do not.  None for gradients of zero."""
-    began, vectors = time.perf_counter(), []
-    for vector in _vectors(patient, experience):
-        vectors.append(vector)
-        late = time.perf_counter() - began > seconds
-        if len(vectors) not in STAGES and not late:
-            continue
-        some = torch.stack(vectors).double()
-        gram = (some @ some.T).numpy()
-        moved = int((np.diag(gram) > 0).sum())
-        if not moved:
-            return None
-        result = direction(gram) if len(vectors) > 1 else Direction(0.0, 0.0, 1.0)
-        limit = STAGES.get(len(vectors), STAGES[64])
-        if result.p_value <= limit or late or len(vectors) == most:
-            return _signal_finding(result, len(vectors), moved, limit, config)
-    return None
+) -> list[_Group]:
+    """Collect groups until their gradients share a direction, `most` are there, or the time is up."""
+    began, groups = time.perf_counter(), list[_Group]()
+    for group in _all_groups(patient, experience):
+        groups.append(group)
+        if time.perf_counter() - began > seconds or len(groups) == most:
+            return groups
+        if len(groups) in STAGES and (not _moved(groups) or _shared(groups).p_value <= STAGES[len(groups)]):
+            return groups
+    return groups
+
+
+def _moved(groups: Sequence[_Group]) -> int:
+    """Count the groups whose gradient is not zero."""
+    return sum(bool(group.gradient.any()) for group in groups)
+
+
+def _shared(groups: Sequence[_Group]) -> Direction:
+    """Look for the direction that the gradients share."""
+    some = torch.stack([group.gradient for group in groups]).double()
+    return direction((some @ some.T).numpy()) if len(groups) > 1 else Direction(0.0, 0.0, 1.0)
+
+
+def _signal(groups: Sequence[_Group], config: Config) -> Finding | None:
+    """Judge the direction that the gradients share.  None for gradients of zero."""
+    if not (moved := _moved(groups)):
+        return None
+    return _signal_finding(_shared(groups), len(groups), moved, STAGES.get(len(groups), STAGES[64]), config)
+
+
+def _flat_times(groups: Sequence[_Group]) -> Finding | None:
+    """Name the times at which most groups have no gradient: the rewards in each are the same, and nothing is learned there.
+
+    None where every time is looked at fewer than SEEN_AT times, or no time is blind.
+    """
+    flat: dict[float, list[bool]] = {}
+    for group in groups:
+        if group.t is not None:
+            flat.setdefault(group.t, []).append(not group.gradient.any())
+    known = {t: fmean(some) for t, some in sorted(flat.items(), reverse=True) if len(some) >= SEEN_AT}
+    if not (blind := [f"{t:.3f}" for t, share in known.items() if share > BLIND]):
+        return None
+    text = f"more than half of the groups whose rows are at t = {', '.join(blind)} have no spread in their rewards"
+    verdict: Verdict = "error" if len(blind) == len(known) else "warning"
+    return Finding("flat_times", verdict, text, max(known.values()), BLIND)
 
 
 def _signal_finding(result: Direction, groups: int, moved: int, limit: float, config: Config) -> Finding:
@@ -109,7 +146,7 @@ def _smaller_sigma(patient: Patient, seconds: float) -> Finding | None:
             parts.model, parts.texts, parts.prompts, RewardSet(parts.rewards.scorers), parts.slots, config, parts.accelerator,
             Phases(parts.model.device),
         )  # fmt: skip
-        found = _signal(patient, config, source.experience, seconds, 32)
+        found = _signal(_groups(patient, config, source.experience, seconds, 32), config)
         if found and found.verdict == "ok":
             text = f"at method.sigma = {method.sigma:g} the gradients of groups share no direction, at {sigma:g} they do"
             return Finding("sigma_large", "error", text, method.sigma, sigma)
