@@ -3,8 +3,8 @@
     python benchmarks/overhead.py [method.name=dance_grpo] [key=value ...] [--iterations 10] [--families flux sd3 wan]
 
 Bare calls are the forwards of the rollout, the decodes, the forward-backwards of the update and the forwards of reference and
-lagging copies: as many rows as the method runs, on random tensors, each at the best of several batch sizes.  The time of the reward is left out of the iteration and
-reported separately.
+lagging copies: as many rows as the method runs, on random tensors, each at the best of several batch sizes.  The time of the
+reward is left out of the iteration and reported separately.
 """
 
 import argparse
