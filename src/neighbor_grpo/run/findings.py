@@ -33,7 +33,7 @@ REMEDIES = {  # name -> what to do
     "scouts": "raise scouts.steps, set scouts.fp8=false, or leave scouts out: random drafts are a poor choice at a high price",
     "sigma_large": "lower method.sigma (neighbor-grpo probe proposes a value)",
     "gradient_signal": "raise prompts.per_iteration or method.group_size, or choose a smoother reward",
-    "flat_times": "let groups part earlier (method.part_from, method.part_to), or choose a finer reward; study compares methods",
+    "flat_times": "let groups part earlier (method.part_from and part_to), or choose a finer reward",
     "noise_floor": "raise method.clip, or set model.dtype=float32, model.fp8_rollout=false and method.temperature=dim",
     "clipped": "raise method.clip (published values are 1e-5 to 1e-3), or lower optimizer.lr",
     "frozen": "check model.lora.targets, and that the method neither detaches its loss nor switches requires_grad off",
