@@ -58,3 +58,14 @@ def test_the_example_of_the_readme_runs(tmp_path):
     assert "def score(images, prompts, metadata)" in reward
     assert '"iteration": 2' in run(example, tmp_path)
     assert (tmp_path / "runs" / "001" / "report.html").is_file()
+
+
+def test_the_chinese_readme_has_the_same_commands_numbers_and_links():
+    def facts(page):
+        text = (ROOT / page).read_text(encoding="utf-8")
+        code = [line.partition("#")[0].rstrip() for line in re.findall(r"^```(?:sh|python)\n(.*?)^```", text, re.M | re.S)]
+        links = [link.replace(".zh.md", ".md") for link in re.findall(r"\]\(((?:docs|src)/[^)]+)\)", text)]
+        numbers = re.findall(r"0\.\d+ ± 0\.\d+|\b\d\.\d ± \d\.\d", text)
+        return code, sorted(links), numbers
+
+    assert facts("README.md") == facts("README.zh.md")
