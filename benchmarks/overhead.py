@@ -59,7 +59,7 @@ def clock(function: Callable[[], object]) -> float:
 def measure(iterations: int, overrides: list[str], title: str) -> None:
     """Measure one family and print its row."""
     with tempfile.TemporaryDirectory() as directory:
-        trainer = Trainer(load_config(None, [f"run_dir={directory}/run", f"iterations={iterations + 1}", *overrides], ["demo"]))
+        trainer = Trainer(load_config(None, [f"run_dir={directory}/run", f"iterations={iterations + 1}", *overrides]))
         method, model, p = trainer.config.method, trainer.parts.model, trainer.config.prompts.per_iteration
         samples = p * method.group_size
         cond = model.encode([trainer.parts.prompts[0].text])
