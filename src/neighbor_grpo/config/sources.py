@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -70,6 +70,8 @@ def resolve(layers: Sequence[Layer]) -> Config:
     Raises UserError for a preset of another method, or of another family where the model lies on this machine.
     """
     ordered = sorted(layers, key=lambda layer: layer.preset is None)  # stable
+    if any(_lora(layer.values).get("path") for layer in ordered if layer.preset is None):
+        ordered = [replace(layer, values=_without_rank(layer.values)) if layer.preset else layer for layer in ordered]
     values: dict[str, Any] = {}
     for layer in ordered:
         values = merge(values, layer.values)
@@ -161,3 +163,16 @@ def _merged(values: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
 def _method(section: Any) -> Any:
     """Return the name in a method section, None without one."""
     return section.get("name") if isinstance(section, dict) else None
+
+
+def _lora(values: Any) -> dict[str, Any]:
+    """Return the section model.lora of nested keys, empty without one."""
+    model = values.get("model")
+    lora = model.get("lora") if isinstance(model, dict) else None
+    return lora if isinstance(lora, dict) else {}
+
+
+def _without_rank(values: dict[str, Any]) -> dict[str, Any]:
+    """Return the keys of a preset for a LoRA that has a rank of its own."""
+    lora = {key: value for key, value in _lora(values).items() if key not in ("rank", "alpha", "targets")}
+    return values | {"model": values["model"] | {"lora": lora}} if _lora(values) else values
