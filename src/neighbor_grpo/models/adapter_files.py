@@ -19,6 +19,7 @@ from neighbor_grpo.files.text import expand_home
 from neighbor_grpo.models.directory import check_file, read_header, read_object
 
 CONFIG, PEFT = "adapter_config.json", "adapter_model"  # the names of peft
+DEEPEST = 3  # levels of folders that are looked into
 SECOND = "transformer_2"  # folder of the LoRA of a second expert
 _HUB = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*(/.*)?")
 _SUFFIXES = (".safetensors", ".bin")  # the first is preferred
@@ -83,10 +84,13 @@ def _check_plain(name: str, settings: Mapping[str, Any]) -> None:
 
 def find_adapter(source: str | Path) -> AdapterFile:
     """Find the file of a LoRA.  Raises UserError where there is none, several, or one that is damaged."""
+    if not str(source):
+        raise UserError("the path of a LoRA is empty: give a file, its folder, or a hub id")
     path = Path(expand_home(str(source)))
     try:
         if os.path.isdir(path):
-            names = {file.relative_to(path).as_posix(): file for file in path.rglob("*") if file.is_file()}
+            levels = ("/".join("*" * n) for n in range(1, DEEPEST + 1))
+            names = {file.relative_to(path).as_posix(): file for level in levels for file in path.glob(level) if file.is_file()}
             found = names[_choose(names, path)]
         elif os.path.isfile(path):
             found = path

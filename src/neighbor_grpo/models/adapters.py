@@ -73,7 +73,7 @@ def read_lora(file: AdapterFile, transformer: ModelMixin) -> Lora:
         tensors = _tensors(file, values=transformer.device.type != "meta")
         _check_kind(file.name, tensors)
         settings, layers = file.settings(), linear_layers(transformer)
-        known = places(layers)
+        known = places(transformer)
         parts: dict[str, _Parts] = {}
         unused = [key for key in tensors if not _sort(key, tensors[key], known, parts, file.name)]
         unused += [key for part in parts.values() if not part.whole for key in part.keys]
@@ -110,6 +110,10 @@ class _Parts:
                 f"{list(up.shape)}, and the layer takes [r, {width}] and [{rows}, r]: choose a LoRA of this model"
             )
         for key, tensor in zip(self.keys, self.found.values(), strict=True):
+            if not tensor.is_floating_point() and tensor.ndim:
+                raise UserError(
+                    f"{name}: {shown(key, 200)} is of {tensor.dtype}, not of floating point: write it again in 16 bits"
+                )
             if not tensor.is_meta and not tensor.isfinite().all():
                 raise UserError(f"{name}: {shown(key, 200)} is not finite: choose another checkpoint of it")
         if self.place.swapped and rows == 2 * width:

@@ -4,6 +4,7 @@ Each has a name in peft.  TRAINED is trained, or was by a run; START is the same
 all others belong to the base.
 """
 
+import warnings
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 
@@ -84,12 +85,15 @@ def attach(transformer: ModelMixin, lora: Lora, name: str, strength: float = 1.0
 
 def _add(transformer: ModelMixin, config: LoraConfig, name: str) -> dict[str, LoraLayer]:
     """Attach a LoRA beside those that are there; return the layers that it has been attached to."""
-    transformer.add_adapter(config, name)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Already found a `peft_config`")  # of the LoRAs beside it, which are meant
+        transformer.add_adapter(config, name)
     layers = {layer: module for layer, module in _lora_layers(transformer).items() if name in module.lora_A}
     for module in layers.values():
         module.cast_input_dtype_enabled = False
         for products in (module.lora_A, module.lora_B):
-            products[name] = CastingLinear(products[name])
+            # peft leaves it on the CPU where another one is on the meta device
+            products[name] = CastingLinear(products[name].to(module.get_base_layer().weight.device))
     for module in _lora_layers(transformer).values():  # peft has switched the others off
         module._active_adapter = [one for one in module.lora_A if one != START]
     return layers
