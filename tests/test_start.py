@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from neighbor_grpo.config import load_config
 from neighbor_grpo.errors import UserError
 from neighbor_grpo.models.attach import lora_off
-from neighbor_grpo.models.lora import make_trainable
+from neighbor_grpo.models.lora import load_lora, make_trainable, save_lora
 from neighbor_grpo.models.registry import load_model
 from neighbor_grpo.models.settings import BaseLora, Lora
 from neighbor_grpo.planning.estimate import estimate
@@ -112,6 +112,34 @@ def test_settings_that_differ_from_the_file_are_refused(tiny_flux, loras, given,
         return
     with pytest.raises(UserError, match=f"model.lora.{key} .*leave it out"):
         make_trainable(model, Lora(path=str(loras / "peft"), **given))
+
+
+def test_ranks_and_alphas_by_layer_are_kept_in_what_is_saved(tiny_flux, tmp_path):
+    """Our own reader and diffusers' read the same from it."""
+    torch.manual_seed(2)
+    pairs = {}
+    for layer, rank, alpha in (("attn.to_q", 2, 1.0), ("attn.to_k", 3, 6.0), ("attn.to_v", 3, 1.5)):
+        name = f"transformer.transformer_blocks.0.{layer}"
+        pairs |= {f"{name}.lora_A.weight": torch.randn(rank, 48), f"{name}.lora_B.weight": torch.randn(48, rank)}
+        pairs |= {f"{name}.alpha": torch.tensor(alpha)}
+    save_file(pairs, tmp_path / "mixed.safetensors")
+    model, again = load_model(tiny_flux), load_model(tiny_flux)
+    make_trainable(model, Lora(path=str(tmp_path / "mixed.safetensors")))
+    save_lora(model.pipe, model.transformer, tmp_path / "saved")
+    load_lora(again.transformer, tmp_path / "saved")
+    pipe = FluxPipeline.from_pretrained(tiny_flux)
+    weights = {name: weight.clone() for name, weight in pipe.transformer.state_dict().items()}
+    for layer, scale in (("to_q", 1 / 2), ("to_k", 6 / 3), ("to_v", 1.5 / 3)):
+        name = f"transformer_blocks.0.attn.{layer}"
+        weights[f"{name}.weight"] += (
+            scale * pairs[f"transformer.{name}.lora_B.weight"] @ pairs[f"transformer.{name}.lora_A.weight"]
+        )
+    pipe.transformer.load_state_dict(weights)
+    expected = velocity(model, pipe.transformer)
+    theirs = FluxPipeline.from_pretrained(tiny_flux)
+    theirs.load_lora_weights(tmp_path / "saved")
+    for found in (velocity(model), velocity(again), velocity(model, theirs.transformer)):
+        torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
 
 
 def test_rank_and_alpha_of_a_preset_are_not_given(tmp_path):

@@ -70,13 +70,13 @@ def added(end: str, tensor):
     ("change", "said"),
     [
         (renamed("transformer.", "unet."), "12 of 12 keys"),
-        (renamed("transformer_blocks.0", "transformer_blocks.7"), "used by no layer"),
-        (renamed("to_q", "to_other"), "used by no layer"),
+        (renamed("transformer_blocks.0", "transformer_blocks.7"), "no layer uses"),
+        (renamed("to_q", "to_other"), "no layer uses"),
         (
             lambda weights: (
                 weights | {name.replace("blocks.0", "blocks.9"): weight.clone() for name, weight in weights.items()}
             ),
-            "used by no layer",
+            "no layer uses",
         ),
         (lambda weights: {name: weight[..., :1].contiguous() for name, weight in weights.items()}, "matrices"),
         (lambda weights: {name: weight for name, weight in weights.items() if "lora_B" not in name}, "6 of 6 keys"),

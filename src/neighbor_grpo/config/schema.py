@@ -185,7 +185,7 @@ class Config(Section):
         if self.method.needs_reference and not self.model.lora:
             raise ValueError(
                 f"method {method_name(self.method)} needs model.lora: its reference, of method.kl or of the loss itself, is "
-                "the model without the LoRA"
+                "the model before training, which a full fine-tune does not keep"
             )
         if self.scouts:
             self._check_scouts(self.scouts)

@@ -1,6 +1,7 @@
 """How a configuration is put together: presets below files, files below overrides ("method.sigma=0.2")."""
 
 import json
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -128,6 +129,8 @@ def change(text: str) -> dict[str, Any]:
         raise UserError(f"a preset lies below all other values: write --preset {value[:100] or 'NAME'}")
     if len(parts) > DEEPEST:
         raise UserError(f"unknown key {shown(key)}: see neighbor-grpo train --help for the keys")
+    if re.search(r"(^|\s)#", value) and not re.match(r"\s*['\"\[{]", value):
+        raise UserError(f"{key.strip()}: in YAML a comment begins at the #: write the value in quotes, {key.strip()}='\"...\"'")
     nested = parse(value, text)
     for part in reversed(parts):
         nested = {part: nested}

@@ -33,6 +33,7 @@ class AdapterFile:
 
     weights: Path
     config: Path | None
+    second: str  # where the LoRA of a second expert would be
 
     @property
     def name(self) -> str:
@@ -86,7 +87,7 @@ def find_adapter(source: str | Path) -> AdapterFile:
     """Find the file of a LoRA.  Raises UserError where there is none, several, or one that is damaged."""
     if not str(source):
         raise UserError("the path of a LoRA is empty: give a file, its folder, or a hub id")
-    path = Path(expand_home(str(source)))
+    path = Path(os.path.abspath(expand_home(str(source))))
     try:
         if os.path.isdir(path):
             levels = ("/".join("*" * n) for n in range(1, DEEPEST + 1))
@@ -103,7 +104,18 @@ def find_adapter(source: str | Path) -> AdapterFile:
             f"{shown(str(path), 200)} cannot be read ({error.strerror}): check the path and its permissions"
         ) from error
     config = found.with_name(CONFIG)
-    return _checked(AdapterFile(found, config if config.is_file() and found.stem == PEFT else None))
+    own = config if config.is_file() and found.stem == PEFT else None
+    return _checked(AdapterFile(found, own, str(found.with_name(SECOND))))
+
+
+def find_second(first: AdapterFile) -> AdapterFile:
+    """Find the file of the LoRA for a second expert.  Raises UserError."""
+    if os.path.isabs(first.second) and not os.path.isdir(first.second):
+        raise UserError(
+            f"{first.name} has no folder {SECOND} beside it: this model has 2 experts, and a LoRA for it is a folder with that "
+            f"of the first, and that of the second in {SECOND}"
+        )
+    return find_adapter(first.second)
 
 
 def check_adapter(source: str | Path) -> None:
@@ -115,7 +127,7 @@ def check_adapter(source: str | Path) -> None:
 def _checked(file: AdapterFile) -> AdapterFile:
     for part in (file.weights, file.config):
         if part:
-            check_file(part, "download it again")
+            check_file(part, again="download it again")
     return file
 
 
@@ -154,9 +166,9 @@ def _download(source: str) -> AdapterFile:
             within = _choose(below, source)
         beside = str(PurePosixPath(within).with_name(CONFIG))
         config = beside in names and PurePosixPath(within).stem == PEFT
-        return _checked(
-            AdapterFile(Path(hf_hub_download(name, within)), Path(hf_hub_download(name, beside)) if config else None)
-        )
+        second = str(PurePosixPath(name, within).with_name(SECOND))
+        weights, own = Path(hf_hub_download(name, within)), Path(hf_hub_download(name, beside)) if config else None
+        return _checked(AdapterFile(weights, own, second))
     except UserError:
         raise
     except (OSError, ValueError) as error:
@@ -171,5 +183,5 @@ def copy_adapter(source: str | Path, place: Path) -> None:
     for part in (file.weights, file.config):
         if part:
             shutil.copyfile(part, place / part.name)
-    if os.path.isdir(second := Path(expand_home(str(source))) / SECOND):
+    if os.path.isdir(second := file.weights.with_name(SECOND)):
         copy_adapter(second, place / SECOND)

@@ -5,7 +5,7 @@ names themselves (models.layouts), in the names of the two matrices, and in wher
 """
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,7 +16,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from neighbor_grpo.errors import UserError, shown
-from neighbor_grpo.models.adapter_files import SECOND, AdapterFile, find_adapter
+from neighbor_grpo.models.adapter_files import SECOND, AdapterFile, find_adapter, find_second
 from neighbor_grpo.models.errors import failing
 from neighbor_grpo.models.layouts import Place, flat, linear_layers, places
 
@@ -62,9 +62,8 @@ def read_loras(source: str, parts: Mapping[str, ModelMixin]) -> dict[str, Lora]:
     On the meta device the matrices have shapes and no values.  Raises UserError for what does not fit, is damaged, or has a
     part that nothing would use.
     """
-    return {
-        name: read_lora(find_adapter(source if name != SECOND else f"{source}/{SECOND}"), part) for name, part in parts.items()
-    }
+    first = find_adapter(source)
+    return {name: read_lora(find_second(first) if name == SECOND else first, part) for name, part in parts.items()}
 
 
 def read_lora(file: AdapterFile, transformer: ModelMixin) -> Lora:
@@ -77,8 +76,7 @@ def read_lora(file: AdapterFile, transformer: ModelMixin) -> Lora:
         parts: dict[str, _Parts] = {}
         unused = [key for key in tensors if not _sort(key, tensors[key], known, parts, file.name)]
         unused += [key for part in parts.values() if not part.whole for key in part.keys]
-        if unused:
-            raise UserError(f"{file.name} does not fit this {type(transformer).__name__}: {_counted(unused, tensors)}")
+        _check_used(file.name, type(transformer).__name__, unused, tensors)
         lora: Lora = {}
         for part in parts.values():
             sizes = {layer: layers[layer].out_features for layer in part.place.layers}
@@ -138,12 +136,18 @@ def _setting(settings: Mapping[str, Any], layer: str, rank: int, name: str) -> f
     """Return the alpha of a layer by peft's settings, as if the update were scaled by alpha / r; None without settings."""
     if "lora_alpha" not in settings:
         return None
-    ranks, alphas = settings.get("rank_pattern") or {}, settings.get("alpha_pattern") or {}
-    said = ranks.get(get_pattern_key(ranks.keys(), layer), settings.get("r"))
+    ranks, alphas = (_by_layer(settings, key, layer) for key in ("rank_pattern", "alpha_pattern"))
+    said = settings.get("r") if ranks is None else ranks
     if said != rank:
         raise UserError(f"{name} has rank {rank} for {layer} and {shown(said)} in its settings: use those that belong to it")
-    alpha = float(alphas.get(get_pattern_key(alphas.keys(), layer), settings["lora_alpha"]))
+    alpha = float(settings["lora_alpha"] if alphas is None else alphas)
     return alpha * rank**0.5 if settings.get("use_rslora") else alpha
+
+
+def _by_layer(settings: Mapping[str, Any], key: str, layer: str) -> Any:
+    """Return a layer's own value in one of peft's patterns, None without one."""
+    own = settings.get(key) or {}
+    return own.get(get_pattern_key(list(own), layer))
 
 
 def _sort(key: str, tensor: Tensor, known: Mapping[str, Place], parts: dict[str, _Parts], name: str) -> bool:
@@ -197,17 +201,24 @@ def _check_kind(name: str, tensors: Mapping[str, Tensor]) -> None:
     for kind, pattern in _OTHERS.items():
         if found := [key for key in tensors if re.search(pattern + r"\Z", key)]:
             raise UserError(
-                f"{name} is a {kind}, and only plain LoRAs are read: {_counted(found, tensors, 'such')}: merge it into the "
-                "model's weights, or choose another file"
+                f"{name} is a {kind} ({_first(found, tensors)}), and only plain LoRAs are read: merge it into the model's "
+                "weights, or choose another file"
             )
 
 
-def _counted(keys: list[str], all_keys: Iterable[str], what: str = "used by no layer") -> str:
-    """Return how many keys of a file are like this, and the first of them."""
-    first = ", ".join(shown(key, 120) for key in sorted(keys)[:3]) + (", ..." if len(keys) > 3 else "")
-    text = f"{len(keys)} of {len(list(all_keys))} keys are {what} ({first})"
-    if what != "used by no layer":
-        return text
-    encoders = sum(bool(_ENCODERS.match(key)) for key in keys)
-    of = f"{encoders} of them belong to text encoders, which stay as they are: " if encoders else ""
-    return f"{text}: {of}choose a LoRA for this model's transformer alone"
+def _check_used(name: str, model: str, unused: list[str], tensors: Mapping[str, Tensor]) -> None:
+    """Raise UserError for keys that no layer uses."""
+    if not unused:
+        return
+    encoders = sum(bool(_ENCODERS.match(key)) for key in unused)
+    of = f", {encoders} of them of text encoders, which stay as they are" if encoders else ""
+    raise UserError(
+        f"{name} does not fit this {model}: no layer uses {_first(unused, tensors)}{of}: choose a LoRA of this model's "
+        "transformer alone"
+    )
+
+
+def _first(keys: list[str], tensors: Mapping[str, Tensor]) -> str:
+    """Return how many keys of a file these are, and the first of them."""
+    names = ", ".join(shown(key, 120) for key in sorted(keys)[:3]) + (", ..." if len(keys) > 3 else "")
+    return f"{len(keys)} of {len(tensors)} keys, {names}"

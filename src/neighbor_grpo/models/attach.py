@@ -7,6 +7,7 @@ all others belong to the base.
 import warnings
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
+from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -21,6 +22,7 @@ from neighbor_grpo.models.adapters import Lora, Pair
 from neighbor_grpo.models.experts import Transformer, transformers_of
 from neighbor_grpo.models.layouts import linear_layers
 
+N = TypeVar("N", int, float)
 TRAINED, START = "default", "start"
 
 
@@ -67,10 +69,11 @@ def attach(transformer: ModelMixin, lora: Lora, name: str, strength: float = 1.0
     dtype = torch.float32 if trained else transformer.dtype
     if not trained:
         lora = {layer: _folded(pair, strength) for layer, pair in lora.items()}
-    ranks, alphas = ({layer: value(pair) for layer, pair in lora.items()} for value in (lambda p: p.rank, lambda p: p.alpha))
+    ranks = {layer: pair.rank for layer, pair in lora.items()}
+    alphas = {layer: pair.alpha for layer, pair in lora.items()}
     config = LoraConfig(
         r=_most(ranks),
-        lora_alpha=_most(alphas),
+        lora_alpha=_most(alphas),  # type: ignore[arg-type]  # as above
         rank_pattern=_others(ranks),
         alpha_pattern=_others(alphas),
         target_modules=endings(lora, linear_layers(transformer)),
@@ -78,7 +81,7 @@ def attach(transformer: ModelMixin, lora: Lora, name: str, strength: float = 1.0
     )
     for layer, module in _add(transformer, config, name).items():
         for products, values in ((module.lora_A, lora[layer].down), (module.lora_B, lora[layer].up)):
-            weight = products[name].weight
+            weight: Any = products[name].weight
             weight.requires_grad_(trained)
             weight.data = weight.data.to(dtype) if weight.is_meta else values.to(weight.device, dtype, copy=True)
 
@@ -88,13 +91,14 @@ def _add(transformer: ModelMixin, config: LoraConfig, name: str) -> dict[str, Lo
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Already found a `peft_config`")  # of the LoRAs beside it, which are meant
         transformer.add_adapter(config, name)
-    layers = {layer: module for layer, module in _lora_layers(transformer).items() if name in module.lora_A}
+    layers = {layer: module for layer, module in lora_layers(transformer).items() if name in module.lora_A}
     for module in layers.values():
         module.cast_input_dtype_enabled = False
+        base: Any = module.get_base_layer()
         for products in (module.lora_A, module.lora_B):
-            # peft leaves it on the CPU where another one is on the meta device
-            products[name] = CastingLinear(products[name].to(module.get_base_layer().weight.device))
-    for module in _lora_layers(transformer).values():  # peft has switched the others off
+            product: Any = products[name]  # which peft leaves on the CPU where another one is on the meta device
+            products[name] = CastingLinear(product.to(base.weight.device))
+    for module in lora_layers(transformer).values():  # peft has switched the others off
         module._active_adapter = [one for one in module.lora_A if one != START]
     return layers
 
@@ -104,12 +108,12 @@ def _folded(pair: Pair, strength: float) -> Pair:
     return Pair(pair.down, pair.up.float() * (strength * pair.alpha / pair.rank), pair.rank)
 
 
-def _most(values: dict[str, float]) -> float:
+def _most(values: dict[str, N]) -> N:
     """Return the value that occurs most often."""
     return max(dict.fromkeys(values.values()), key=list(values.values()).count)
 
 
-def _others(values: dict[str, float]) -> dict[str, float]:
+def _others(values: dict[str, N]) -> dict[str, N]:
     """Return the layers with another value, as patterns of peft."""
     most = _most(values)
     return {f"^{layer}": value for layer, value in values.items() if value != most}
@@ -137,7 +141,7 @@ def lora_off(transformer: nn.Module) -> Iterator[None]:
     peft's own switch also freezes and unfreezes weights.  FSDP2, which gathers and frees weights around every forward, would
     see only half of that.
     """
-    kept = {module: module._active_adapter for module in _lora_layers(transformer).values()}
+    kept = {module: module._active_adapter for module in lora_layers(transformer).values()}
     for module, names in kept.items():
         module._active_adapter = [one for one in (START if name == TRAINED else name for name in names) if one in module.lora_A]
     try:
@@ -147,5 +151,6 @@ def lora_off(transformer: nn.Module) -> Iterator[None]:
             module._active_adapter = names
 
 
-def _lora_layers(transformer: nn.Module) -> dict[str, LoraLayer]:
+def lora_layers(transformer: nn.Module) -> dict[str, LoraLayer]:
+    """Return the layers that have a LoRA, by name."""
     return {name: module for name, module in transformer.named_modules() if isinstance(module, LoraLayer)}

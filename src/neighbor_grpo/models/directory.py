@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from neighbor_grpo.errors import UserError, shown
+from neighbor_grpo.errors import UserError, printable, shown
 from neighbor_grpo.files.text import read_text
 
 LIBRARIES = ("diffusers", "transformers")  # whose classes a model_index.json may name
@@ -103,16 +103,16 @@ def check_directory(place: Path, index: Index, weights: bool = True) -> None:
 
 def check_file(file: Path, weights: bool = True, again: str = _AGAIN) -> None:
     """Raise UserError for a file that is a pointer of git-lfs, was cut off, or is not JSON; `again`: the remedy."""
-    size = file.stat().st_size
+    size, name = file.stat().st_size, printable(str(file))
     try:
         with file.open("rb") as opened:
             if opened.read(len(_POINTER)) == _POINTER:
-                raise UserError(f"{file} is a pointer of git-lfs, not the file: run git lfs pull, or {again}")
+                raise UserError(f"{name} is a pointer of git-lfs, not the file: run git lfs pull, or {again}")
             opened.seek(0)
             if file.suffix == ".safetensors" and weights and (whole := _length(opened, size)) != size:
-                raise UserError(f"{file} is damaged ({size} bytes of {whole or 'an unknown number'}): {again}")
+                raise UserError(f"{name} is damaged ({size} bytes of {whole or 'an unknown number'}): {again}")
     except OSError as error:
-        raise UserError(f"{file} cannot be read ({error.strerror}): check its permissions") from error
+        raise UserError(f"{name} cannot be read ({error.strerror}): check its permissions") from error
     if file.suffix == ".json" and "config" in file.name:
         read_object(file)
 
