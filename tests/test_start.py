@@ -114,6 +114,17 @@ def test_settings_that_differ_from_the_file_are_refused(tiny_flux, loras, given,
         make_trainable(model, Lora(path=str(loras / "peft"), **given))
 
 
+def test_loras_lie_on_a_quantized_base(tiny_flux, loras):
+    """They move the velocity as they do without quantization, up to its rounding."""
+    pytest.importorskip("torchao")
+    plain = load_model(tiny_flux, quantize="int8")
+    model = load_model(tiny_flux, quantize="int8", base_loras=[str(loras / "style.safetensors")])
+    make_trainable(model, Lora(path=str(loras / "peft")))
+    base, both = (diffusers(tiny_flux, loras, part, part).transformer for part in (0.0, 1.0))
+    moved, expected = velocity(model) - velocity(plain), velocity(plain, both) - velocity(plain, base)
+    assert (moved - expected).norm() < 0.1 * expected.norm()
+
+
 def test_ranks_and_alphas_by_layer_are_kept_in_what_is_saved(tiny_flux, tmp_path):
     """Our own reader and diffusers' read the same from it."""
     torch.manual_seed(2)
@@ -153,19 +164,22 @@ def test_rank_and_alpha_of_a_preset_are_not_given(tmp_path):
         load_config(None, ["model.base_loras=[x]", "model.lora=null"])
     with pytest.raises(UserError, match="strength"):
         load_config(None, ["model.base_loras=[{path: x, strength: 0}]"])
-    assert load_config(None, ["model.base_loras=[x]"]).model.base_loras == [BaseLora(path="x", strength=1.0)]
+    for text in ("x", "[x]", "{path: x}"):
+        assert load_config(None, [f"model.base_loras={text}"]).model.base_loras == [BaseLora(path="x", strength=1.0)]
 
 
 def test_the_estimate_counts_the_lora_of_the_file(tiny_flux, loras, tmp_path):
     def estimated(*changes):
         return estimate(load_config(None, settings(tiny_flux, tmp_path, *changes)), "cpu")
 
-    plain, started = estimated(), estimated(f"model.lora={{path: {loras / 'peft'}, reference: base, rank: null, alpha: null}}")
-    held = sum(tensor.numel() for tensor in load_file(loras / "peft/adapter_model.safetensors").values())
+    path, base = loras / "peft", loras / "style.safetensors"
+    plain = estimated()
+    started = estimated(f"model.lora={{path: {path}, reference: base, rank: null, alpha: null}}", f"model.base_loras=[{base}]")
+    held = sum(tensor.numel() for tensor in load_file(path / "adapter_model.safetensors").values())
     assert started.trained == held != plain.trained
-    based = estimated(f"model.base_loras=[{loras / 'style.safetensors'}]")
-    assert based.trained == plain.trained and based.parameters == plain.parameters + 2 * 2 * 48
-    assert based.resident["transformer"] == plain.resident["transformer"] + 4 * 2 * 2 * 48
+    assert started.parameters - started.trained == plain.parameters - plain.trained + 2 * 2 * 48
+    assert started.resident["transformer"] == plain.resident["transformer"] + 4 * 2 * 2 * 48
+    assert started.resident["LoRA"] == 4 * held
 
 
 def test_a_wrong_lora_is_told_before_weights_are_read(tiny_flux, loras, tmp_path):

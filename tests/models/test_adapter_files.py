@@ -5,11 +5,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from huggingface_hub import constants
 from mutations import is_one_line
 from safetensors.torch import save_file
 
 from neighbor_grpo.errors import UserError
-from neighbor_grpo.models.adapter_files import check_adapter, copy_adapter, find_adapter
+from neighbor_grpo.models.adapter_files import check_adapter, copy_adapter, find_adapter, find_second
 
 LAYER = "transformer.transformer_blocks.0.attn.to_q"
 PAIR = {f"{LAYER}.lora_A.weight": torch.ones(2, 4), f"{LAYER}.lora_B.weight": torch.ones(4, 2)}
@@ -74,6 +75,20 @@ def test_what_is_nowhere(source):  # the tests run without the hub
     assert "hub" in refused(source) or "path" in refused(source)
 
 
+def test_a_repository_that_was_downloaded(tmp_path, monkeypatch):
+    """The tests run without a network: what is on this machine is found."""
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    place = tmp_path / "models--somebody--loras"
+    put(place / "snapshots" / "abc", "two.safetensors", "style/adapter_model.safetensors", "style/transformer_2/x.safetensors")
+    (place / "snapshots" / "abc" / "style" / "adapter_config.json").write_text(json.dumps(PEFT))
+    (place / "refs").mkdir()
+    (place / "refs" / "main").write_text("abc")
+    assert find_adapter("somebody/loras").weights.name == "two.safetensors"
+    assert find_adapter("somebody/loras/two.safetensors").config is None
+    style = find_adapter("somebody/loras/style")
+    assert style.settings() == PEFT and find_second(style).weights.name == "x.safetensors"
+
+
 def test_the_hub_is_not_asked_before_the_run():
     check_adapter("somebody/something")
     with pytest.raises(UserError):
@@ -116,7 +131,7 @@ def test_pefts_weights_are_nothing_without_their_strength(tmp_path):
 
 
 def test_a_copy_is_read_as_the_original(tmp_path):
-    put(tmp_path / "a", "lora/adapter_model.safetensors", "transformer_2/my lora.safetensors")
+    put(tmp_path / "a", "lora/adapter_model.safetensors", "lora/transformer_2/my lora.safetensors")
     (tmp_path / "a/lora/adapter_config.json").write_text(json.dumps(PEFT))
     copy_adapter(tmp_path / "a", tmp_path / "b")
     copy = find_adapter(tmp_path / "b")

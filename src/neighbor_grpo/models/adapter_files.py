@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from neighbor_grpo.errors import UserError, printable, shown
+from neighbor_grpo.errors import UserError, shown
 from neighbor_grpo.files.text import expand_home
 from neighbor_grpo.models.directory import check_file, read_header, read_object
 
@@ -151,29 +151,36 @@ def _download(source: str) -> AdapterFile:
     missing = f"no LoRA at {shown(source, 200)}: give a file, its folder, or a hub id (user/repo, user/repo/FILE)"
     if not _HUB.fullmatch(source):
         raise UserError(missing)
-    from huggingface_hub import HfApi, hf_hub_download, snapshot_download  # late: it is not needed for files
+    from huggingface_hub import hf_hub_download  # late: files need neither
+
+    from neighbor_grpo.models.errors import failing
 
     user, repo, *inside = source.strip("/").split("/")
     name, within = f"{user}/{repo}", "/".join(inside)
-    try:
-        try:
-            names = HfApi().list_repo_files(name)
-        except OSError:  # without a network there may be a copy
-            place = Path(snapshot_download(name, local_files_only=True))
-            return find_adapter(place / within)
+    with failing(f"no LoRA on this machine or on the hub at {shown(source, 200)}"):
+        names = _names(name)
         if within not in names:
-            below = [one for one in names if one.startswith(f"{within}/")] if within else names
-            within = _choose(below, source)
-        beside = str(PurePosixPath(within).with_name(CONFIG))
-        config = beside in names and PurePosixPath(within).stem == PEFT
-        second = str(PurePosixPath(name, within).with_name(SECOND))
-        weights, own = Path(hf_hub_download(name, within)), Path(hf_hub_download(name, beside)) if config else None
-        return _checked(AdapterFile(weights, own, second))
-    except UserError:
-        raise
-    except (OSError, ValueError) as error:
-        reason = printable((str(error).strip().splitlines() or [""])[0][:200])
-        raise UserError(f"{missing} ({type(error).__name__}: {reason})") from error
+            folder = f"{within}/" if within else ""
+            within = folder + _choose([one.removeprefix(folder) for one in names if one.startswith(folder)], source)
+        path = PurePosixPath(within)
+        beside = str(path.with_name(CONFIG)) if path.stem == PEFT else ""
+        own = Path(hf_hub_download(name, beside)) if beside in names else None
+        return _checked(AdapterFile(Path(hf_hub_download(name, within)), own, str(PurePosixPath(name, path).with_name(SECOND))))
+
+
+def _names(repo: str) -> list[str]:
+    """List the files of a repository; without a network those that are on this machine."""
+    from huggingface_hub import HfApi, snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    try:
+        return HfApi().list_repo_files(repo)
+    except Exception as error:  # the libraries for the network have errors of their own
+        try:
+            place = Path(snapshot_download(repo, local_files_only=True))
+        except LocalEntryNotFoundError:
+            raise error from None
+        return [file.relative_to(place).as_posix() for file in place.rglob("*") if file.is_file()]
 
 
 def copy_adapter(source: str | Path, place: Path) -> None:

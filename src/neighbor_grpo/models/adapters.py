@@ -112,7 +112,7 @@ class _Parts:
                 raise UserError(
                     f"{name}: {shown(key, 200)} is of {tensor.dtype}, not of floating point: write it again in 16 bits"
                 )
-            if not tensor.is_meta and not tensor.isfinite().all():
+            if not tensor.is_meta and not tensor.float().isfinite().all():
                 raise UserError(f"{name}: {shown(key, 200)} is not finite: choose another checkpoint of it")
         if self.place.swapped and rows == 2 * width:
             up = torch.cat(up.chunk(2)[::-1])

@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from neighbor_grpo.errors import UserError
 from neighbor_grpo.files.text import expand_home
@@ -83,6 +83,10 @@ class BaseLora(Section):
         return self
 
 
+def _listed(value: Any) -> Any:
+    return [value] if isinstance(value, str | dict) else value
+
+
 class ModelSettings(Section):
     """Describe how a model is loaded: size of its pictures, guidance, text length, memory and speed."""
 
@@ -104,8 +108,8 @@ class ModelSettings(Section):
     attention: str | None = Field(
         None, description="attention backend of diffusers, for instance flash, sage, _flash_3; null = torch's own"
     )
-    base_loras: list[BaseLora] = Field(
-        [], max_length=16, description="frozen LoRAs on the base: [PATH, ...] or [{path: PATH, strength: 0.8}, ...]"
+    base_loras: Annotated[list[BaseLora], BeforeValidator(_listed)] = Field(
+        [], max_length=16, description="frozen LoRAs on the base: PATH, or a list of PATH and {path: PATH, strength: 0.8}"
     )
     vae_tiling: bool = Field(False, description="decode in tiles to save memory; the reward sees their seams")
 
