@@ -16,8 +16,8 @@ from diffusers import FluxTransformer2DModel, QwenImageTransformer2DModel
 from torch.utils.flop_counter import FlopCounterMode
 
 from neighbor_grpo.config import load_config
+from neighbor_grpo.models.attach import add_lora
 from neighbor_grpo.models.family import ATTENTION
-from neighbor_grpo.models.lora import add_lora
 from neighbor_grpo.planning.kernels import Kernels
 from neighbor_grpo.planning.plan import plan
 

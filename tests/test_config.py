@@ -156,6 +156,8 @@ def test_a_section_that_is_left_out_is_one_difference():
         ("preset=demo", "--preset demo"),
         ("seed", "write key=value"),
         ("watch=[a", "not valid YAML"),
+        ("model.path=my #1", "write the value in quotes"),
+        ("model.lora.path=#1", "write the value in quotes"),
     ],
 )
 def test_mistakes_are_one_line_that_names_the_key(override, message):

@@ -98,7 +98,8 @@ def test_a_lora_trained_for_brightness_wins_every_pair(capsys, tiny_flux, place)
     """One LoRA makes pictures brighter, the other changes nothing: the sign test over five prompts gives p = 2 / 32."""
     from peft.utils import get_peft_model_state_dict
 
-    from neighbor_grpo.models.lora import add_lora, save_lora
+    from neighbor_grpo.models.attach import add_lora
+    from neighbor_grpo.models.lora import save_lora
     from neighbor_grpo.models.registry import load_model
 
     bright = ("--measure", f"{place / 'reward.py'}:brightness", "--seeds", 2)

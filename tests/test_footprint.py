@@ -13,7 +13,8 @@ from runs import settings
 from torch.profiler import ProfilerActivity, profile
 
 from neighbor_grpo.config import load_config
-from neighbor_grpo.models.lora import add_lora, train_all
+from neighbor_grpo.models.attach import add_lora
+from neighbor_grpo.models.lora import train_all
 from neighbor_grpo.models.registry import load_model
 from neighbor_grpo.models.text_cache import ENCODE_BATCH, TextCache
 from neighbor_grpo.planning.estimate import estimate

@@ -14,7 +14,8 @@ from test_trainer import SMALL
 from neighbor_grpo.config import load_config
 from neighbor_grpo.errors import UserError
 from neighbor_grpo.methods import METHODS
-from neighbor_grpo.models.lora import add_lora, save_lora, train_all
+from neighbor_grpo.models.attach import add_lora
+from neighbor_grpo.models.lora import save_lora, train_all
 from neighbor_grpo.models.meta_model import meta_model
 from neighbor_grpo.models.policy import ModelPolicy
 from neighbor_grpo.models.registry import load_model

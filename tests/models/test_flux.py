@@ -4,7 +4,7 @@ from diffusers import FlowMatchEulerDiscreteScheduler, FluxPipeline
 from pipelines import build_flux
 
 from neighbor_grpo.errors import UserError
-from neighbor_grpo.models.lora import add_lora
+from neighbor_grpo.models.attach import add_lora
 from neighbor_grpo.models.registry import BUNDLED, load_model
 from neighbor_grpo.models.sampling import sample
 

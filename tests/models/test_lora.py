@@ -5,7 +5,7 @@ import torch
 from diffusers.training_utils import cast_training_params
 from peft import LoraConfig
 
-from neighbor_grpo.models.lora import CastingLinear, add_lora
+from neighbor_grpo.models.attach import CastingLinear, add_lora
 from neighbor_grpo.models.registry import load_model
 
 TARGETS = ["to_q", "to_out.0"]

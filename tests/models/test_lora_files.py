@@ -9,7 +9,8 @@ from peft.tuners.lora import LoraLayer
 from safetensors.torch import load_file, save_file
 
 from neighbor_grpo.errors import UserError
-from neighbor_grpo.models.lora import add_lora, load_lora, save_lora
+from neighbor_grpo.models.attach import add_lora
+from neighbor_grpo.models.lora import load_lora, save_lora
 from neighbor_grpo.models.registry import load_model
 
 FILE = "pytorch_lora_weights.safetensors"
@@ -36,7 +37,7 @@ def lora(tiny_flux, tmp_path_factory):
 def attempt(model, source) -> str:
     """Load a LoRA and remove it: return the mistake, "" if it was loaded."""
     try:
-        load_lora(model.pipe, model.transformer, source)
+        load_lora(model.transformer, source)
     except UserError as mistake:
         assert is_one_line(mistake), mistake
         return str(mistake)
@@ -46,28 +47,54 @@ def attempt(model, source) -> str:
     return ""
 
 
-def test_a_whole_one_is_loaded(model, lora):
+def test_a_whole_one_is_loaded(model, lora, tmp_path):
     assert attempt(model, lora) == attempt(model, lora / FILE) == ""
+    torch.save(load_file(lora / FILE), tmp_path / "lora.bin")
+    assert attempt(model, tmp_path) == ""
+    torch.save({"weights": load_file(lora / FILE)}, tmp_path / "lora.bin")
+    assert "tensors by name" in attempt(model, tmp_path)
+    (tmp_path / "lora.bin").write_bytes(b"\x80\x02cos\nsystem\n")
+    assert attempt(model, tmp_path)
 
 
 def renamed(old: str, new: str):
     return lambda weights: {name.replace(old, new): weight for name, weight in weights.items()}
 
 
+def added(end: str, tensor):
+    """Add a tensor to one of the layers."""
+    return lambda weights: weights | {min(weights).removesuffix(".lora_A.weight") + end: tensor}
+
+
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        (renamed("transformer.", "unet."), ""),
-        (renamed("transformer.", ""), ""),
-        (renamed("transformer_blocks.0", "transformer_blocks.7"), "no layer"),
-        (renamed("to_q", "to_other"), "no layer"),
+        (renamed("transformer.", "unet."), "12 of 12 keys"),
+        (renamed("transformer_blocks.0", "transformer_blocks.7"), "no layer uses"),
+        (renamed("to_q", "to_other"), "no layer uses"),
         (
             lambda weights: (
                 weights | {name.replace("blocks.0", "blocks.9"): weight.clone() for name, weight in weights.items()}
             ),
-            "no layer",
+            "no layer uses",
         ),
-        (lambda weights: {name: weight[..., :1].contiguous() for name, weight in weights.items()}, ""),
+        (lambda weights: {name: weight[..., :1].contiguous() for name, weight in weights.items()}, "matrices"),
+        (lambda weights: {name: weight for name, weight in weights.items() if "lora_B" not in name}, "6 of 6 keys"),
+        (lambda weights: weights | {"text_encoder.layers.0.q_proj.lora_A.weight": torch.ones(2, 2)}, "text encoders"),
+        (lambda weights: weights | {"something": torch.ones(2, 2)}, "something"),
+        (added(".alpha", torch.tensor(0.0)), "alpha"),
+        (added(".alpha", torch.tensor(torch.nan)), "not finite"),
+        (added(".alpha", torch.ones(2)), "alpha"),
+        (added(".lora_A.default.weight", torch.ones(2, 48)), "two"),
+        (added(".dora_scale", torch.ones(48, 1)), "DoRA"),
+        (added(".lora_magnitude_vector", torch.ones(48)), "DoRA"),
+        (added(".lokr_w1", torch.ones(2, 2)), "LoKr"),
+        (added(".hada_w1_a", torch.ones(2, 2)), "LoHa"),
+        (added(".lora_mid.weight", torch.ones(2, 2)), "third matrix"),
+        (added(".diff", torch.ones(48, 48)), "diff"),
+        (added(".diff_b", torch.ones(48)), "diff"),
+        (added(".lora_B.bias", torch.ones(48)), "biases"),
+        (lambda weights: {name: weight.to(torch.int32) for name, weight in weights.items()}, "int32"),
         (lambda weights: {name: weight * torch.nan for name, weight in weights.items()}, "not finite"),
         (lambda weights: {"weight": torch.zeros(2)}, ""),
         (lambda weights: {}, ""),

@@ -7,8 +7,8 @@ from safetensors.torch import load_file
 
 from neighbor_grpo.config import load_config
 from neighbor_grpo.errors import UserError
+from neighbor_grpo.models.attach import add_lora
 from neighbor_grpo.models.backends import choose_attention
-from neighbor_grpo.models.lora import add_lora
 from neighbor_grpo.models.quantization import fp8_products, rounded
 from neighbor_grpo.models.registry import load_model
 from neighbor_grpo.training.trainer import Trainer

@@ -12,8 +12,9 @@ from wan import PROMPTS, load, noise_of, train_lora
 
 from neighbor_grpo.config import load_config
 from neighbor_grpo.errors import UserError
+from neighbor_grpo.models.attach import lora_off
 from neighbor_grpo.models.backends import compile_blocks
-from neighbor_grpo.models.lora import load_all, load_lora, lora_off, save_all, save_lora
+from neighbor_grpo.models.lora import load_all, load_lora, save_all, save_lora
 from neighbor_grpo.models.sampling import sample
 from neighbor_grpo.run.export import export
 from neighbor_grpo.run.weights import load_trained
@@ -65,7 +66,7 @@ def test_what_both_experts_learned_is_loaded_again(place, tmp_path):
     for other, directory in ((None, tmp_path / "a"), (weights, tmp_path / "b")):
         save_lora(model.pipe, model.transformer, directory, other)
         fresh = load(place["experts"])
-        load_lora(fresh.pipe, fresh.transformer, directory)
+        load_lora(fresh.transformer, directory)
         if other:
             model.transformer.load_state_dict(other, strict=False)
         torch.testing.assert_close(velocities(fresh), velocities(model))
@@ -85,7 +86,7 @@ def test_a_lora_of_one_expert_is_refused(place, tmp_path):
     train_lora(single)
     save_lora(single.pipe, single.transformer, tmp_path)
     with pytest.raises(UserError, match="2 experts"):
-        load_lora(model.pipe, model.transformer, tmp_path)
+        load_lora(model.transformer, tmp_path)
 
 
 @pytest.mark.slow

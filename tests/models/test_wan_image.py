@@ -108,6 +108,6 @@ def test_a_lora_that_leaves_the_pictures_layers_alone_is_loaded_again(place, pic
     model, fresh = load(place["i2v"]), load(place["i2v"])
     train_lora(model)
     save_lora(model.pipe, model.transformer, tmp_path)
-    load_lora(fresh.pipe, fresh.transformer, tmp_path)
+    load_lora(fresh.transformer, tmp_path)
     cond, x = model.encode(PROMPTS, pictures), noise_of(model)
     torch.testing.assert_close(fresh.velocity(x, 0.5, cond), model.velocity(x, 0.5, cond))

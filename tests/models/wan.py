@@ -38,7 +38,7 @@ def noise_of(model, n=2):
 
 def train_lora(model):
     """Attach a LoRA of alpha unlike rank and move it away from its start."""
-    from neighbor_grpo.models.lora import add_lora
+    from neighbor_grpo.models.attach import add_lora
 
     add_lora(model.transformer, 2, 6, family_wan.LORA)
     with torch.no_grad():

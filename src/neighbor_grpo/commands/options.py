@@ -13,6 +13,7 @@ from neighbor_grpo.errors import UserError, shown
 from neighbor_grpo.files.text import expand_home
 from neighbor_grpo.flow.solvers import SOLVERS
 from neighbor_grpo.methods.fields import MOST_STEPS
+from neighbor_grpo.models.adapter_files import check_adapter
 from neighbor_grpo.models.settings import known_device
 
 if TYPE_CHECKING:
@@ -49,6 +50,15 @@ def place(text: str) -> Path:
     """Return a path with its ~ replaced by the home directory, an argparse type."""
     try:
         return Path(expand_home(text))
+    except UserError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def lora(text: str) -> str:
+    """Return where a LoRA is, an argparse type; one on this machine is looked at."""
+    try:
+        check_adapter(text)
+        return expand_home(text)
     except UserError as error:
         raise argparse.ArgumentTypeError(str(error)) from None
 
@@ -127,7 +137,9 @@ def model_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", help="pipeline directory, hub id or 'scenes' (default: the run's, or scenes)")
     parser.add_argument("--run", type=place, help="a finished run: its model with the weights that it learned")
     parser.add_argument("--best", action="store_true", help="with --run: the best weights by evaluate.best, not the last")
-    parser.add_argument("--lora", metavar="DIR", help="a LoRA in diffusers' layout, applied to --model")
+    parser.add_argument(
+        "--lora", type=lora, metavar="PATH", help="a LoRA of any layout, applied to --model: file, folder or hub id"
+    )
     parser.add_argument("--prompts", metavar="FILE", help="a .txt or .jsonl file, or one of scenes, hpdv2, geneval, drawbench")
     parser.add_argument("--steps", type=steps, default=8, help="transitions of the sampling (default %(default)s)")
     parser.add_argument("--solver", choices=list(SOLVERS), default="dpmpp_2m", help="default %(default)s")

@@ -36,6 +36,7 @@ def run(arguments: argparse.Namespace) -> None:
     if not isinstance(config.method, Neighbor):
         raise UserError(f"{method_name(config.method)} has no sigma: the probe is for method.name=neighbor")
     from neighbor_grpo.models.devices import pick_device
+    from neighbor_grpo.models.lora import make_trainable
     from neighbor_grpo.models.text_cache import TextCache, cache_directory
     from neighbor_grpo.prompts.reading import read_prompts
     from neighbor_grpo.rewards.set import load_rewards
@@ -47,6 +48,8 @@ def run(arguments: argparse.Namespace) -> None:
     rewards = load_rewards(list(config.reward.train), config.reward.scorers)
     cache = cache_directory(config.prompts.cache_dir)
     model = load_base(config, pick_device(config.device))
+    if config.model.lora and config.model.lora.path:
+        make_trainable(model, config.model.lora)
     texts = TextCache(model, cache, config.prompts.cache_gb)
     rows = probe(model, texts, prompts, rewards, config, sigmas)
     say(table(rows))

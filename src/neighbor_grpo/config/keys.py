@@ -33,7 +33,8 @@ def fields_of(section: object) -> Mapping[str, FieldInfo]:
 def describe(section: type, prefix: str = "", method: type | None = None) -> Iterator[Key]:
     """Yield every key of `section`, sections inside it included.  `method`: the method whose keys are listed."""
     for name, info in fields_of(section).items():
-        inner = [kind for kind in (info.annotation, *get_args(info.annotation), type(info.default)) if fields_of(kind)]
+        kinds = () if get_origin(info.annotation) is list else (info.annotation, *get_args(info.annotation), type(info.default))
+        inner = [kind for kind in kinds if fields_of(kind)]
         if not inner:
             yield Key(prefix + name, kind_of(info.annotation), info.default, info.description or "")
         elif name == "method" and method is not None:

@@ -2,6 +2,7 @@
 
 from neighbor_grpo.config.schema import Config
 from neighbor_grpo.errors import UserError
+from neighbor_grpo.models.adapter_files import check_adapter
 from neighbor_grpo.prompts.reading import exists, read_prompts
 from neighbor_grpo.rewards.names import check_measures, check_rewards, check_scorers
 
@@ -16,6 +17,9 @@ def check_names(config: Config, prompts: bool = True) -> None:
     check_rewards(trained, scorers)
     check_measures(watched, scorers)
     check_scorers(scorers, [*trained, *watched])
+    for source in [config.model.lora and config.model.lora.path, *(lora.path for lora in config.model.base_loras)]:
+        if source:
+            check_adapter(source)
     best = config.evaluate.best
     if best and best.removeprefix("-") not in [*trained, *watched]:
         raise UserError(f"evaluate.best: {best!r} is not measured: choose among {', '.join([*trained, *watched])}")

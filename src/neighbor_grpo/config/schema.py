@@ -3,21 +3,19 @@
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field, PlainSerializer, PlainValidator, PrivateAttr, model_validator
+from pydantic import Field, PlainSerializer, PlainValidator, PrivateAttr, model_validator
 
 from neighbor_grpo.config.methods import method_name, read_method, write_method
 from neighbor_grpo.config.origins import Difference, Sources, differences
 from neighbor_grpo.errors import UserError, shown
-from neighbor_grpo.files.text import expand_home
 from neighbor_grpo.methods import Method
 from neighbor_grpo.methods.fields import MOST_SAMPLES, MOST_STEPS, SolverName
 from neighbor_grpo.methods.neighbor import Neighbor
 from neighbor_grpo.methods.protocol import check_copy
 from neighbor_grpo.methods.scouts import Selection
-from neighbor_grpo.models.settings import Device, Lora, ModelSettings, Positive, Section, Seed
+from neighbor_grpo.models.settings import Device, Lora, ModelSettings, Place, Positive, Section, Seed
 
 AnyMethod = Annotated[Method, PlainValidator(read_method), PlainSerializer(write_method)]
-Place = Annotated[str, Field(min_length=1, max_length=4096), AfterValidator(expand_home)]  # a path; ~ is the home directory
 Times = Annotated[int, Field(ge=0, le=10**9)]  # iterations, optimizer steps: only counted
 Name = Annotated[str, Field(min_length=1, max_length=4096)]
 
@@ -36,6 +34,8 @@ class Model(ModelSettings):
     def _check(self) -> "Model":
         if self.quantize and not self.lora:
             raise ValueError(f"model.quantize={self.quantize} freezes the weights: set model.lora, or leave out model.quantize")
+        if self.base_loras and not self.lora:
+            raise ValueError("model.base_loras stay frozen: set model.lora, or add them to the weights of model.path before")
         if self.quantize and self.fp8_rollout:
             raise ValueError("model.fp8_rollout needs weights that are not quantized: leave out model.quantize")
         return self
@@ -185,7 +185,7 @@ class Config(Section):
         if self.method.needs_reference and not self.model.lora:
             raise ValueError(
                 f"method {method_name(self.method)} needs model.lora: its reference, of method.kl or of the loss itself, is "
-                "the model without the LoRA"
+                "the model before training, which a full fine-tune does not keep"
             )
         if self.scouts:
             self._check_scouts(self.scouts)

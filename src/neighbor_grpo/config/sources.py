@@ -1,8 +1,9 @@
 """How a configuration is put together: presets below files, files below overrides ("method.sigma=0.2")."""
 
 import json
+import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -70,6 +71,8 @@ def resolve(layers: Sequence[Layer]) -> Config:
     Raises UserError for a preset of another method, or of another family where the model lies on this machine.
     """
     ordered = sorted(layers, key=lambda layer: layer.preset is None)  # stable
+    if any(_lora(layer.values).get("path") for layer in ordered if layer.preset is None):
+        ordered = [replace(layer, values=_without_rank(layer.values)) if layer.preset else layer for layer in ordered]
     values: dict[str, Any] = {}
     for layer in ordered:
         values = merge(values, layer.values)
@@ -126,6 +129,8 @@ def change(text: str) -> dict[str, Any]:
         raise UserError(f"a preset lies below all other values: write --preset {value[:100] or 'NAME'}")
     if len(parts) > DEEPEST:
         raise UserError(f"unknown key {shown(key)}: see neighbor-grpo train --help for the keys")
+    if re.search(r"(^|\s)#", value) and not re.match(r"\s*['\"\[{]", value):
+        raise UserError(f"{key.strip()}: in YAML a comment begins at the #: write the value in quotes, {key.strip()}='\"...\"'")
     nested = parse(value, text)
     for part in reversed(parts):
         nested = {part: nested}
@@ -161,3 +166,16 @@ def _merged(values: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
 def _method(section: Any) -> Any:
     """Return the name in a method section, None without one."""
     return section.get("name") if isinstance(section, dict) else None
+
+
+def _lora(values: Any) -> dict[str, Any]:
+    """Return the section model.lora of nested keys, empty without one."""
+    model = values.get("model")
+    lora = model.get("lora") if isinstance(model, dict) else None
+    return lora if isinstance(lora, dict) else {}
+
+
+def _without_rank(values: dict[str, Any]) -> dict[str, Any]:
+    """Return the keys of a preset for a LoRA that has a rank of its own."""
+    lora = {key: value for key, value in _lora(values).items() if key not in ("rank", "alpha", "targets")}
+    return values | {"model": values["model"] | {"lora": lora}} if _lora(values) else values

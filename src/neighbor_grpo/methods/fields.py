@@ -35,7 +35,7 @@ AdvantageStd = Annotated[
 ]
 Clip = Annotated[float, Field(gt=0, lt=1, description="c, clip range of the ratio")]
 AdvClip = Annotated[float, Field(gt=0, description="largest size of an advantage")]
-Kl = Annotated[float, Field(ge=0, description="weight of the divergence from the model without its LoRA")]
+Kl = Annotated[float, Field(ge=0, description="weight of the divergence from the reference, the model before training")]
 Window = Annotated[int, Field(ge=1, le=MOST_STEPS, description="w, stochastic transitions")]
 Strategy = Annotated[
     Literal["progressive", "random", "decay", "exp_decay", "frozen"], Field(description="how the window moves")

@@ -41,7 +41,7 @@ class Policy(Protocol):
         """Return v_theta(x, t), the trained velocity, with its gradient."""
 
     def reference(self, x: Tensor, t: Time) -> Tensor:
-        """Return the velocity of the model without its LoRA.  No gradient."""
+        """Return the velocity of the model before training: without its LoRA, or with that of model.lora.path.  No gradient."""
 
     def lagging(self, name: str, x: Tensor, t: Time) -> Tensor:
         """Return the velocity of a lagging copy that the method declares in `copies`.  No gradient."""

@@ -9,9 +9,9 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
-from neighbor_grpo.errors import UserError, shown
+from neighbor_grpo.errors import UserError, printable, shown
 from neighbor_grpo.files.text import read_text
 
 LIBRARIES = ("diffusers", "transformers")  # whose classes a model_index.json may name
@@ -92,7 +92,7 @@ def check_directory(place: Path, index: Index, weights: bool = True) -> None:
             if file.suffix == ".py":
                 raise UserError(f"{file} is Python code, and no code of a model is run: remove the file")
             if file.is_file():
-                _check_file(file, weights)
+                check_file(file, weights)
         if (config := folder / "config.json").is_file():
             attention = [read_object(config).get(key) for key in ("attn_implementation", "_attn_implementation")]
             if any(isinstance(value, str) and "/" in value for value in attention):
@@ -101,19 +101,18 @@ def check_directory(place: Path, index: Index, weights: bool = True) -> None:
             _check_shards(folder)
 
 
-def _check_file(file: Path, weights: bool) -> None:
-    size = file.stat().st_size
+def check_file(file: Path, weights: bool = True, again: str = _AGAIN) -> None:
+    """Raise UserError for a file that is a pointer of git-lfs, was cut off, or is not JSON; `again`: the remedy."""
+    size, name = file.stat().st_size, printable(str(file))
     try:
         with file.open("rb") as opened:
-            head = opened.read(len(_POINTER))
-            if head == _POINTER:
-                raise UserError(f"{file} is a pointer of git-lfs, not the file: run git lfs pull, or {_AGAIN}")
-            if file.suffix == ".safetensors" and weights:
-                opened.seek(0)
-                if (whole := _length(opened.read(8), opened.read, size)) != size:
-                    raise UserError(f"{file} is damaged ({size} bytes of {whole or 'an unknown number'}): {_AGAIN}")
+            if opened.read(len(_POINTER)) == _POINTER:
+                raise UserError(f"{name} is a pointer of git-lfs, not the file: run git lfs pull, or {again}")
+            opened.seek(0)
+            if file.suffix == ".safetensors" and weights and (whole := _length(opened, size)) != size:
+                raise UserError(f"{name} is damaged ({size} bytes of {whole or 'an unknown number'}): {again}")
     except OSError as error:
-        raise UserError(f"{file} cannot be read ({error.strerror}): check its permissions") from error
+        raise UserError(f"{name} cannot be read ({error.strerror}): check its permissions") from error
     if file.suffix == ".json" and "config" in file.name:
         read_object(file)
 
@@ -122,20 +121,36 @@ def safetensors_is_whole(file: Path) -> bool:
     """Return whether a .safetensors file has the length that its header says."""
     size = file.stat().st_size
     with file.open("rb") as opened:
-        return _length(opened.read(8), opened.read, size) == size
+        return _length(opened, size) == size
 
 
-def _length(head: bytes, read: Any, size: int) -> int | None:
+def read_header(file: Path) -> dict[str, Any]:
+    """Return the header of a .safetensors file: dtype, shape and data_offsets of each tensor; empty where it is damaged."""
+    with file.open("rb") as opened:
+        return _header(opened, file.stat().st_size)[1]
+
+
+def _length(opened: BinaryIO, size: int) -> int | None:
     """Return the bytes that a .safetensors file must have, by its header; None where it has none."""
+    start, tensors = _header(opened, size)
+    try:
+        ends = [tensor["data_offsets"][1] for name, tensor in tensors.items() if name != "__metadata__"]
+        return start + max(ends, default=0) if start else None
+    except (KeyError, TypeError, AttributeError, IndexError):
+        return None
+
+
+def _header(opened: BinaryIO, size: int) -> tuple[int, dict[str, Any]]:
+    """Return where the tensors of a .safetensors file begin, and its header; (0, {}) where it has none."""
+    head = opened.read(8)
     length = int.from_bytes(head, "little")
     if len(head) < 8 or length > min(size, 10**8):
-        return None
+        return 0, {}
     try:
-        tensors = json.loads(read(length))
-        ends = [tensor["data_offsets"][1] for name, tensor in tensors.items() if name != "__metadata__"]
-        return 8 + length + max(ends, default=0)
-    except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError):
-        return None
+        found = json.loads(opened.read(length))
+    except (ValueError, RecursionError):
+        return 0, {}
+    return (8 + length, found) if isinstance(found, dict) else (0, {})
 
 
 def _check_shards(folder: Path) -> None:

@@ -5,7 +5,6 @@ from typing import Any, TypeAlias
 
 import torch
 from diffusers import ModelMixin
-from peft import LoraConfig
 from torch import Tensor, nn
 
 
@@ -48,11 +47,6 @@ class Experts(nn.Module):
             if len(own)
         ]
         return (torch.cat(outputs)[torch.cat(rows).argsort()],)
-
-    def add_adapter(self, config: LoraConfig) -> None:
-        """Attach a LoRA to both experts."""
-        for expert in self.experts:
-            expert.add_adapter(config)
 
     def enable_gradient_checkpointing(self, checkpoint: Callable[..., Any] | None = None) -> None:
         """Recompute activations in the backward of both experts."""

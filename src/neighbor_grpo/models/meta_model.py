@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 
 from neighbor_grpo.models.directory import Index, check_directory
 from neighbor_grpo.models.family import Family
+from neighbor_grpo.models.lora import attach_base
 from neighbor_grpo.models.registry import check_classes, component_class, family_of, locate, reading
 from neighbor_grpo.models.settings import ModelSettings
 from neighbor_grpo.models.tokenizers import check_tokenizers
@@ -32,8 +33,10 @@ def meta_model(path_or_id: str | Path, dtype: torch.dtype = torch.float32, **set
         check_classes(place, index)
         pipe = _pipeline(place, index, dtype)
         check_tokenizers(pipe)
-        model = family(pipe, META, dtype, ModelSettings(**settings))
+        chosen = ModelSettings(**settings)
+        model = family(pipe, META, dtype, chosen)
         model.empty_text = model.blank_text(1)
+        attach_base(model.transformer, chosen.base_loras)
         with torch.no_grad():  # that the components fit together
             x = torch.empty(1, *model.noise_shape(), device=META, dtype=dtype)
             model.to_image(model.velocity(model.pack(x), 0.5, model.blank(1)).to(dtype))

@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 
 from neighbor_grpo.flow.path import Time
+from neighbor_grpo.models.attach import lora_off
 from neighbor_grpo.models.conditioning import Cond
 from neighbor_grpo.models.family import Family
-from neighbor_grpo.models.lora import lora_off
 
 Copy = Sequence[Tensor]  # values for all trained weights, in their order
 
@@ -65,7 +65,7 @@ class ModelPolicy:
         return self._velocity(x, t)
 
     def reference(self, x: Tensor, t: Time) -> Tensor:
-        """Return the velocity of the model without its LoRA."""
+        """Return the velocity of the model before training: without its LoRA, or with the one that it started from."""
         with lora_off(self.model.transformer):
             return self._frozen(x, t)
 

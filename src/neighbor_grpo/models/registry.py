@@ -16,6 +16,7 @@ from torch import nn
 
 from neighbor_grpo.errors import UserError, shown
 from neighbor_grpo.files.text import expand_home
+from neighbor_grpo.models.adapters import read_loras
 from neighbor_grpo.models.backends import choose_attention
 from neighbor_grpo.models.directory import INDEX, Index, check_directory, read_index, read_object
 from neighbor_grpo.models.errors import failing
@@ -23,6 +24,7 @@ from neighbor_grpo.models.family import Family
 from neighbor_grpo.models.flux import Flux
 from neighbor_grpo.models.flux2 import Flux2
 from neighbor_grpo.models.hunyuan_video import HunyuanVideo
+from neighbor_grpo.models.lora import attach_base
 from neighbor_grpo.models.quantization import quantization
 from neighbor_grpo.models.qwen_image import QwenImage
 from neighbor_grpo.models.sd3 import SD3
@@ -80,13 +82,25 @@ def load_model(
             index = check_index(place)  # which may have changed since
         check_directory(place, index)
         check_classes(place, index)
+        _check_loras(place, index, chosen)
         modules = _modules(place, index, dtype, quantized)
         pipe = DiffusionPipeline.from_pretrained(place, dtype=dtype, use_safetensors=True, **modules, **absent)
         check_tokenizers(pipe)
         model = family(pipe, torch.device(device), dtype, chosen)
+    attach_base(model.transformer, chosen.base_loras)
     if chosen.attention:
         choose_attention(model.transformer, chosen.attention)
     return model
+
+
+def _check_loras(place: Path, index: Index, chosen: ModelSettings) -> None:
+    """Raise UserError for a LoRA that does not fit, before weights are read."""
+    kinds = {name: component_class(*own) for name, own in index.components.items() if name.startswith("transformer")}
+    if chosen.base_loras:
+        with torch.device("meta"):
+            parts = {name: kind.from_config(kind.load_config(place, subfolder=name)) for name, kind in kinds.items()}
+        for lora in chosen.base_loras:
+            read_loras(lora.path, parts)
 
 
 def _modules(place: Path, index: Index, dtype: torch.dtype, quantized: Mapping[str, Any]) -> dict[str, nn.Module]:

@@ -2,12 +2,14 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from neighbor_grpo.errors import UserError
+from neighbor_grpo.files.text import expand_home
 
 Positive = Annotated[int, Field(ge=1, le=10**6)]  # also makes lists and tensors of so many
 Pixels = Annotated[int, Field(ge=1, le=2**14)]
+Place = Annotated[str, Field(min_length=1, max_length=4096), AfterValidator(expand_home)]  # a path; ~ is the home directory
 Seed = Annotated[int, Field(ge=0, le=2**63 - 1)]
 DEVICES = ("auto", "cuda", "mps", "cpu")
 
@@ -31,13 +33,58 @@ class Section(BaseModel):
 class Lora(Section):
     """Describe the LoRA that is trained."""
 
-    rank: Annotated[int, Field(ge=1, le=2**14)] = Field(16, description="rank of the update of each layer")
-    alpha: float = Field(16.0, gt=0, description="the update is scaled by alpha / rank")
+    path: Place | None = Field(
+        None, description="a LoRA to train on: file, folder or hub id, in any layout; null = a new one that changes nothing"
+    )
+    rank: Annotated[int, Field(ge=1, le=2**14)] | None = Field(
+        16, description="rank of the update of each layer; null = that of model.lora.path"
+    )
+    alpha: Annotated[float, Field(gt=0)] | None = Field(
+        16.0, description="the update is scaled by alpha / rank; null = that of model.lora.path"
+    )
     targets: list[Annotated[str, Field(min_length=1)]] | None = Field(
         None,
         min_length=1,
-        description="endings of the names of the layers to adapt; null = the attention projections of the model",
+        description="endings of the names of the layers to adapt; null = those of model.lora.path, or the attention "
+        "projections of the model",
     )
+    reference: Literal["start", "base"] = Field(
+        "start", description="what a method's reference has: the LoRA of model.lora.path as it was, or none"
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_file(cls, value: Any) -> Any:
+        return {"rank": None, "alpha": None} | value if isinstance(value, dict) and value.get("path") else value
+
+    @model_validator(mode="after")
+    def _check(self) -> "Lora":
+        for key in ("rank", "alpha"):
+            if getattr(self, key) is None and not self.path:
+                raise ValueError(f"model.lora.{key} is null: give a number, or the LoRA that it is taken from, model.lora.path")
+        return self
+
+
+class BaseLora(Section):
+    """Describe a LoRA that belongs to the base: it is frozen, and the reference has it too."""
+
+    path: Place = Field(description="file, folder or hub id, in any layout")
+    strength: float = Field(1.0, description="multiplies its update")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _long_form(cls, value: Any) -> Any:
+        return {"path": value} if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _check(self) -> "BaseLora":
+        if self.strength == 0:
+            raise ValueError("model.base_loras: a strength of 0 changes nothing: leave the LoRA out")
+        return self
+
+
+def _listed(value: Any) -> Any:
+    return [value] if isinstance(value, str | dict) else value
 
 
 class ModelSettings(Section):
@@ -60,6 +107,9 @@ class ModelSettings(Section):
     )
     attention: str | None = Field(
         None, description="attention backend of diffusers, for instance flash, sage, _flash_3; null = torch's own"
+    )
+    base_loras: Annotated[list[BaseLora], BeforeValidator(_listed)] = Field(
+        [], max_length=16, description="frozen LoRAs on the base: PATH, or a list of PATH and {path: PATH, strength: 0.8}"
     )
     vae_tiling: bool = Field(False, description="decode in tiles to save memory; the reward sees their seams")
 

@@ -51,7 +51,7 @@ class Plan:
         m, p = config.method, config.prompts.per_iteration
         rows = [
             f"model       {config.model.path}: {estimated.parameters:,} parameters, {estimated.trained:,} trained "
-            f"({'LoRA rank ' + str(config.model.lora.rank) if config.model.lora else 'full fine-tune'})",
+            f"({_trained(config)})",
             f"iteration   {p} prompts x {m.group_size} samples = {self.samples} pictures, {p // processes} groups on each "
             f"of {processes} process{'es' if processes > 1 else ''}",
             *self._drafts(config),
@@ -125,3 +125,13 @@ def affordable(config: Config, evaluations: float) -> int:
 
 def _parts(sizes: Mapping[str, float]) -> str:
     return ", ".join(f"{name} {quantity(size, 'B')}" for name, size in sizes.items())
+
+
+def _trained(config: Config) -> str:
+    """Say what is trained, and on which LoRAs."""
+    lora, bases = config.model.lora, [base.path for base in config.model.base_loras]
+    if lora is None:
+        return "full fine-tune"
+    return ", ".join(
+        [f"LoRA of {lora.path}" if lora.path else f"LoRA rank {lora.rank}", *(f"on the LoRA {path}" for path in bases)]
+    )

@@ -1,4 +1,4 @@
-"""A model with its trained weights: a run's last or best ones, or any LoRA in diffusers' layout."""
+"""A model with its trained weights: a run's last or best ones, or any LoRA; and the LoRAs that a run starts from."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,6 +12,7 @@ from neighbor_grpo.config import Config, check_family
 from neighbor_grpo.console import working
 from neighbor_grpo.errors import UserError
 from neighbor_grpo.files import atomic
+from neighbor_grpo.models.adapter_files import copy_adapter
 from neighbor_grpo.models.devices import pick_device, pick_dtype
 from neighbor_grpo.models.family import Family
 from neighbor_grpo.models.lora import load_all, load_lora
@@ -19,6 +20,7 @@ from neighbor_grpo.models.registry import family_of, load_model
 from neighbor_grpo.run.files import read_config, resume_command
 
 TRAINED = "trained weights"  # kind of the directories lora/ and transformer/
+ADAPTERS = "adapters"  # directory, and its kind
 
 
 @dataclass(frozen=True)
@@ -58,13 +60,12 @@ def load_trained(
     config = read_config(run) if run else None
     path = path or (config.model.path if config else "scenes")
     chosen = {key: value for key, value in (settings or {}).items() if value is not None}
+    chosen |= {"base_loras": [lora]} if lora else {}
     with working(f"loading {path}"):
-        known = config.model.model_settings() if config else {}
+        known = own_adapters(config, run).model.model_settings() if config and run else {}
         model = load_model(path, where, pick_dtype("auto", where), **(known | chosen))
     if run and config:
         _load_run(model, run, config, best)
-    if lora:
-        _load_lora(model, lora)
     return Loaded(
         model,
         {
@@ -88,18 +89,9 @@ def _load_run(model: Family, run: Path, config: Config, best: bool) -> None:
     """Load the trained weights of a run into the model."""
     weights = trained_weights(run, best)
     if config.model.lora:
-        load_lora(model.pipe, model.transformer, weights)
+        load_lora(model.transformer, weights)
     else:
         load_all(model.transformer, weights)
-
-
-def _load_lora(model: Family, lora: str) -> None:
-    """Load a LoRA into the model.  Raises UserError where it does not fit."""
-    try:
-        load_lora(model.pipe, model.transformer, lora)
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise UserError(f"--lora {lora}: not a LoRA for this model in diffusers' layout: {reason}") from error
 
 
 def trained_weights(run: Path, best: bool = False) -> Path:
@@ -111,3 +103,34 @@ def trained_weights(run: Path, best: bool = False) -> Path:
     if best:
         raise UserError(f"{run} kept no best weights: leave out --best, or set evaluate.best before training")
     raise UserError(f"{run} is not finished: resume it with {resume_command(run)}")
+
+
+# ---------------------------------------------------------------- what a run starts from
+
+
+def keep_adapters(run: Path, config: Config) -> None:
+    """Copy the LoRAs that a run starts from into it, so that it needs their files only once."""
+    if (run / ADAPTERS).is_dir() or not (sources := _sources(config)):
+        return
+    with atomic.directory(run / ADAPTERS, ADAPTERS) as aside:
+        for name, source in sources.items():
+            copy_adapter(source, aside / name)
+
+
+def own_adapters(config: Config, run: Path) -> Config:
+    """Return the configuration of a run with the run's own copies of the LoRAs that it starts from.  Raises UserError."""
+    sources, own = _sources(config), run / ADAPTERS
+    if not sources:
+        return config
+    atomic.check(own, ADAPTERS)
+    m = config.model
+    lora = m.lora.model_copy(update={"path": str(own / "start")}) if m.lora and m.lora.path else m.lora
+    bases = [base.model_copy(update={"path": str(own / f"base_{n}")}) for n, base in enumerate(m.base_loras)]
+    return config.model_copy(update={"model": m.model_copy(update={"lora": lora, "base_loras": bases})})
+
+
+def _sources(config: Config) -> dict[str, str]:
+    """Return where the LoRAs come from that a run starts from, by the names of their copies."""
+    m = config.model
+    start = {"start": m.lora.path} if m.lora and m.lora.path else {}
+    return start | {f"base_{n}": base.path for n, base in enumerate(m.base_loras)}

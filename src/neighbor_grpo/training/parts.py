@@ -24,7 +24,7 @@ from neighbor_grpo.prompts.reading import Prompt, read_prompts
 from neighbor_grpo.rewards.names import check_scorers
 from neighbor_grpo.rewards.set import RewardSet, load_rewards
 from neighbor_grpo.run import files
-from neighbor_grpo.run.weights import load_base
+from neighbor_grpo.run.weights import load_base, own_adapters
 from neighbor_grpo.training.beginning import Beginning, beginning
 from neighbor_grpo.training.collector import Collector
 from neighbor_grpo.training.experience import Source
@@ -95,17 +95,18 @@ class Parts:
         rewards = load_rewards(list(config.reward.train), config.reward.scorers, config.reward.overlap)
         watched = load_measures(config.watched, config.reward.scorers)
         best = _best(config, next(iter(watched.rewards), None))
-        counted, estimated = plan(config), estimate(config, device.type, ranks, accelerator.is_fsdp2)
+        own = own_adapters(config, run_dir) if resume else config
+        counted, estimated = plan(config), estimate(own, device.type, ranks, accelerator.is_fsdp2)
         if not accelerator.is_fsdp2:  # whose temporary all-gathers are not in the estimate
             refuse(config, estimated, device.type, memory_of(device), ranks)
         cache = cache_directory(config.prompts.cache_dir)
-        model = load_base(config, device)
+        model = load_base(own, device)
         texts = TextCache(model, cache, config.prompts.cache_gb)
         measures = Measures({**rewards.scorers, **watched.rewards}, watched.metrics)
         evaluator = Evaluator(model, texts, evaluation_prompts, measures, config, accelerator)
         return cls(
             run_dir, lock, begun, config, accelerator, slots, prompts, evaluation_prompts, rewards, best, counted, estimated,
-            model, matrix_rate(device, model.dtype), Learner(model, config, accelerator), Phases(device), texts, evaluator,
+            model, matrix_rate(device, model.dtype), Learner(model, own, accelerator), Phases(device), texts, evaluator,
         )  # fmt: skip
 
     def leave(self) -> None:

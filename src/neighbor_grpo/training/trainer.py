@@ -16,6 +16,7 @@ from neighbor_grpo.config import Config
 from neighbor_grpo.rewards.score import RewardError
 from neighbor_grpo.run import files, record, report
 from neighbor_grpo.run.findings import EarlyWarnings
+from neighbor_grpo.run.weights import keep_adapters
 from neighbor_grpo.training import checkpoint
 from neighbor_grpo.training.beginning import check_recorded
 from neighbor_grpo.training.display import display_of
@@ -104,6 +105,7 @@ class Trainer:
 
     def _write(self, plan: Sequence[str]) -> None:
         if self.main:
+            keep_adapters(self.run_dir, self.config)
             files.begin(self.run_dir, self.config, plan, self.parts.beginning.record)
 
     def _conclude(self, figures: dict[str, float]) -> None:

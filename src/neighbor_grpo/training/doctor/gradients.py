@@ -11,6 +11,7 @@ from torch import Tensor
 
 from neighbor_grpo.config import Config
 from neighbor_grpo.methods.neighbor import Neighbor
+from neighbor_grpo.models.attach import TRAINED
 from neighbor_grpo.models.sampling import fixed_noise, sample
 from neighbor_grpo.rewards.set import RewardSet
 from neighbor_grpo.run.findings import MOST_CLIPPED, ROUNDING, TRIAL, Finding, Verdict, floor_finding
@@ -175,7 +176,7 @@ def _steps(patient: Patient) -> Iterator[Finding]:
 def _reach(patient: Patient) -> Finding:
     """Name the weights that the gradient does not reach after the first steps: before them a LoRA's A has none, as B is 0."""
     learner, adapters = patient.parts.learner, bool(patient.config.model.lora)
-    names = [name for name, _ in learner.transformer.named_parameters() if "lora_" in name or not adapters]
+    names = [name for name, _ in learner.transformer.named_parameters() if f".{TRAINED}." in name or not adapters]
     dead = {name for name in names if name not in patient.weights}
     still = set(patient.weights)
     for n in range(2):
