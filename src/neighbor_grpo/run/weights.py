@@ -11,14 +11,11 @@ import torch
 from neighbor_grpo.config import Config, check_family
 from neighbor_grpo.console import working
 from neighbor_grpo.errors import UserError
-from neighbor_grpo.files import atomic
 from neighbor_grpo.models.devices import pick_device, pick_dtype
 from neighbor_grpo.models.family import Family
 from neighbor_grpo.models.lora import load_all, load_lora
 from neighbor_grpo.models.registry import family_of, load_model
-from neighbor_grpo.run.files import read_config, resume_command
-
-TRAINED = "trained weights"  # kind of the directories lora/ and transformer/
+from neighbor_grpo.run.files import read_config, trained_weights
 
 
 @dataclass(frozen=True)
@@ -100,14 +97,3 @@ def _load_lora(model: Family, lora: str) -> None:
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         reason = str(error).strip().splitlines()[0]
         raise UserError(f"--lora {lora}: not a LoRA for this model in diffusers' layout: {reason}") from error
-
-
-def trained_weights(run: Path, best: bool = False) -> Path:
-    """Return the directory of a run's trained weights, last or best.  Raises UserError where there are none."""
-    weights = (run / "best" if best else run) / ("lora" if read_config(run).model.lora else "transformer")
-    if weights.is_dir():
-        atomic.check(weights, TRAINED)
-        return weights
-    if best:
-        raise UserError(f"{run} kept no best weights: leave out --best, or set evaluate.best before training")
-    raise UserError(f"{run} is not finished: resume it with {resume_command(run)}")
