@@ -63,11 +63,9 @@ def exported(name, layers, folder, place, form):
 
 def equal(found, added, name, extra=()):
     """Every layer is there, at its strength; `extra`: parts of joined layers that were not trained and get nothing."""
-    assert added.keys() <= found.keys() and all(layer.endswith(extra) for layer in found.keys() - added.keys())
-    for layer, value in found.items():
-        torch.testing.assert_close(
-            value, added.get(layer, torch.zeros_like(value)), atol=1e-4, rtol=1e-4, msg=f"{name} {layer}"
-        )
+    assert added.keys() <= found.keys() and all(layer.endswith(extra) for layer in found.keys() - added.keys()), name
+    wanted = [added[layer] if layer in added else torch.zeros_like(value) for layer, value in found.items()]
+    torch.testing.assert_close(torch.cat([*found.values()]), torch.cat(wanted), atol=1e-4, rtol=1e-4)
 
 
 @pytest.fixture(scope="module")
