@@ -20,7 +20,7 @@ from neighbor_grpo.models.registry import locate
 # Other forms of the weights, which would stay untrained, and code.
 _LEFT_OUT = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.msgpack", "*.h5", "*.gguf", "*.onnx*", "*.py", "__pycache__", ".*")
 _PLACES = ("_name_or_path", "name_or_path")  # keys in which libraries note where a model was loaded from
-_WHOLE = (torch.float32, torch.bfloat16, torch.float16)  # types whose numbers are the weights themselves
+_PLAIN = ("F32", "BF16", "F16")  # types of a file whose numbers are the weights themselves
 
 
 @dataclass(frozen=True)
@@ -54,32 +54,41 @@ def write_merged(path_or_id: str | Path, index: Index, updates: Mapping[str, Upd
     if not isinstance(place, Path):
         place = Path(DiffusionPipeline.download(place, use_safetensors=True, **dict.fromkeys(index.absent)))
     check_directory(place, index)
+    for name, update in updates.items():
+        _check(place / name, update)
     shutil.copyfile(place / INDEX, out / INDEX)
     for name in index.components:
-        shutil.copytree(place / name, out / name, ignore=shutil.ignore_patterns(*_LEFT_OUT))
+        left_out = shutil.ignore_patterns(*_LEFT_OUT)
+        shutil.copytree(place / name, out / name, ignore=left_out, copy_function=shutil.copyfile)  # a base may be read-only
     for name, update in updates.items():
-        files = sorted((out / name).glob("*.safetensors"))
-        found = {weight for file in files for weight in _rewrite(place / name / file.name, file, update)}
-        if missing := sorted(update.names - found):
-            raise UserError(f"{place / name} has no weights {missing[0]}: choose --format diffusers, or check model.path")
+        for file in sorted((out / name).glob("*.safetensors")):
+            _rewrite(place / name / file.name, file, update)
     remove_places(out)
 
 
-def _rewrite(old: Path, new: Path, update: Update) -> list[str]:
-    """Overwrite the weights to update in `new`, a copy of `old`; return their names."""
+def _check(folder: Path, update: Update) -> None:
+    """Raise UserError unless a transformer's files hold all weights to update as plain numbers."""
+    missing = set(update.names)
+    for file in sorted(folder.glob("*.safetensors")):
+        for opened, name in _names(file):
+            if name in update.names and (kind := opened.get_slice(name).get_dtype()) not in _PLAIN:
+                raise UserError(f"{file} holds {name} as {kind}, which is quantized: choose --format diffusers")
+            missing.discard(name)
+    if missing:
+        raise UserError(f"{folder} has no weights {min(missing)}: choose --format diffusers, or check model.path")
+
+
+def _rewrite(old: Path, new: Path, update: Update) -> None:
+    """Overwrite the weights to update in `new`, a copy of `old`."""
     with new.open("r+b") as file, safe_open(old, "pt") as stored:
         start = 8 + int.from_bytes(file.read(8), "little")
         header = json.loads(file.read(start - 8))
-        names = sorted(update.names & header.keys(), key=lambda name: header[name]["data_offsets"])
-        for name in names:
+        for name in sorted(update.names & header.keys(), key=lambda name: header[name]["data_offsets"]):
             weight = stored.get_tensor(name)
-            if weight.dtype not in _WHOLE:
-                raise UserError(f"{old.name} holds {name} as {weight.dtype}, not as plain numbers: choose --format diffusers")
             value = update.value(name, weight)
             assert value.dtype == weight.dtype and value.shape == weight.shape, name
             file.seek(start + header[name]["data_offsets"][0])
             file.write(value.contiguous().reshape(-1).view(torch.uint8).numpy().data)
-    return names
 
 
 def _names(file: Path) -> list[tuple[Any, str]]:
