@@ -73,9 +73,9 @@ def _pair(stored: Any, key: str) -> Matrices:
 
 def _strength(settings: Mapping[str, Any], layer: str, rank: int) -> float:
     """Return what peft multiplies the product of a layer's matrices by."""
-    own = settings.get("alpha_pattern") or {}
-    alpha = own.get(get_pattern_key(own.keys(), layer), settings["lora_alpha"])
-    return float(alpha / (rank**0.5 if settings.get("use_rslora") else rank))
+    own: dict[str, float] = settings.get("alpha_pattern") or {}
+    alpha = own.get(get_pattern_key(list(own), layer), float(settings["lora_alpha"]))
+    return alpha / (rank**0.5 if settings.get("use_rslora") else rank)
 
 
 def write_layers(file: Path, layers: Layers, targets: list[str] | None) -> None:

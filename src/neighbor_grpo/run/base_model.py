@@ -8,6 +8,7 @@ from huggingface_hub.errors import HTTPError
 
 from neighbor_grpo.models.registry import BUNDLED, locate
 
+BUNDLED_TOKENS = 12  # of a prompt, in the bundled model: fewer than its pipeline takes for granted
 _HUB = "https://huggingface.co"
 
 

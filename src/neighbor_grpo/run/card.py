@@ -13,15 +13,16 @@ import yaml
 
 from neighbor_grpo.errors import UserError, printable
 from neighbor_grpo.files import atomic
+from neighbor_grpo.files.images import gallery
 from neighbor_grpo.models.family import Family
 from neighbor_grpo.models.video import Video
 from neighbor_grpo.prompts.reading import prompt_hash, read_prompts
 from neighbor_grpo.run import files
-from neighbor_grpo.run.base_model import hub_id, is_bundled, licence, model_name
+from neighbor_grpo.run.base_model import BUNDLED_TOKENS, hub_id, is_bundled, licence, model_name
 from neighbor_grpo.run.export_request import Request
 from neighbor_grpo.run.pages import markdown_table, render
 from neighbor_grpo.run.record import read_record
-from neighbor_grpo.run.report import Samples, all_samples, save_gallery
+from neighbor_grpo.run.report import Samples, all_samples, titled
 
 _CARD = Path(__file__).parent / "card.md"
 _PICTURES = "images"  # folder of the pictures
@@ -70,12 +71,13 @@ def _kind(family: type[Family]) -> str:
 
 
 def _draw(samples: Sequence[Samples], folder: Path) -> list[dict[str, Any]]:
-    """Draw the first and the last pictures of each prompt side by side; return the hub's gallery of them."""
+    """Draw the first and the last picture of each prompt side by side; return the hub's gallery of them."""
     shown = []
     for n, prompt in enumerate(samples[0].prompts if samples else []):
+        columns = {title: images[n : n + 1, :1] for title, images in titled(samples).items()}
         file = folder / _PICTURES / f"{n:02d}.png"
         file.parent.mkdir(exist_ok=True)
-        save_gallery(samples, [prompt], file, n)
+        gallery(columns, [prompt], min(max(samples[0].images.shape[-2], 128), 512)).save(file, "PNG")
         shown.append({"text": prompt, "output": {"url": file.relative_to(folder).as_posix()}})
     return shown
 
@@ -91,7 +93,7 @@ def _use(request: Request, family: type[Family], samples: Samples | None) -> dic
         "width": width,
         "num_frames": model.num_frames,
         "num_inference_steps": evaluate.num_steps or request.config.method.num_steps,
-        "max_sequence_length": model.max_sequence_length,
+        "max_sequence_length": model.max_sequence_length or (BUNDLED_TOKENS if is_bundled(model.path) else None),
     }
     return {
         "form": kind if request.form == "diffusers" else request.form,

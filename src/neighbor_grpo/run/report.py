@@ -86,17 +86,16 @@ def _first_whole(folders: Iterable[Path]) -> Samples | None:
 
 def draw_before_after(run: Path, file: Path) -> bool:
     """Draw the first and the last pictures side by side; return whether there are any."""
-    if found := all_samples(run):
-        save_gallery(found, found[0].prompts, file)
+    found = all_samples(run)
+    if found:
+        with atomic.writing(file) as aside:
+            gallery(titled(found), found[0].prompts).save(aside, "PNG")
     return bool(found)
 
 
-def save_gallery(found: Sequence[Samples], prompts: Sequence[str], file: Path, start: int = 0) -> None:
-    """Draw samples of the same prompts side by side, of `prompts` only, which are those from number `start` on."""
-    titles = ["before" if one.iteration == 0 else f"after {one.iteration} iterations" for one in found]
-    rows = slice(start, start + len(prompts))
-    with atomic.writing(file) as aside:
-        gallery({t: one.images[rows] for t, one in zip(titles, found, strict=True)}, prompts).save(aside, "PNG")
+def titled(found: Sequence[Samples]) -> dict[str, Tensor]:
+    """Return pictures by the titles "before" and "after N iterations"."""
+    return {"before" if one.iteration == 0 else f"after {one.iteration} iterations": one.images for one in found}
 
 
 def write(run: Path) -> Path:
