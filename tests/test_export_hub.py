@@ -3,6 +3,8 @@
 import os
 import re
 import shutil
+import subprocess
+import sys
 
 import pytest
 import yaml
@@ -141,6 +143,17 @@ def test_what_keeps_the_hub_from_taking_it_is_said_before_anything_is_written(ca
     monkeypatch.delenv("HF_TOKEN")
     monkeypatch.setattr(constants, "HF_TOKEN_PATH", os.devnull)
     assert "hf auth login" in refused("me/tiny")
+
+
+@LORA
+def test_a_mistake_loads_no_library(trained, tmp_path):
+    """Nor does asking the hub: what a push lacks is known in a moment."""
+    _, place = trained
+    code = "import sys; from neighbor_grpo.cli import main; n = main(sys.argv[1:]); print(n, 'torch' in sys.modules)"
+    for arguments, remedy in ((("--out", str(place)), "not empty"), (("--push", "me/tiny"), "HF_HUB_OFFLINE")):
+        command = [sys.executable, "-c", code, "export", str(place), *arguments]
+        done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"HF_TOKEN": "hf_stand_in"})
+        assert done.stdout == "2 False\n" and remedy in done.stderr and len(done.stderr.splitlines()) == 1
 
 
 @LORA
