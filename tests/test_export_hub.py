@@ -149,11 +149,14 @@ def test_what_keeps_the_hub_from_taking_it_is_said_before_anything_is_written(ca
 def test_a_mistake_loads_no_library(trained, tmp_path):
     """Nor does asking the hub: what a push lacks is known in a moment."""
     _, place = trained
-    code = "import sys; from neighbor_grpo.cli import main; n = main(sys.argv[1:]); print(n, 'torch' in sys.modules)"
-    for arguments, remedy in ((("--out", str(place)), "not empty"), (("--push", "me/tiny"), "HF_HUB_OFFLINE")):
-        command = [sys.executable, "-c", code, "export", str(place), *arguments]
-        done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"HF_TOKEN": "hf_stand_in"})
-        assert done.stdout == "2 False\n" and remedy in done.stderr and len(done.stderr.splitlines()) == 1
+    export = ["export", str(place)]
+    mistakes = [[*export, "--out", str(place)], [*export, "--push", "me/tiny"], [*export, "--private"]]
+    code = f"import sys; from neighbor_grpo.cli import main; print([main(m) for m in {mistakes}], 'torch' in sys.modules)"
+    environment = os.environ | {"HF_TOKEN": "hf_stand_in"}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
+    assert done.stdout == "[2, 2, 2] False\n"
+    lines = done.stderr.splitlines()
+    assert len(lines) == 3 and all(r in line for r, line in zip(("not empty", "HF_HUB_OFFLINE", "--push"), lines, strict=True))
 
 
 @LORA
