@@ -109,6 +109,8 @@ MISTAKES = [
     (["evaluate", "--seeds", "x"], "--seeds"),
     (["evaluate", "--measure", "beauty"], "unknown metric or reward 'beauty'"),
     (["evaluate", "--prompts", "none.txt"], "no prompt file"),
+    (["export", "none"], "no run in"),
+    (["export", "none", "--format", "onnx"], "--format"),
     (["rewards", "convert", "hpsv2.1", "none.pt"], "none.pt"),
     (["rewards", "check", "beauty"], "unknown reward 'beauty'"),
     (["scenes", "pretrain", "--steps", "-1", "--out", "x"], "--steps"),

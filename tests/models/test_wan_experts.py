@@ -1,13 +1,15 @@
 """Wan of two experts: rows, LoRAs, weights and runs."""
 
+import re
 from types import SimpleNamespace
 
 import family_wan_experts
 import family_wan_i2v
 import pytest
 import torch
-from diffusers import DiffusionPipeline
+from diffusers import AutoModel, DiffusionPipeline
 from runs import settings
+from safetensors.torch import load_file
 from wan import PROMPTS, load, noise_of, train_lora
 
 from neighbor_grpo.config import load_config
@@ -17,6 +19,7 @@ from neighbor_grpo.models.backends import compile_blocks
 from neighbor_grpo.models.lora import load_all, load_lora, save_all, save_lora
 from neighbor_grpo.models.sampling import sample
 from neighbor_grpo.run.export import export
+from neighbor_grpo.run.export_request import check_request
 from neighbor_grpo.run.weights import load_trained
 from neighbor_grpo.training.learner import Learner
 from neighbor_grpo.training.trainer import Trainer
@@ -98,14 +101,32 @@ def test_a_run_of_two_experts_is_exported_whole(place, tmp_path):
         run = Trainer(load_config(None, settings(place["experts"], tmp_path / kind, *small, *lora))).run()
         ours = velocities(load_trained(None, run, "cpu").model)
         assert all((a - b).abs().max() > 1e-3 for a, b in zip(ours, velocities(load(place["experts"])), strict=True))
-        export(run, "merged", tmp_path / kind / "merged")
+        export(check_request(run, "merged", tmp_path / kind / "merged"))
         torch.testing.assert_close(velocities(load(tmp_path / kind / "merged")), ours, atol=1e-4, rtol=1e-4)
-    export(tmp_path / "lora" / "run", "diffusers", tmp_path / "out")
-    fresh = load(place["experts"])
-    family_wan_experts.load_lora(fresh.pipe, tmp_path / "out" / "lora")
-    torch.testing.assert_close(velocities(fresh), velocities(load_trained(None, tmp_path / "lora" / "run", "cpu").model))
-    with pytest.raises(UserError, match="--format diffusers or merged"):
-        export(tmp_path / "lora" / "run", "comfyui", tmp_path / "comfyui")
+        export(check_request(run, "diffusers", tmp_path / kind / "out"))
+        fresh = load(place["experts"])
+        drawn_by_the_card(tmp_path / kind / "out", fresh.pipe)
+        torch.testing.assert_close(velocities(fresh), ours, atol=1e-4, rtol=1e-4)
+    export(check_request(tmp_path / "lora" / "run", "comfyui", tmp_path / "comfyui"))
+    names = {file.name: load_file(file).keys() for file in (tmp_path / "comfyui").glob("*.safetensors")}
+    assert names.keys() == {"run_high_noise.safetensors", "run_low_noise.safetensors"}
+    assert all(key.startswith("diffusion_model.blocks.") for keys in names.values() for key in keys)
+
+
+def drawn_by_the_card(folder, pipe):
+    """Load trained weights into a pipeline in fp32 by the lines of the model card that do so."""
+    code = re.search(r"```python\n(.*?)```", (folder / "README.md").read_text(), re.S)[1]
+    if "load_lora_weights" in code:
+        lines = [line.replace("repo", repr(str(folder)), 1) for line in code.splitlines() if line.startswith("pipe.load_lora")]
+        assert len(lines) == 2
+        exec("\n".join(lines), {"pipe": pipe})
+        return
+    trained = re.search(r"trained = \{.*?\}", code, re.S)[0].replace("torch.bfloat16", "torch.float32")
+    scope = {"AutoModel": AutoModel, "torch": torch, "repo": str(folder)}
+    exec(trained, scope)
+    assert scope["trained"].keys() == {"transformer", "transformer_2"}
+    for name, part in scope["trained"].items():
+        getattr(pipe, name).load_state_dict(part.state_dict())
 
 
 def test_two_experts_are_not_divided(place):

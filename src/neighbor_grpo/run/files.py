@@ -16,6 +16,7 @@ if TYPE_CHECKING:  # imported only where needed: these bring torch and transform
     from neighbor_grpo.config import Config
     from neighbor_grpo.rewards.score import Failure
 
+TRAINED = "trained weights"  # kind of the directories lora/ and transformer/
 Figures = dict[str, Any]  # one line of metrics.jsonl: numbers by name
 TRAINING_PHASES = ("encode", "rollout", "decode", "reward", "update")  # phases of an iteration, without its evaluation
 
@@ -81,6 +82,17 @@ def read_config(run: Path, changes: Sequence[str] = ()) -> "Config":
     if not (run / "config.yaml").is_file():
         raise UserError(f"no run in {run}: give a directory with a config.yaml")
     return load_config(run / "config.yaml", list(changes)).model_copy(update={"run_dir": str(run)})
+
+
+def trained_weights(run: Path, best: bool = False) -> Path:
+    """Return the directory of a run's trained weights, last or best.  Raises UserError where there are none."""
+    weights = (run / "best" if best else run) / ("lora" if read_config(run).model.lora else "transformer")
+    if weights.is_dir():
+        atomic.check(weights, TRAINED)
+        return weights
+    if best:
+        raise UserError(f"{run} kept no best weights: leave out --best, or set evaluate.best before training")
+    raise UserError(f"{run} is not finished: resume it with {resume_command(run)}")
 
 
 def refuse_existing(run: Path) -> None:

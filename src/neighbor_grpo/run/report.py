@@ -58,10 +58,14 @@ def read_samples(folder: Path) -> Samples:
     return Samples(int(folder.name), torch.stack(rows), prompts)
 
 
-def all_samples(run: Path) -> list[Samples]:
-    """Read the first and the last pictures that are not damaged and show the same prompts; nothing without any."""
+def all_samples(run: Path, until: int | None = None) -> list[Samples]:
+    """Read the first and the last pictures that are not damaged and show the same prompts; nothing without any.
+
+    until: the iteration of the last ones, None = of the run.
+    """
     base = read_record(run).base
     folders = [folder for folder in sorted((run / "samples").glob("[0-9]*")) if int(folder.name) >= base]
+    folders = [folder for folder in folders if until is None or int(folder.name) <= until]
     first = _first_whole(folders)
     last = _first_whole(folders[::-1])
     if first is None or last is None or last.iteration == first.iteration:
@@ -83,11 +87,15 @@ def _first_whole(folders: Iterable[Path]) -> Samples | None:
 def draw_before_after(run: Path, file: Path) -> bool:
     """Draw the first and the last pictures side by side; return whether there are any."""
     found = all_samples(run)
-    titles = ["before" if one.iteration == 0 else f"after {one.iteration} iterations" for one in found]
     if found:
         with atomic.writing(file) as aside:
-            gallery({t: one.images for t, one in zip(titles, found, strict=True)}, found[0].prompts).save(aside, "PNG")
+            gallery(titled(found), found[0].prompts).save(aside, "PNG")
     return bool(found)
+
+
+def titled(found: Sequence[Samples]) -> dict[str, Tensor]:
+    """Return pictures by the titles "before" and "after N iterations"."""
+    return {"before" if one.iteration == 0 else f"after {one.iteration} iterations": one.images for one in found}
 
 
 def write(run: Path) -> Path:

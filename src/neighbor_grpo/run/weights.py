@@ -17,9 +17,8 @@ from neighbor_grpo.models.devices import pick_device, pick_dtype
 from neighbor_grpo.models.family import Family
 from neighbor_grpo.models.lora import load_all, load_lora
 from neighbor_grpo.models.registry import family_of, load_model
-from neighbor_grpo.run.files import read_config, resume_command
+from neighbor_grpo.run.files import read_config, trained_weights
 
-TRAINED = "trained weights"  # kind of the directories lora/ and transformer/
 ADAPTERS = "adapters"  # directory, and its kind
 
 
@@ -92,17 +91,6 @@ def _load_run(model: Family, run: Path, config: Config, best: bool) -> None:
         load_lora(model.transformer, weights)
     else:
         load_all(model.transformer, weights)
-
-
-def trained_weights(run: Path, best: bool = False) -> Path:
-    """Return the directory of a run's trained weights, last or best.  Raises UserError where there are none."""
-    weights = (run / "best" if best else run) / ("lora" if read_config(run).model.lora else "transformer")
-    if weights.is_dir():
-        atomic.check(weights, TRAINED)
-        return weights
-    if best:
-        raise UserError(f"{run} kept no best weights: leave out --best, or set evaluate.best before training")
-    raise UserError(f"{run} is not finished: resume it with {resume_command(run)}")
 
 
 # ---------------------------------------------------------------- what a run starts from

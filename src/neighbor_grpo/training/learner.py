@@ -23,7 +23,7 @@ from neighbor_grpo.models.experts import Experts
 from neighbor_grpo.models.family import Family
 from neighbor_grpo.models.lora import make_trainable, save_all, save_lora
 from neighbor_grpo.models.policy import ModelPolicy, exchanged
-from neighbor_grpo.run.weights import TRAINED
+from neighbor_grpo.run.files import TRAINED
 from neighbor_grpo.training import checkpoint
 from neighbor_grpo.training.errors import NotFiniteError, RanksDifferError
 from neighbor_grpo.training.gradients import Step, accumulate

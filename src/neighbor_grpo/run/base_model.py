@@ -1,0 +1,46 @@
+"""What may be said elsewhere of the model that a run started from: its name on the hub and its licence, not its place here."""
+
+from pathlib import Path
+
+import yaml
+from huggingface_hub import ModelCard
+from huggingface_hub.errors import HTTPError
+
+from neighbor_grpo.models.registry import BUNDLED, locate
+
+BUNDLED_TOKENS = 12  # of a prompt, in the bundled model: fewer than its pipeline takes for granted
+_HUB = "https://huggingface.co"
+
+
+def hub_id(path: str) -> str | None:
+    """Return the name of a model on the hub; None for a directory and for the bundled model."""
+    place = locate(path)
+    return None if isinstance(place, Path) else place
+
+
+def is_bundled(path: str) -> bool:
+    """Return whether a model is the one that comes with this package."""
+    return locate(path) == BUNDLED
+
+
+def model_name(path: str) -> str:
+    """Return what a model is called: its name on the hub, or that of its directory."""
+    if is_bundled(path):
+        return "the bundled model of neighbor-grpo"
+    return hub_id(path) or Path(path).resolve().name
+
+
+def licence(path: str) -> dict[str, str]:
+    """Return license, license_name and license_link as the model's own card gives them; nothing where they are not known."""
+    name = hub_id(path)
+    try:
+        data = ModelCard.load(name or Path(locate(path)) / "README.md", ignore_metadata_errors=True).data
+    except (OSError, ValueError, HTTPError, yaml.YAMLError):  # no card, or none within reach
+        return {}
+    found = {key: data.get(key) for key in ("license", "license_name", "license_link")}
+    if not isinstance(found["license"], str):
+        return {}
+    link = found["license_link"]
+    if isinstance(link, str) and "://" not in link:  # a file beside the card
+        found["license_link"] = f"{_HUB}/{name}/blob/main/{link}" if name else None
+    return {key: value for key, value in found.items() if isinstance(value, str)}
