@@ -1,6 +1,6 @@
 """How large the differences between papers and published code are on the bundled model: the table of docs/differences.md.
 
-    python benchmarks/differences.py [--prompts 8]
+    python benchmarks/differences.py [--prompts 2] [density divergence ...]
 
 Two settings of one method see the same noise, pictures and rewards.  `length` is |g| of the authors' code over |g| of the
 formula, `cosine` that between the two, g the gradient of all optimizer steps of an iteration, before the first of them.
@@ -8,6 +8,7 @@ formula, `cosine` that between the two, g the gradient of all optimizer steps of
 
 import argparse
 from collections.abc import Sequence
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -41,13 +42,15 @@ class Bench:
         """Assemble a run of a method on the bundled model, with a LoRA."""
         return admitted(load_config(None, [f"method.name={method}", *self.common, *settings]))
 
+    @cache  # noqa: B019, there is one bench
+    def gradient(self, method: str, *settings: str) -> Tensor:
+        """Return the gradient of a method's first iteration."""
+        with self.run(method, *settings) as patient:
+            return gradient(patient)
+
     def gradients(self, method: str, formula: Sequence[str], code: Sequence[str]) -> tuple[float, float]:
         """Return length and cosine of the code's gradient beside the formula's."""
-        found = []
-        for settings in (formula, code):
-            with self.run(method, *settings) as patient:
-                found.append(gradient(patient))
-        one, two = found
+        one, two = self.gradient(method, *formula), self.gradient(method, *code)
         return float(two.norm() / one.norm()), float(torch.cosine_similarity(one, two, dim=0))
 
     def compared(self, name: str, method: str, formula: Sequence[str], code: Sequence[str]) -> list[Row]:
@@ -118,17 +121,17 @@ class Bench:
         """Measure MixGRPO-Flash: the tail by transitions and by points, beside the tail in full."""
         pictures, rewards = {}, {}
         for label, settings in {
-            "full": ["method.tail=1"],
-            "transitions": [],
-            "points": ["method.tail_count=points"],
-            "star": ["method.tail=0.2"],
-            "star, points": ["method.tail=0.2", "method.tail_count=points"],
+            "r = 1": ["method.tail=1"],
+            "r = 0.4, transitions": [],
+            "r = 0.4, points": ["method.tail_count=points"],
+            "r = 0.2, transitions": ["method.tail=0.2"],
+            "r = 0.2, points": ["method.tail=0.2", "method.tail_count=points"],
         }.items():
             with self.run("mix_grpo_flash", *settings) as patient:
                 tree = patient.source.collect(0).tree
                 pictures[label], rewards[label] = patient.seen[0].images, patient.seen[0].table("scenes").mean()
                 count = len(tree.steps) - patient.config.method.window
-            off = rms(pictures[label] - pictures["full"])
+            off = rms(pictures[label] - pictures["r = 1"])
             rewards[label] = f"{count} transitions, pictures off by {off:.4f}, reward {rewards[label]:.4f}"
         rows = [("tail_count", label, text) for label, text in rewards.items()]
         lost = [place for place in range(MixGRPO().last_place + 1) if int(max((25 - place - 3) * 0.4, 1)) < 2]
@@ -159,18 +162,31 @@ def rms(x: Tensor) -> float:
     return float(x.square().mean().sqrt())
 
 
+MEASURES = {
+    "density": Bench.density,
+    "divergence": Bench.divergence,
+    "reward_std": Bench.reward_std,
+    "weights": Bench.weights,
+    "depths": Bench.depths,
+    "widths": Bench.widths,
+    "split_noise": Bench.split_noise,
+    "tail": Bench.tail,
+    "pull": Bench.pull,
+    "not_offered": Bench.not_offered,
+}
+
+
 def main() -> None:
     """Run the benchmark from the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--prompts", type=int, default=8, help="groups that are rolled out")
+    parser.add_argument("--prompts", type=int, default=2, help="groups that are rolled out")
+    parser.add_argument("measures", nargs="*", metavar="NAME", help=f"some of {', '.join(MEASURES)}; default all")
     silence_libraries()
-    bench = Bench(parser.parse_args().prompts)
+    arguments = parser.parse_args()
+    bench = Bench(arguments.prompts)
     print("| difference | measured | value |\n|---|---|---|")
-    for measure in (
-        bench.density, bench.divergence, bench.reward_std, bench.weights, bench.depths, bench.widths, bench.split_noise,
-        bench.tail, bench.pull, bench.not_offered,
-    ):  # fmt: skip
-        for row in measure():
+    for name in arguments.measures or MEASURES:
+        for row in MEASURES[name](bench):
             print("| " + " | ".join(row) + " |", flush=True)
 
 
