@@ -154,7 +154,7 @@ def test_the_command_lists_them_with_memory_and_level(capsys):
     for line in listed.splitlines():
         preset = read_preset(line.split()[0])
         memory = f"{preset.memory:g} GB " if preset.memory else ""
-        assert line.endswith(preset.summary) and f"{memory} {preset.level} " in f"{' '.join(line.split())} "
+        assert line.endswith(preset.summary) and f" {memory}{preset.level} " in " ".join(line.split())
     assert {line.split()[0] for line in legend.splitlines()} == {read_preset(name).level for name in preset_names()}
 
 

@@ -13,7 +13,6 @@ import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -86,7 +85,6 @@ def read_preset(name: str) -> Preset:
     return Preset(name, summary, values, family, row.get("level", "contract"), row.get("memory"))
 
 
-@cache
 def _table() -> dict[str, dict[str, Any]]:
     """Return {preset: {level, memory}}."""
     return json.loads(TABLE.read_text(encoding="utf-8"))
