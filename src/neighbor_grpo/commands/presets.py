@@ -13,8 +13,8 @@ def add(commands: Commands) -> None:
         "presets",
         help="list the configurations that the package brings along",
         description="List the presets: methods with their published recipes, models, rows of comparisons and comparisons; each "
-        "with the memory that its plan counts for one device (without a model of its own: the bundled one's), and how far it was "
-        "tried. Use one with: neighbor-grpo train --preset NAME, or as the key preset: NAME of a YAML file.",
+        "with the memory that its plan counts for one device (without a model of its own: the bundled one's), and how far it "
+        "was tried. Use one with: neighbor-grpo train --preset NAME, or as the key preset: NAME of a YAML file.",
     )
     presets.set_defaults(command=run)
 
