@@ -34,23 +34,23 @@ T5_XXL = T5Config(
 
 def flux_dev(place: Path, **layers: int) -> Path:
     """FLUX.1-dev: 11.9 billion parameters, or fewer layers of it."""
-    tokenizer, t5_tokenizer = _tokenizers()
+    tokenizer, t5_tokenizer = tokenizers()
     with torch.device("meta"):
         pipe = FluxPipeline(
             transformer=FluxTransformer2DModel(guidance_embeds=True, **layers),
-            vae=_vae(0.3611, 0.1159),
+            vae=vae(0.3611, 0.1159),
             text_encoder=CLIPTextModel(CLIP_L),
             tokenizer=tokenizer,
             text_encoder_2=T5EncoderModel(T5_XXL),
             tokenizer_2=t5_tokenizer,
             scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0, use_dynamic_shifting=True, base_shift=0.5, max_shift=1.15),
         )
-    return _saved(pipe, place)
+    return saved(pipe, place)
 
 
 def sd35_medium(place: Path) -> Path:
     """Stable Diffusion 3.5 medium: 2.5 billion parameters."""
-    tokenizer, t5_tokenizer = _tokenizers()
+    tokenizer, t5_tokenizer = tokenizers()
     with torch.device("meta"):
         transformer = SD3Transformer2DModel(
             sample_size=128,
@@ -67,7 +67,7 @@ def sd35_medium(place: Path) -> Path:
         )
         pipe = StableDiffusion3Pipeline(
             transformer=transformer,
-            vae=_vae(1.5305, 0.0609),
+            vae=vae(1.5305, 0.0609),
             scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
             text_encoder=CLIPTextModelWithProjection(CLIP_L),
             tokenizer=tokenizer,
@@ -76,10 +76,10 @@ def sd35_medium(place: Path) -> Path:
             text_encoder_3=T5EncoderModel(T5_XXL),
             tokenizer_3=t5_tokenizer,
         )
-    return _saved(pipe, place)
+    return saved(pipe, place)
 
 
-def _vae(scaling: float, shift: float) -> AutoencoderKL:
+def vae(scaling: float, shift: float) -> AutoencoderKL:
     return AutoencoderKL(
         down_block_types=("DownEncoderBlock2D",) * 4,
         up_block_types=("UpDecoderBlock2D",) * 4,
@@ -94,14 +94,14 @@ def _vae(scaling: float, shift: float) -> AutoencoderKL:
     )
 
 
-def _tokenizers() -> tuple:
+def tokenizers() -> tuple:
     clip, _, t5, _ = build_text()
     clip.model_max_length, t5.model_max_length = 77, 512
     return clip, t5
 
 
-def _saved(pipe, place: Path) -> Path:
-    """Everything but weights."""
+def saved(pipe, place: Path) -> Path:
+    """Save everything but weights."""
     for name, part in pipe.components.items():
         if isinstance(part, torch.nn.Module) and hasattr(part, "save_config"):
             part.save_config(place / name)

@@ -161,3 +161,27 @@ def test_a_terminal_that_is_closed_or_knows_few_letters_is_written_to(shell, env
     line = f"{sys.executable} -m neighbor_grpo presets {shell}"
     done = subprocess.run(line, shell=True, capture_output=True, text=True, env=os.environ | environment)
     assert done.returncode == 0 and "Traceback" not in done.stderr
+
+
+def test_the_shells_script_completes_commands_options_and_names(capsys, tmp_path):
+    """Asked of bash itself, as the TAB key does."""
+    pytest.importorskip("shtab")
+    code, script, _ = run(capsys, "completion", "bash")
+    assert code == 0
+    (tmp_path / "completion").write_text(script)
+
+    def completed(*words):
+        line = f"COMP_WORDS=({' '.join(words)}); COMP_CWORD={len(words) - 1}; _shtab_neighbor_grpo; echo ${{COMPREPLY[@]}}"
+        done = subprocess.run(["bash", "-c", f"source {tmp_path}/completion; {line}"], capture_output=True, text=True)
+        return done.stdout.split()
+
+    assert completed("neighbor-grpo", "tr") == ["train"]
+    assert completed("neighbor-grpo", "train", "--pre") == ["--preset"]
+    assert {"flux_dev", "flux_dev/neighbor_8"} <= set(completed("neighbor-grpo", "train", "--preset", "flux"))
+    assert completed("neighbor-grpo", "train", "--help", "--method", "dance") == ["dance_grpo"]
+    assert "choose from" in mistake(capsys, "completion", "fish")
+
+
+def test_completion_without_its_package_says_what_to_install(capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "shtab", None)
+    assert "neighbor-grpo[completion]" in mistake(capsys, "completion", "zsh")

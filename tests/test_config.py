@@ -113,6 +113,7 @@ def test_every_value_that_is_not_its_default_has_an_origin(tmp_path):
         "model.lora.rank": (4, 16, str(file)),
         "model.lora.alpha": (8.0, 16.0, "override"),
         "method.name": ("dance_grpo", "neighbor", "preset dance_grpo"),
+        "method.reward_std": ("sample", "population", "preset dance_grpo"),
         "optimizer.lr": (3e-5, 1e-4, "override"),
     }
     lines = settings_lines(config)

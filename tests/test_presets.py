@@ -3,11 +3,13 @@
 import json
 from pathlib import Path
 
+import presets as tool
 import pytest
 
 from neighbor_grpo.cli import main
 from neighbor_grpo.compare.settings import load_comparison, read_comparison
 from neighbor_grpo.config import Config, check_family, load_config, preset_names, read_preset
+from neighbor_grpo.config.presets import LEVELS, TABLE
 from neighbor_grpo.errors import UserError
 from neighbor_grpo.methods import METHODS
 from neighbor_grpo.models.registry import MODELS
@@ -70,7 +72,11 @@ def test_there_is_one_for_every_method_and_every_kind_of_model():
     full = {"neighbor", "dance_grpo", "mix_grpo", "mix_grpo_flash", "mix_grpo_flash_star", "branch_grpo"}
     for name, method in METHODS.items():
         config = load_config(presets=[name])
-        assert config.method == method() and config.iterations == 300 and config.optimizer.weight_decay == 1e-4
+        assert config.iterations == 300 and config.optimizer.weight_decay == 1e-4
+        authors = {"eta", "clip", "kl", "kl_std", "reward_std", "split_noise", "dwell", "tail_count"}
+        assert {
+            key for key, value in vars(config.method).items() if value != getattr(method(), key)
+        } <= authors  # test_published
         if name in full:
             assert config.model.lora is None and config.optimizer.lr == 1e-5
         else:
@@ -141,8 +147,49 @@ def test_a_family_is_checked_where_the_model_lies_here_and_else_by_the_loader(tm
     check_family(elsewhere.families, elsewhere.model.path, "FluxPipeline")
 
 
-def test_the_command_lists_them(capsys):
+def test_the_command_lists_them_with_memory_and_level(capsys):
     assert main(["presets"]) == 0
-    lines = capsys.readouterr().out.splitlines()
-    assert [line.split()[0] for line in lines] == preset_names()
-    assert next(line for line in lines if line.startswith("demo ")).endswith(read_preset("demo").summary)
+    listed, legend = capsys.readouterr().out.split("\n\n")
+    assert [line.split()[0] for line in listed.splitlines()] == preset_names()
+    for line in listed.splitlines():
+        preset = read_preset(line.split()[0])
+        memory = f"{preset.memory:g} GB " if preset.memory else ""
+        assert line.endswith(preset.summary) and f" {memory}{preset.level} " in " ".join(line.split())
+    assert {line.split()[0] for line in legend.splitlines()} == {read_preset(name).level for name in preset_names()}
+
+
+# ------------------------------------------------------------------------ how far each was tried, and what it takes
+
+
+def test_the_table_says_of_every_preset_how_far_it_was_tried():
+    table = json.loads(TABLE.read_text())
+    assert list(table) == preset_names() and all(row["level"] in LEVELS for row in table.values())
+    for name, row in table.items():
+        assert ("memory" in row) == (not read_preset(name).is_comparison) and row.get("memory", 1) > 0
+        if row["level"] == "bundled":
+            assert name.startswith("scenes/") or name == "demo"
+    figures = json.loads((tool.ROOT / "tests" / "reference.json").read_text())  # of the comparison in docs/results.md
+    assert {name for name, row in table.items() if row["level"] == "bundled"} == {
+        "demo",
+        "scenes/compare",
+        "scenes/strict",
+        *(f"scenes/{name}" for name in figures),
+    }
+
+
+def test_the_page_has_the_table():
+    page = tool.PAGE.read_text()
+    assert tool.written(tool.written(page, "levels", tool.levels()), "presets", tool.page()) == page
+
+
+@pytest.mark.parametrize("name", ["demo", "scenes/branch_grpo"])
+def test_the_memory_is_that_of_the_plan(name, tmp_path):
+    assert read_preset(name).memory == pytest.approx(tool.memory(load_config(presets=[name]), tmp_path), rel=0.05)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "name", ["sd35_medium", "flux_dev/neighbor_8", "flux2_klein", "z_image_turbo", "wan21_t2v", "hunyuan_video"]
+)
+def test_the_memory_of_published_models(name, tmp_path):
+    assert read_preset(name).memory == pytest.approx(tool.memory(load_config(presets=[name]), tmp_path), rel=0.02)

@@ -14,6 +14,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 CONSTRAINTS = ROOT / "constraints.txt"
 RUN = ("iterations=2", "prompts.per_iteration=2", "evaluate.prompts=4", "evaluate.every=0", "run_dir=run", "device=cpu")
+BUNDLED = ("model.path=scenes", "model.height=64", "model.width=64", "prompts.path=scenes", "prompts.eval_path=scenes")
 LEFT = ("config.yaml", "metrics.jsonl", "report.html", "lora", "checkpoints/000002")
 
 
@@ -53,6 +54,7 @@ def main() -> None:
         if f"-{version}-" not in wheel.name:
             raise SystemExit(f"wheel: {wheel.name} says that it is version {version}")
         call(command, "--help", cwd=place)
+        call(command, "plan", "--preset", "flux_dev/neighbor_8", *BUNDLED, cwd=place)
         call(command, "demo", *RUN, cwd=place)
         if missing := [name for name in LEFT if not (place / "run" / name).exists()]:
             raise SystemExit(f"wheel: the run left no {', '.join(missing)}")

@@ -13,6 +13,7 @@ from typing import Any, NoReturn, TextIO
 from neighbor_grpo import console
 from neighbor_grpo.commands import (
     compare,
+    completion,
     doctor,
     evaluate,
     export,
@@ -28,7 +29,9 @@ from neighbor_grpo.commands import (
 )
 from neighbor_grpo.errors import UserError
 
-COMMANDS = (train, plan, probe, doctor, study, compare, presets, sample, evaluate, report, export, rewards, scenes)
+COMMANDS = (
+    train, plan, probe, doctor, study, compare, presets, sample, evaluate, report, export, rewards, scenes, completion,
+)  # fmt: skip
 SIGNALLED = 128  # exit codes above it are those of a process that a signal ended
 STOPPED, CLOSED = SIGNALLED + 2, SIGNALLED + 13  # by SIGINT, by SIGPIPE
 
@@ -134,6 +137,7 @@ def _discard_output() -> None:
 def _parser() -> argparse.ArgumentParser:
     parser = Parser(prog="neighbor-grpo", description="Align flow-matching image and video models with rewards.")
     parser.add_argument("--version", action="version", version=f"neighbor-grpo {version('neighbor-grpo')}")
+    parser.set_defaults(root=parser)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     for command in COMMANDS:
         command.add(commands)

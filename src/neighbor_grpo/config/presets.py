@@ -5,8 +5,11 @@ A preset is a YAML file under `presets/`.  Its name is its path without the suff
 
     preset:   names of other presets, applied below its own values
     family:   the diffusers pipeline class that it is for
+
+`table.json` beside them says of each how far it was tried, and the memory that its plan counts.
 """
 
+import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -19,6 +22,13 @@ from neighbor_grpo.errors import UserError, shown
 from neighbor_grpo.models.directory import INDEX, read_index
 
 ROOT = Path(__file__).parent.parent / "presets"
+TABLE = ROOT / "table.json"  # tools/presets.py counts the memory
+LEVELS = {
+    "weights": "run on the published weights, with its curve in the documentation",
+    "size": "run on random weights of the true size",
+    "bundled": "run to its end on the bundled model, with its figures in the documentation",
+    "contract": "its settings are read, and its method trains an iteration on tiny random weights of the model's true layout",
+}
 BUNDLED = Path(__file__).parent.parent / "scenes" / "model"
 
 
@@ -30,6 +40,8 @@ class Preset:
     summary: str  # the first line of the file, a comment
     values: dict[str, Any]  # without `family`
     family: str | None = None
+    level: str = "contract"  # one of LEVELS: how far it was tried
+    memory: float | None = None  # GB (10^9 bytes) of one device, by the plan; None of a comparison
 
     @property
     def method(self) -> str | None:
@@ -69,8 +81,13 @@ def read_preset(name: str) -> Preset:
     file = preset_file(name)
     values = read_values(file)
     summary = file.read_text(encoding="utf-8").split("\n", 1)[0].removeprefix("# ")
-    family = values.pop("family", None)
-    return Preset(name, summary, values, family)
+    family, row = values.pop("family", None), _table().get(name, {})
+    return Preset(name, summary, values, family, row.get("level", "contract"), row.get("memory"))
+
+
+def _table() -> dict[str, dict[str, Any]]:
+    """Return {preset: {level, memory}}."""
+    return json.loads(TABLE.read_text(encoding="utf-8"))
 
 
 def check_family(families: Mapping[str, str], path: str, family: str) -> None:

@@ -64,8 +64,9 @@ class Rewards(Section):
         None,
         description="evaluated, never trained on: rewards and metrics; null = diversity, artefacts and similar metrics",
     )
-    aggregate: Literal["advantages", "rewards"] = Field(
-        "advantages", description="what the weights of several rewards multiply: z-scores, or raw values"
+    aggregate: Literal["advantages", "mean_advantages", "rewards"] = Field(
+        "advantages",
+        description="what the weights of several rewards multiply: z-scores; z-scores, over the sum of weights; or raw values",
     )
     scorers: dict[Name, dict[str, Any]] = Field(
         {}, description="settings of scorers by name: {hpsv2.1: {weights: PATH}, mine: {url: http://127.0.0.1:8000}}"
@@ -78,6 +79,11 @@ class Rewards(Section):
         for name, weight in self.train.items():
             if weight == 0:
                 raise UserError(f"reward.train: the weight of {shown(name)} is 0: put it into reward.watch, or leave it out")
+        if self.aggregate == "mean_advantages" and (total := sum(self.train.values())) <= 0:
+            raise UserError(
+                f"reward.aggregate=mean_advantages divides by the sum of the weights, {total:g}: make it positive, or set "
+                "reward.aggregate=advantages"
+            )
         return self
 
     @model_validator(mode="before")

@@ -14,10 +14,10 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-def _mean_std(rewards: Tensor) -> tuple[Tensor, Tensor]:
-    """Return mean and population std over the last dimension, without samples that have no score."""
-    mean = rewards.nanmean(-1, keepdim=True)
-    return mean, (rewards - mean).square().nanmean(-1, keepdim=True).sqrt()
+def _mean_std(rewards: Tensor, ddof: int = 0) -> tuple[Tensor, Tensor]:
+    """Return mean and std over the last dimension, without samples that have no score; the std's divisor is n - ddof."""
+    mean, n = rewards.nanmean(-1, keepdim=True), (~rewards.isnan()).sum(-1, keepdim=True)
+    return mean, ((rewards - mean).square().nansum(-1, keepdim=True) / (n - ddof)).sqrt()
 
 
 def has_spread(rewards: Tensor) -> Tensor:
@@ -32,9 +32,10 @@ def has_spread(rewards: Tensor) -> Tensor:
     return (std > 1e-5 * mean.abs().clamp_min(1e-3)).squeeze(-1)
 
 
-def z_score(rewards: Tensor, pool: Tensor | None = None) -> Tensor:
-    """Return A = (r - mean of the group) / std (Neighbor GRPO Eq. 3), population std.  [P, G] -> [P, G]
+def z_score(rewards: Tensor, pool: Tensor | None = None, ddof: int = 0) -> Tensor:
+    """Return A = (r - mean of the group) / std (Neighbor GRPO Eq. 3).  [P, G] -> [P, G]
 
+    The std's sum of squares is divided by n - ddof: 0 is the population std, 1 the sample std, which torch.std takes too.
     With a pool, the std is that of all its rewards (Flow-GRPO: the iteration's) instead of each group's own.  A group without
     spread (`has_spread`) has A = 0, so that float noise is never blown up to unit size.  A sample without a score is left
     out of mean and std and has A = 0.
@@ -44,9 +45,9 @@ def z_score(rewards: Tensor, pool: Tensor | None = None) -> Tensor:
             [ 0.,  0.]])
     """
     rewards = rewards.double()
-    mean, std = _mean_std(rewards)
+    mean, std = _mean_std(rewards, ddof)
     if pool is not None:
-        std = _mean_std(pool.double().flatten())[1]
+        std = _mean_std(pool.double().flatten(), ddof)[1]
     counts = has_spread(rewards).unsqueeze(-1) & rewards.isfinite()
     return ((rewards - mean) / std).where(counts, 0.0).float()
 
@@ -70,12 +71,13 @@ def combine(
     rewards: Tensor,
     pool: Tensor,
     weights: Tensor,
-    over: Literal["advantages", "rewards"],
+    over: Literal["advantages", "mean_advantages", "rewards"],
 ) -> Tensor:
     """Return advantages from several rewards [M, P, G], given a method's credit of one.  -> [P, ·]
 
-    advantages   sum_m w_m·credit(r_m): every reward counts by its weight, whatever its scale (the paper's setting)
-    rewards      credit(sum_m w_m·r_m): a reward counts by its weight times its spread
+    advantages        sum_m w_m·credit(r_m): every reward counts by its weight, whatever its scale (the paper's setting)
+    mean_advantages   the same divided by sum_m w_m, as MixGRPO's code does: what clips advantages sees those of one reward
+    rewards           credit(sum_m w_m·r_m): a reward counts by its weight times its spread
 
     pool [M, P', G] holds the rewards of all ranks, weights [M] are the w_m.
 
@@ -86,8 +88,8 @@ def combine(
     weights, rewards, pool = weights.double(), _scored_by_all(rewards), _scored_by_all(pool)
     if over == "rewards":
         return credit(torch.tensordot(weights, rewards, 1), torch.tensordot(weights, pool, 1))
-    credits = torch.stack([w * credit(one, all_) for w, one, all_ in zip(weights, rewards, pool, strict=True)])
-    return credits.sum(0).float()
+    credits = torch.stack([w * credit(one, all_) for w, one, all_ in zip(weights, rewards, pool, strict=True)]).sum(0)
+    return (credits / weights.sum() if over == "mean_advantages" else credits).float()
 
 
 def _scored_by_all(rewards: Tensor) -> Tensor:

@@ -4,10 +4,12 @@
 2. Fusion, upwards.  r(x) = mean over the leaves below x, or  sum_i softmax_i(log p(y_i | x))·r(y_i)  over its successors.
 3. Credit.  A transition's advantage is the z-score of its successor's r among the states of the same depth; 0 for one.
 4. Pruning, of what is trained.  By depth: transitions given, optionally moving up with time; by width: after the last
-   split only the best half of the leaves, or the best and worst quarter.  Mix: SDE at the splits, Euler elsewhere.
+   split only the best half of the leaves, the best of each parent's, or the best and worst quarter.  Mix: SDE at the
+   splits, Euler elsewhere.
 
 Published: N = 20, splits at 0, 3, 6, 9, G = 16, eta = 0.3, clip 1e-3, an optimizer step for about twelve transitions.
-The authors draw a split's noise four times as large and score it as if it were not; here both use the same std.
+The authors' code draws a split's noise four times as large and scores it as if it were not: split_noise = 4.  It counts the
+depths to prune from 1, at the successors.
 """
 
 from __future__ import annotations
@@ -35,10 +37,10 @@ from neighbor_grpo.methods.fields import (
     NumSteps,
     Sde,
     SlideEvery,
+    SplitNoise,
     Splits,
 )
 from neighbor_grpo.methods.gaussian import Gaussian, Transitions, transition
-from neighbor_grpo.methods.policy import gaussian_log_prob
 from neighbor_grpo.methods.tree import Noise, Step, Tree, diffuse, grow, subsets
 
 if TYPE_CHECKING:
@@ -57,6 +59,7 @@ class BranchGRPO(Gaussian):
     clip: Clip = 1e-3
     splits: Splits = (0, 3, 6, 9)
     branching: Branching = 2
+    split_noise: SplitNoise = 1.0
     fusion: Fusion = "mean"
     mix: bool = False
     prune_depths: Depths = ()
@@ -95,19 +98,24 @@ class BranchGRPO(Gaussian):
     def rollout(self, velocity: Velocity, noise: Noise, times: Sequence[float], iteration: Iteration) -> Tree:
         """Grow a tree that splits at the transitions `splits`."""
         tree = Tree(noise(1))
+
+        def spread(n: int) -> Tensor:
+            return self.split_noise * noise(n)
+
         for k in range(self.num_steps):
             here, split = times[k : k + 2], k in self.splits
             if k == self.num_steps - 1 or (self.mix and not split):
                 tree = grow(tree, velocity, here, "euler")
             else:
-                tree = diffuse(tree, velocity, here, self.kernel, noise, {0: self.branching if split else 1})
+                z, successors = (spread, self.branching) if split else (noise, 1)
+                tree = diffuse(tree, velocity, here, self.kernel, z, {0: successors})
         return tree
 
     def credit(self, tree: Tree, rewards: Tensor, pool: Tensor) -> Tensor:
         """Return the advantages of all transitions, step by step: E = sum of M.  [P, G] -> [P, E]"""
         advantages = []
         for step in reversed(tree.steps):
-            advantages.append(z_score(rewards))
+            advantages.append(z_score(rewards, ddof=self.ddof))
             rewards = self._fuse(step, rewards)
         return torch.cat(advantages[::-1], dim=1)
 
@@ -118,7 +126,7 @@ class BranchGRPO(Gaussian):
             return families.nanmean(2)
         mean, std = self.kernel(step.x, step.v, step.t, step.s)
         successors = step.y.unflatten(1, families.shape[1:])  # [P, N, b, *latent]
-        likely = gaussian_log_prob(successors.flatten(0, 1), mean.flatten(0, 1), std.expand(mean.shape[:2].numel()))
+        likely = self.log_prob(successors.flatten(0, 1), mean.flatten(0, 1), std.expand(mean.shape[:2].numel()))
         weight = torch.softmax(likely.view_as(families).where(families.isfinite(), -torch.inf), dim=2)
         return (weight.to(families) * families.nan_to_num()).sum(2)  # NaN where no successor was scored
 
@@ -150,5 +158,11 @@ class BranchGRPO(Gaussian):
         """Return the leaves that train after the last split, from the leaves' advantages [P, G]."""
         best = adv.argsort(dim=1, descending=True, stable=True)
         half, quarter = self.group_size // 2, self.group_size // 4
-        kept = {"all": best, "best": best[:, :half], "extremes": torch.cat([best[:, :quarter], best[:, -quarter:]], dim=1)}
+        children = adv.unflatten(1, (-1, self.branching))  # siblings lie side by side
+        kept = {
+            "all": best,
+            "best": best[:, :half],
+            "best_child": children.argmax(2) + torch.arange(0, self.group_size, self.branching),
+            "extremes": torch.cat([best[:, :quarter], best[:, -quarter:]], dim=1),
+        }
         return kept[self.keep].sort(dim=1).values

@@ -11,7 +11,8 @@
 
     weighting: std   J·std / (mean std of the trained transitions)  (TempFlow-GRPO, arXiv 2508.04324)
 
-Published: guard with c = 2e-6, dppo with c = 1e-5.
+Published: guard with c = 2e-6, dppo with c = 1e-5.  `density`, `kl_std` and `reward_std` choose between a formula and what
+its authors' code computes (docs/differences.md).
 
 The last transition is always an Euler step, so that a picture is the predicted data and never carries the noise of a
 transition that no method trains (DanceGRPO's rule, applied to all).
@@ -36,22 +37,27 @@ from neighbor_grpo.flow.sde import KERNELS, Kernel
 from neighbor_grpo.flow.streams import Iteration
 from neighbor_grpo.methods.advantage import z_score
 from neighbor_grpo.methods.fields import (
+    DDOF,
+    RATES,
     AdvantageStd,
     AdvClip,
     Clip,
+    Density,
     Eta,
     GroupSize,
     Kl,
+    KlStd,
     NumSteps,
+    RewardStd,
     Sde,
     TrainSteps,
     Updates,
     check_kernel,
 )
 from neighbor_grpo.methods.policy import (
+    DENSITIES,
     clipped_surrogate,
     gaussian_divergence,
-    gaussian_log_prob,
     guarded_log_ratio,
     moves_out,
     ratio_figures,
@@ -87,22 +93,38 @@ class Gaussian(Method):
         Literal["ppo", "guard", "dppo"],
         Field(description="ppo: clipped; guard: normalised, then clipped; dppo: clip bounds the divergence, not the ratio"),
     ] = "ppo"
+    density: Density = "gaussian"
     clip: Clip = 1e-4
     weighting: Annotated[
         Literal["none", "std"], Field(description="std: multiply each transition's objective by its std over their mean")
     ] = "none"
+    reward_std: RewardStd = "population"
     adv_clip: AdvClip = 5.0
     kl: Kl = 0.0
+    kl_std: KlStd = "transition"
 
     @model_validator(mode="after")
     def _check_kernel(self) -> Gaussian:
         check_kernel(self.sde, self.eta)
+        if self.kl_std == "rate" and self.sde not in RATES:
+            raise ValueError(f"sde={self.sde} has no rate of noise: set kl_std=transition, or sde to one of {', '.join(RATES)}")
+        if self.density == "distance" and self.ratio == "guard":
+            raise ValueError("density=distance has no effect with ratio=guard, which takes no log-probability: leave it out")
         return self
 
     @property
     def kernel(self) -> Kernel:
         """Return the stochastic transition (x, v, t, s) -> (mean, std)."""
         return partial(KERNELS[self.sde], strength=self.eta)
+
+    @property
+    def ddof(self) -> int:
+        """Return what is taken off the divisor of the rewards' std."""
+        return DDOF[self.reward_std]
+
+    def log_prob(self, choices: Tensor, mean: Tensor, std: Tensor) -> Tensor:
+        """Return the log-probability of choices [R, C, *latent].  -> [R, C]"""
+        return DENSITIES[self.density](choices, mean, std)
 
     @property
     def needs_reference(self) -> bool:
@@ -117,7 +139,7 @@ class Gaussian(Method):
         if self.ratio == "guard":
             ratio, adv = guarded_log_ratio(y, mean, old_mean, std), adv / (t - s).unsqueeze(1)
         else:
-            ratio = gaussian_log_prob(y, mean, std) - gaussian_log_prob(y, old_mean, std)
+            ratio = self.log_prob(y, mean, std) - self.log_prob(y, old_mean, std)
         figures = ratio_figures(ratio, torch.zeros_like(ratio), adv, self.clip)
         if self.ratio == "dppo":
             out = moves_out(ratio, adv, gaussian_divergence(mean, old_mean, std), self.clip)
@@ -127,7 +149,8 @@ class Gaussian(Method):
             loss = -clipped_surrogate(ratio, torch.zeros_like(ratio), adv, self.clip)
         if self.kl:
             mean_ref, _ = self.kernel(x, policy.reference(x, t), t, s)
-            divergence = gaussian_divergence(mean, mean_ref, std) * rows.weight.sum(1)
+            width = std if self.kl_std == "transition" else std / (t - s).sqrt()
+            divergence = gaussian_divergence(mean, mean_ref, width) * rows.weight.sum(1)
             loss, figures["kl"] = loss + self.kl * divergence, divergence.detach().mean()
         return loss, figures
 
@@ -164,7 +187,7 @@ class Chains(Gaussian):
 
     def credit(self, tree: Tree, rewards: Tensor, pool: Tensor) -> Tensor:
         """Return the advantages of the leaves.  [P, G] -> [P, G]"""
-        return z_score(rewards, pool if self.advantage_std == "iteration" else None)
+        return z_score(rewards, pool if self.advantage_std == "iteration" else None, self.ddof)
 
     def updates(self, tree: Tree, adv: Tensor, generators: Sequence[Generator], iteration: Iteration) -> list[Transitions]:
         """Train each sample in one optimizer step, on K of its stochastic transitions, drawn for it alone."""

@@ -11,7 +11,11 @@ ends with the last but one transition.  Where it stands at an iteration:
     exp_decay     as progressive, the stay  ceil( dwell·exp(-0.1·max(0, l - 13)) )
     frozen        l = 0
 
-Flash: the M transitions after the window become ceil(r·M), evenly spaced on the same grid and solved by dpmpp_2m.
+Flash: the M transitions after the window are replaced by fewer, evenly spaced on the same grid and solved by dpmpp_2m:
+
+    tail_count: transitions   ceil(r·M)
+                points        floor(r·(M + 1)) - 1, at least 1: the authors' code counts points, the window's last included
+
 Published: N = 25, w = 4, a = 0.7, G = 12, four optimizer steps per rollout; Flash r = 0.4; Flash* r = 0.2 and frozen.
 Flow-GRPO-Fast is the same with Flow-GRPO's other settings: a window of two at a random place in the first half.
 """
@@ -36,6 +40,7 @@ from neighbor_grpo.methods.fields import (
     NumSteps,
     Strategy,
     Tail,
+    TailCount,
     TailSolver,
     Updates,
     Window,
@@ -57,6 +62,7 @@ class MixGRPO(Chains):
     dwell: Dwell = 25
     dwell_min: Dwell = 1
     tail: Tail = 1.0
+    tail_count: TailCount = "transitions"
     tail_solver: TailSolver = "euler"
 
     @property
@@ -95,11 +101,16 @@ class MixGRPO(Chains):
         ends = stays.cumsum()
         return int(np.searchsorted(ends, iteration.number % ends[-1], side="right"))
 
+    def after(self, end: int) -> int:
+        """Return how many transitions follow a window that ends at place `end` of the grid."""
+        full = self.num_steps - end
+        return ceil(self.tail * full) if self.tail_count == "transitions" else max(int(self.tail * (full + 1)) - 1, 1)
+
     def rollout(self, velocity: Velocity, noise: Noise, times: Sequence[float], iteration: Iteration) -> Tree:
         """Follow the ODE to the window, split there, and follow the ODE after it."""
         start = self.place(iteration)
         end = start + self.window
-        left = ceil(self.tail * (self.num_steps - end))
+        left = self.after(end)
         tail = np.interp(np.linspace(end, self.num_steps, left + 1), np.arange(self.num_steps + 1), times).tolist()
         prefix = grow(Tree(noise(1)), velocity, times[: start + 1], "euler")
         chains = diffuse(prefix, velocity, times[start : end + 1], self.kernel, noise, {0: self.group_size})

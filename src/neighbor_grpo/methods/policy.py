@@ -44,6 +44,21 @@ def gaussian_log_prob(choices: Tensor, mean: Tensor, std: Tensor) -> Tensor:
     return -0.5 * z.square().flatten(2).mean(-1) - std.log().unsqueeze(1) - 0.5 * torch.log(torch.tensor(2 * torch.pi))
 
 
+def distance_log_prob(choices: Tensor, mean: Tensor, std: Tensor) -> Tensor:
+    """Return  -||choice_i - mean||^2, mean over the latent's dimensions: without constants and without 1 / (2·std^2).
+
+    Flow-CPS is published with it.  Its differences are those of gaussian_log_prob times 2·std^2, so transitions of large std
+    weigh more.  choices [R, C, *latent], mean [R, *latent] -> [R, C]
+
+    >>> distance_log_prob(torch.ones(1, 1, 5), torch.full((1, 5), 3.0), torch.ones(1))
+    tensor([[-4.]])
+    """
+    return -(choices.float() - mean.float().unsqueeze(1)).square().flatten(2).mean(-1)
+
+
+DENSITIES = {"gaussian": gaussian_log_prob, "distance": distance_log_prob}
+
+
 def guarded_log_ratio(choices: Tensor, mean: Tensor, old_mean: Tensor, std: Tensor) -> Tensor:
     """Return GRPO-Guard's log rho = mean over dimensions of z·(mean - old_mean),  z = (choice - old_mean) / std.
 
