@@ -44,7 +44,7 @@ def export(run: Path, form: Format, out: Path, best: bool = False) -> Path:
         raise UserError(f"{out} is not empty: choose another --out")
     if form == "comfyui" and not config.model.lora:
         raise UserError("--format comfyui needs a LoRA, and this run trained all weights: choose --format merged")
-    if form == "comfyui" and issubclass(family_of(config.model.path)[0], Video):
+    if form == "comfyui" and issubclass(family_of(config.model.path, config.model.revision)[0], Video):
         raise UserError("ComfyUI names the layers of video models differently: choose --format diffusers or merged")
     with atomic.directory(out, "export") as aside:
         if form == "diffusers":
@@ -71,6 +71,10 @@ def _write_comfyui(lora: Path, file: Path) -> None:
 def _write_merged(run: Path, best: bool, directory: Path) -> None:
     """Write the whole pipeline, with a LoRA added into its weights."""
     model = load_trained(None, run, "cpu", best=best).model
+    if model.frozen and model.frozen.packed:
+        raise UserError(
+            f"--format merged adds to weights, and the transformer is {model.frozen.what}: choose --format diffusers"
+        )
     pipe: Any = model.pipe  # the methods for LoRAs are those of mixins that diffusers' base class does not declare
     if files.read_config(run).model.lora:
         pipe.fuse_lora(components=list(transformers_of(model.transformer)))
