@@ -1,87 +1,106 @@
-"""A stand-in for the hub on the loopback interface: users, repositories, and the commits that are sent to them."""
+"""A stand-in of the hub on the loopback interface: repositories are directories, and each may be refused as the hub does."""
 
-import base64
+import hashlib
 import json
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from threading import Thread
+from urllib.parse import unquote, urlsplit
+
+from huggingface_hub import constants
+
+COMMIT = hashlib.sha1(b"main").hexdigest()
+REFUSALS = {  # what the hub answers: status, code of the error
+    "gated": (403, "GatedRepo"),
+    "private": (401, "RepoNotFound"),
+    "unknown": (404, "RepoNotFound"),
+    "disabled": (403, None),
+    "failing": (500, None),
+    "token": (401, None),
+}
 
 
-class Hub:
-    """What the hub knows, and what was asked of it."""
+class Hub(ThreadingHTTPServer):
+    """Serve `repos`, {name: directory}; `asked` holds the paths of the files that were downloaded."""
 
-    def __init__(self) -> None:
-        self.address = ""
-        self.user = {
-            "name": "me",
-            "orgs": [{"name": "us"}],
-            "auth": {"accessToken": {"role": "write"}},
-        }
-        self.private: dict[str, bool] = {}  # repository -> whether it is private
-        self.files: dict[str, dict[str, bytes]] = {}
-        self.fails: dict[str, int] = {}  # beginning of a path -> status
-        self.asked: list[str] = []
+    def __init__(self, repos: dict[str, Path]) -> None:
+        super().__init__(("127.0.0.1", 0), Answers)
+        self.repos, self.refused, self.asked = repos, {}, []
 
-    def answer(self, method: str, path: str, body: bytes) -> tuple[int, object]:
-        path = path.partition("?")[0]
-        self.asked.append(f"{method} {path}")
-        if status := next((status for start, status in self.fails.items() if path.startswith(start)), None):
-            return status, {"error": "no"}
-        if path == "/api/whoami-v2":
-            return 200, self.user
-        if path == "/api/validate-yaml":
-            return 200, {"errors": [], "warnings": []}
-        if path == "/api/repos/create":
-            asked = json.loads(body)
-            repo = f"{asked['organization']}/{asked['name']}"
-            exists = repo in self.private
-            self.private.setdefault(repo, asked.get("visibility") == "private" or asked.get("private") is True)
-            return (409 if exists else 200), {"url": f"{self.address}/{repo}", "error": "you already created this model repo"}
-        _, _, kind, owner, name, *rest = path.split("/")
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server_port}"
+
+
+class Answers(BaseHTTPRequestHandler):
+    """Answer the requests of huggingface_hub's snapshot_download."""
+
+    server: Hub
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+    def do_HEAD(self) -> None:
+        self.do_GET()
+
+    def do_GET(self) -> None:
+        path = unquote(urlsplit(self.path).path).strip("/")
+        api = path.startswith("api/models/")
+        owner, name, *rest = path.removeprefix("api/models/").split("/")
         repo = f"{owner}/{name}"
-        if kind != "models" or repo not in self.private:
-            return 404, {"error": "Repository not found"}
-        if not rest:
-            return 200, {"id": repo, "private": self.private[repo], "siblings": []}
-        if rest[0] == "preupload":
-            files = json.loads(body)["files"]
-            return 200, {"files": [{"path": file["path"], "uploadMode": "regular", "shouldIgnore": False} for file in files]}
-        for line in body.splitlines():
-            entry = json.loads(line)
-            if entry["key"] == "file":
-                content = base64.b64decode(entry["value"]["content"])
-                self.files.setdefault(repo, {})[entry["value"]["path"]] = content
-        return 200, {"success": True, "commitOid": "0" * 40, "commitUrl": f"{self.address}/{repo}/commit/{'0' * 40}"}
+        place = self.server.repos.get(repo)
+        refusal = self.server.refused.get(repo, None if place else "unknown")
+        if refusal and not (refusal == "gated" and api):  # what is in a gated repository is public
+            return self.refuse(*REFUSALS[refusal])
+        assert place
+        files = {file.relative_to(place).as_posix(): file for file in sorted(place.rglob("*")) if file.is_file()}
+        if api and rest[0] == "revision" and rest[1] not in ("main", "v1", COMMIT):
+            return self.refuse(404, "RevisionNotFound")
+        if api and rest[0] == "revision":
+            return self.say({"id": repo, "sha": COMMIT, "siblings": [{"rfilename": file} for file in files]})
+        if api and rest[0] == "tree":
+            tree = [
+                {"type": "file", "path": path, "size": file.stat().st_size, "oid": hashlib.sha1(path.encode()).hexdigest()}
+                for path, file in files.items()
+            ]
+            return self.say(tree)
+        file = files["/".join(rest[2:])]  # resolve/COMMIT/...
+        headers = {"ETag": f'"{hashlib.sha1("/".join(rest[2:]).encode()).hexdigest()}"', "X-Repo-Commit": COMMIT}
+        if self.command == "GET":
+            self.server.asked.append("/".join(rest[2:]))
+        self.say(file.read_bytes(), **headers)
+
+    def say(self, body: object, status: int = 200, **headers: str) -> None:
+        data = body if isinstance(body, bytes) else json.dumps(body).encode()
+        self.send_response(status)
+        for key, value in headers.items():
+            self.send_header(key, value)
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        if self.command == "GET":
+            self.wfile.write(data)
+
+    def refuse(self, status: int, code: str | None) -> None:
+        text = {401: "Invalid username or password.", 403: "Access to this resource is disabled."}.get(status, "error")
+        headers = {"X-Error-Message": text} | ({"X-Error-Code": code} if code else {})
+        self.say({"error": text}, status, **headers)
 
 
 @contextmanager
-def serving(hub: Hub) -> Iterator[str]:
-    """Serve the hub; yield its address, which it then knows."""
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
-            status, said = hub.answer(self.command, self.path, body)
-            content = json.dumps(said).encode()
-            self.send_response(status)
-            if status == 404:
-                self.send_header("X-Error-Code", "RepoNotFound")
-            self.send_header("Content-Type", "application/json")
-            self.send_header("Content-Length", str(len(content)))
-            self.end_headers()
-            self.wfile.write(content)
-
-        do_POST = do_GET
-
-        def log_message(self, *_) -> None:
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
+def serving(monkeypatch, cache: Path, repos: dict[str, Path]) -> Iterator[Hub]:
+    """Serve repositories for a while, to a huggingface_hub that has an empty cache."""
+    hub = Hub(repos)
+    thread = Thread(target=hub.serve_forever, daemon=True)
+    thread.start()
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "ENDPOINT", hub.url)
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", hub.url + "/{repo_id}/resolve/{revision}/{filename}")
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(cache))
     try:
-        hub.address = f"http://127.0.0.1:{server.server_port}"
-        yield hub.address
+        yield hub
     finally:
-        server.shutdown()
-        server.server_close()
+        hub.shutdown()
+        hub.server_close()
+        thread.join()

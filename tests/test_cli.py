@@ -10,7 +10,7 @@ from PIL import Image
 from runs import settings
 
 from neighbor_grpo.cli import main
-from neighbor_grpo.models.registry import BUNDLED
+from neighbor_grpo.models.sources import BUNDLED
 
 
 def run(capsys, *args):
@@ -32,7 +32,7 @@ def mistake(capsys, *args):
     ("override", "message"),
     [
         ("method.sigmaa=1", "did you mean method.sigma?"),
-        ("model.path=nowhere", "no diffusers pipeline"),
+        ("model.path=nowhere", "give a directory"),
         ("method.group_size=1", "greater than or equal to 2"),
         ("method.num_anchors=5", "exceeds group_size"),
         ("method.num_train_steps=4", "exceeds the 3"),

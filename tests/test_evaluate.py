@@ -61,6 +61,26 @@ def test_a_folder_of_the_same_pictures_has_the_same_numbers(capsys, tiny_flux, p
     assert b["against"]["differs"]["images"] == [str(place / "a" / "pictures"), None]
 
 
+def test_a_folder_is_read_in_natural_order(capsys, place):
+    (place / "drawn").mkdir()
+    for n in range(15):  # 10.png stands before 2.png by its letters
+        Image.new("RGB", (32, 32), (n, n, n)).save(place / "drawn" / f"{n}.png")
+    bright = ("--measure", f"{place / 'reward.py'}:brightness")
+    arguments = ("evaluate", "--images", place / "drawn", "--prompts", place / "prompts.txt", "--out", place / "a", *bright)
+    assert run(capsys, *arguments)[0] == 0
+    scores = [json.loads(line) for line in (place / "a" / "scores-0.jsonl").read_text().splitlines()]
+    values = {line["prompt"]: line["values"] for line in scores if "prompt" in line}
+    assert values[4] == pytest.approx([12 / 255, 13 / 255, 14 / 255])
+
+
+@pytest.mark.parametrize(
+    "option",
+    [("--steps", 4), ("--solver", "euler"), ("--seeds", 2), ("--cfg", 2), ("--height", 32), ("--shift", "auto"), ("--best",)],
+)
+def test_what_has_no_effect_on_a_folder_is_refused(capsys, place, option):
+    assert f"leave out {option[0]}" in mistake(capsys, "evaluate", "--images", place, "--out", place / "a", *option)
+
+
 def test_a_stopped_evaluation_computes_only_what_is_missing(capsys, tiny_flux, place):
     bright = ("--measure", f"{place / 'reward.py'}:brightness")
     run(capsys, *evaluation(tiny_flux, place, "a", *bright, "--limit", 5))

@@ -9,7 +9,7 @@ import sys
 import pytest
 import yaml
 from diffusers import DiffusionPipeline
-from hub import Hub, serving
+from hub_for_pushes import Hub, serving
 from huggingface_hub import constants
 from PIL import Image
 from runs import settings

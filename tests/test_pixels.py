@@ -1,3 +1,4 @@
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -25,6 +26,23 @@ def test_a_file_gives_back_what_was_saved(tmp_path, shape):
     assert torch.equal(read_file(tmp_path / "x.png"), to_bytes(x) / 255)
     with Image.open(tmp_path / "x.png") as file:
         assert getattr(file, "n_frames", 1) == (shape or (1,))[0]
+
+
+def test_pictures_are_read_as_viewers_show_them(tmp_path):
+    """16 bits are scaled, not cut off at 255; a camera held sideways is turned; what is transparent is white."""
+    values = np.arange(0, 2**16, 2**16 // 64, np.uint16).reshape(8, 8)
+    Image.fromarray(values).save(tmp_path / "deep.png")
+    assert (read_file(tmp_path / "deep.png")[0] - torch.from_numpy(values / 65535)).abs().max() < 0.6 / 255
+    wide, exif = Image.new("RGB", (48, 32), "red"), Image.Exif()
+    wide.paste("blue", (0, 0, 24, 32))  # its left half
+    exif[274] = 6  # turn by a quarter, clockwise: left becomes top
+    wide.save(tmp_path / "turned.png", exif=exif)
+    turned = read_file(tmp_path / "turned.png")
+    assert turned.shape == (3, 48, 32) and turned[:, 0, 0].tolist() == [0, 0, 1] and turned[:, -1, -1].tolist() == [1, 0, 0]
+    Image.new("RGBA", (8, 8), (255, 0, 0, 0)).save(tmp_path / "clear.png")
+    Image.new("LA", (8, 8), (0, 51)).save(tmp_path / "grey.png")
+    assert (read_file(tmp_path / "clear.png") == 1).all()
+    torch.testing.assert_close(read_file(tmp_path / "grey.png"), torch.full((3, 8, 8), 0.8), atol=1e-6, rtol=0)
 
 
 def test_a_still_video_is_a_video_of_its_frames(tmp_path):

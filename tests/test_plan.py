@@ -90,7 +90,7 @@ def test_mistakes(capsys, weightless, tmp_path):
     for arguments, message in (
         (["--processes", 3], "must be a multiple of --processes (3)"),
         (["model.height=33"], "multiples of 8"),
-        (["model.path=nowhere"], "no diffusers pipeline"),
+        (["model.path=nowhere"], "give a directory"),
         (["model.lora.targets=[nothing]"], "fit no layer"),
     ):
         code, _, err = run(capsys, "plan", *settings(weightless, tmp_path), *arguments)

@@ -113,7 +113,7 @@ def call(pipe, model, noise, prompts, steps):
         prompts,
         negative_prompt=[""] * len(prompts) if model.cfg > 1 else None,
         true_cfg_scale=model.cfg,
-        guidance_scale=model.guidance_scale,
+        **({"guidance_scale": model.guidance_scale} if model.guidance_scale else {}),
         height=model.height,
         width=model.width,
         num_frames=model.frames,

@@ -6,6 +6,7 @@ import shutil
 import sys
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from mutations import PIECES, bytes_of, is_one_line, quick
@@ -136,6 +137,52 @@ def test_weights_that_are_not_in_the_file_are_not_drawn_at_random(place, file):
     name = next(name for name in sorted(weights) if name.endswith("weight"))
     save_file({key: weight for key, weight in weights.items() if key != name}, place / file, {"format": "pt"})
     refused(load_model, place, "lacks the weights")
+
+
+def rename(place, old, new):
+    for file in sorted(place.rglob("*")):
+        if file.is_file() and old in file.name:
+            file.rename(file.with_name(file.name.replace(old, new)))
+
+
+def test_a_variant_names_the_files_of_weights(place, tiny_flux):
+    rename(place, ".safetensors", ".fp16.safetensors")
+    one, other = load_model(place, variant="fp16"), load_model(tiny_flux)
+    assert all(torch.equal(a, b) for a, b in zip(one.transformer.parameters(), other.transformer.parameters(), strict=True))
+    refused(load_model, place, "variant=null: set it to fp16")
+    with pytest.raises(UserError, match="set it to fp16"):
+        load_model(place, variant="bf16")
+    rename(place / "vae", ".fp16", "")
+    with pytest.raises(UserError, match=r"vae has no weights .*variant=fp16: set it to null"):
+        load_model(place, variant="fp16")
+
+
+@pytest.mark.parametrize("variant", [None, "fp16"])
+def test_weights_in_parts_need_their_index_and_every_part(tiny_flux, place, variant):
+    pipe = load_model(tiny_flux).pipe
+    for name in ("transformer", "text_encoder"):
+        shutil.rmtree(place / name)
+        getattr(pipe, name).save_pretrained(place / name, max_shard_size="20KB", variant=variant)
+    for name in ("text_encoder_2", "vae"):
+        rename(place / name, ".safetensors", f".{variant}.safetensors" if variant else ".safetensors")
+    assert load_model(place, variant=variant).encoders
+    parts = sorted((place / "transformer").glob("*-of-*.safetensors"))
+    parts[1].rename(place / "aside")
+    with pytest.raises(UserError, match=f"{parts[1].name} is missing"):
+        load_model(place, variant=variant)
+    (place / "aside").rename(parts[1])
+    next((place / "text_encoder").glob("*.index*.json")).unlink()
+    with pytest.raises(UserError, match="no index"):
+        load_model(place, variant=variant)
+
+
+def test_weights_in_pickles_are_refused_with_the_way_round(place):
+    rename(place / "text_encoder_2", "model.safetensors", "pytorch_model.bin")
+    refused(load_model, place, r"T5EncoderModel.from_pretrained\('.*', subfolder='text_encoder_2', use_safetensors=False\)")
+
+
+def test_a_file_in_the_place_of_a_pipeline(place):
+    refused(load_model, place / "transformer" / "config.json", "model.transformer")
 
 
 def test_an_encoder_of_another_architecture_is_refused(place):

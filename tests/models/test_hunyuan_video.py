@@ -55,7 +55,7 @@ def test_shapes_are_known_without_data(place):
     assert v.device.type == "meta" and v.shape == x.shape == (2, 4, 2, 4, 4)
 
 
-@pytest.mark.parametrize(("guidance", "scale", "frames"), [(True, 6.0, 1), (False, 3.5, 21)])
+@pytest.mark.parametrize(("guidance", "scale", "frames"), [(True, 6.0, 1), (False, None, 21)])
 def test_guidance_embedding_and_frames_are_the_pipelines(tmp_path, guidance, scale, frames):
     """21 frames are more than the VAE decodes at once."""
     family.build(guidance).save_pretrained(tmp_path)

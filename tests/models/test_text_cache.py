@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+from importlib.metadata import version
 
 import pytest
 import torch
@@ -196,6 +197,23 @@ def test_whatever_conditions_the_encoding_changes_the_key(tiny_flux, tmp_path, c
     assert fingerprint(load_model(place)) == same  # wherever it lies
     change(place)
     assert fingerprint(load_model(place)) != same
+
+
+@pytest.mark.parametrize("library", ["diffusers", "transformers"])
+def test_the_code_that_encodes_changes_the_key(tiny_flux, monkeypatch, library):
+    model = load_model(tiny_flux)
+    same = fingerprint(model)
+    monkeypatch.setattr("neighbor_grpo.models.fingerprint.version", lambda name: "1" if name == library else version(name))
+    assert fingerprint(model) != same
+
+
+def test_settings_and_templates_of_the_pipeline_change_the_key(place):
+    model = load_model(place["t2v"], height=32, width=32, num_frames=5)
+    same = fingerprint(model)
+    model.pipe.register_to_config(expand_timesteps=True)
+    other = fingerprint(model)
+    model.pipe.tokenizer.chat_template = "{{ prompt }}"
+    assert len({same, other, fingerprint(model)}) == 3
 
 
 def test_settings_of_the_run_change_the_key_and_others_do_not(tiny_flux):

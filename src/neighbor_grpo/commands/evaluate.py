@@ -4,7 +4,18 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from neighbor_grpo.commands.options import Commands, count, loaded, model_options, number, place, scorer_option, scorers
+from neighbor_grpo.commands.options import (
+    SETTINGS,
+    Commands,
+    count,
+    loaded,
+    model_options,
+    number,
+    place,
+    sampling,
+    scorer_option,
+    scorers,
+)
 from neighbor_grpo.console import say
 from neighbor_grpo.errors import UserError
 from neighbor_grpo.prompts.reading import Prompt, prompt_hash, read_prompts
@@ -15,6 +26,7 @@ if TYPE_CHECKING:  # these bring torch
     from neighbor_grpo.evaluate.pictures import Folder
 
 GENERAL = ["diversity", "jpeg_size", "grid_artefacts", "saturation", "sharpness"]
+SEEDS = 2
 SCENES = ["scenes", "scenes_strict", "scenes_sparse", "scenes_distance"]
 
 
@@ -32,7 +44,7 @@ def add(commands: Commands) -> None:
     )
     evaluate.add_argument("--measure", action="append", metavar="NAME", help="a reward or metric; may be repeated")
     scorer_option(evaluate)
-    evaluate.add_argument("--seeds", type=count, default=2, help="pictures of each prompt (default %(default)s)")
+    evaluate.add_argument("--seeds", type=count, help=f"pictures of each prompt (default {SEEDS})")
     evaluate.add_argument("--limit", type=count, metavar="N", help="use the first N prompts only")
     evaluate.add_argument("--out", type=place, help="output directory (default: the first free evaluations/NNN)")
     evaluate.add_argument("--against", type=place, metavar="DIR", help="compare with another evaluation, picture by picture")
@@ -48,8 +60,9 @@ def add(commands: Commands) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Measure pictures, write the evaluation and print its table."""
-    if arguments.images and (arguments.model or arguments.run or arguments.lora):
-        raise UserError("--images are measured as they are: leave out --model, --run and --lora")
+    drawn = ("model", "run", "best", "lora", "steps", "solver", "seeds", *SETTINGS)
+    if arguments.images and (given := [name for name in drawn if getattr(arguments, name)]):
+        raise UserError(f"--images are measured as they are: leave out --{' --'.join(given).replace('_', '-')}")
     file, known = arguments.prompts or "scenes", scorers(arguments)
     prompts = read_prompts(file, held_out=True)[: arguments.limit]
     check_measures(arguments.measure or [], known)
@@ -64,7 +77,7 @@ def run(arguments: argparse.Namespace) -> None:
     if state.num_processes > 1 and not arguments.out:
         raise UserError("several processes need one output directory: give --out DIR")
     folder = Folder.of(arguments.images, len(prompts)) if arguments.images else None
-    seeds = folder.seeds if folder else arguments.seeds
+    seeds = folder.seeds if folder else arguments.seeds or SEEDS
     names = arguments.measure or [*(SCENES if file == "scenes" else []), *GENERAL[0 if seeds > 1 else 1 :]]
     check_scorers(known, names)
     with claimed(arguments.out, state.is_main_process) as out:
@@ -80,11 +93,12 @@ def _evaluate(
     from neighbor_grpo.evaluate.evaluation import begin, compare_with, measure_all, read_tables, summarize
     from neighbor_grpo.evaluate.pictures import Drawn, Pictures
 
+    seeds = folder.seeds if folder else arguments.seeds or SEEDS
     settings = {
         "prompts": arguments.prompts or "scenes",
         "number_of_prompts": len(prompts),
         "prompts_sha256": prompt_hash(prompts),
-        "seeds": folder.seeds if folder else arguments.seeds,
+        "seeds": seeds,
     }
     pictures: Pictures
     if folder:
@@ -92,8 +106,9 @@ def _evaluate(
         pictures = folder
     else:
         source = loaded(arguments)
-        settings |= source.settings | {"steps": arguments.steps, "solver": arguments.solver}
-        pictures = Drawn(source.model, prompts, arguments.seeds, arguments.steps, arguments.solver, out / "pictures")
+        steps, solver = sampling(arguments)
+        settings |= source.settings | {"steps": steps, "solver": solver}
+        pictures = Drawn(source.model, prompts, seeds, steps, solver, out / "pictures")
     if main:
         begin(out, settings)
     PartialState().wait_for_everyone()

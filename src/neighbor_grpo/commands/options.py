@@ -19,6 +19,9 @@ from neighbor_grpo.models.settings import known_device
 if TYPE_CHECKING:
     from neighbor_grpo.run.weights import Loaded
 
+STEPS, SOLVER = 8, "dpmpp_2m"
+# options that are settings of a model
+SETTINGS = ("revision", "variant", "transformer", "shift", "height", "width", "num_frames", "guidance_scale", "cfg")
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"  # what a command is added to
 
 
@@ -38,6 +41,11 @@ def number(kind: type[int] | type[float], least: float, most: float = 1e15, abov
     limit = f" and at most {most:g}"
     wanted = f"{name} {'above' if above else 'of at least'} {least:g}{limit}"
     return read
+
+
+def shift(text: str) -> float | str:
+    """Return the shift of a time grid, an argparse type."""
+    return text if text == "auto" else number(float, 0, 1000, above=True)(text)
 
 
 count = number(int, 1, 10**6)
@@ -141,9 +149,15 @@ def model_options(parser: argparse.ArgumentParser) -> None:
         "--lora", type=lora, metavar="PATH", help="a LoRA of any layout, applied to --model: file, folder or hub id"
     )
     parser.add_argument("--prompts", metavar="FILE", help="a .txt or .jsonl file, or one of scenes, hpdv2, geneval, drawbench")
-    parser.add_argument("--steps", type=steps, default=8, help="transitions of the sampling (default %(default)s)")
-    parser.add_argument("--solver", choices=list(SOLVERS), default="dpmpp_2m", help="default %(default)s")
+    parser.add_argument("--steps", type=steps, help=f"transitions of the sampling (default {STEPS})")
+    parser.add_argument("--solver", choices=list(SOLVERS), help=f"solver of the sampling (default {SOLVER})")
     parser.add_argument("--device", type=device, default="auto", help="auto, cuda, mps or cpu (default %(default)s)")
+    parser.add_argument("--revision", metavar="NAME", help="branch, tag or commit of a hub id (default: the run's, or main)")
+    parser.add_argument("--variant", metavar="NAME", help="files of weights, for instance fp16 (default: the run's, or none)")
+    parser.add_argument(
+        "--transformer", metavar="PLACE", help="another transformer: directory, hub id or file (default: the run's, or none)"
+    )
+    parser.add_argument("--shift", type=shift, help="shift of the times, a number or auto (default: the run's, or auto)")
     parser.add_argument("--height", type=pixels, help="pixels (default: the run's, or the model's)")
     parser.add_argument("--width", type=pixels, help="pixels (default: the run's, or the model's)")
     parser.add_argument(
@@ -167,8 +181,13 @@ def loaded(arguments: argparse.Namespace) -> "Loaded":
         arguments.device,
         arguments.best,
         arguments.lora,
-        {key: getattr(arguments, key) for key in ("height", "width", "num_frames", "guidance_scale", "cfg")},
+        {key: getattr(arguments, key) for key in SETTINGS},
     )
+
+
+def sampling(arguments: argparse.Namespace) -> tuple[int, str]:
+    """Return the transitions and the solver of the sampling."""
+    return arguments.steps or STEPS, arguments.solver or SOLVER
 
 
 def scorer_option(parser: argparse.ArgumentParser) -> None:

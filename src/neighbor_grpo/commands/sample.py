@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from neighbor_grpo.commands.options import Commands, loaded, model_options, place, random_seed
+from neighbor_grpo.commands.options import Commands, loaded, model_options, place, random_seed, sampling
 from neighbor_grpo.console import say
 from neighbor_grpo.errors import UserError, shown
 from neighbor_grpo.prompts.reading import Prompt, is_text, read_prompts
@@ -40,7 +40,7 @@ def run(arguments: argparse.Namespace) -> None:
     seeds = arguments.seed or [0]
     noise = torch.stack([model.noise(1, torch.Generator().manual_seed(seed))[0] for seed in seeds])
     for n, prompt in enumerate(prompts):
-        images = sample(model, encode_prompts(model, [prompt]), noise[None], arguments.steps, arguments.solver)
+        images = sample(model, encode_prompts(model, [prompt]), noise[None], *sampling(arguments))
         for seed, image in zip(seeds, images[0], strict=True):
             file = arguments.out / f"{n:04d}-seed{seed}.png"
             with atomic.writing(file, durable=False) as aside:

@@ -13,7 +13,7 @@ from neighbor_grpo.methods.fields import MOST_SAMPLES, MOST_STEPS, SolverName
 from neighbor_grpo.methods.neighbor import Neighbor
 from neighbor_grpo.methods.protocol import check_copy
 from neighbor_grpo.methods.scouts import Selection
-from neighbor_grpo.models.settings import Device, Lora, ModelSettings, Place, Positive, Section, Seed
+from neighbor_grpo.models.settings import Device, Frames, Lora, ModelSettings, Pixels, Place, Positive, Section, Seed
 
 AnyMethod = Annotated[Method, PlainValidator(read_method), PlainSerializer(write_method)]
 Times = Annotated[int, Field(ge=0, le=10**9)]  # iterations, optimizer steps: only counted
@@ -139,6 +139,15 @@ class Evaluation(Section):
         None, description="transitions of the sampling; null = method.num_steps"
     )
     solver: SolverName = Field("dpmpp_2m", description="solver of the sampling")
+    height: Pixels | None = Field(None, description="height in pixels; null = the model's, as in training")
+    width: Pixels | None = Field(None, description="width in pixels; null = the model's, as in training")
+    num_frames: Frames | None = Field(None, description="frames of a video; null = the model's, as in training")
+    guidance_scale: float | None = Field(
+        None, description="input of a guidance-distilled model; null = the model's, as in training"
+    )
+    cfg: Annotated[float, Field(ge=1)] | None = Field(
+        None, description="classifier-free guidance, 1 = off; null = the model's, as in training"
+    )
     gallery: Positive = Field(8, description="prompts whose pictures the report shows")
     best: Name | None = Field(
         None,
@@ -151,6 +160,10 @@ class Evaluation(Section):
         description="stop when the trained reward has risen this many stds (over pictures, before training) "
         "more than a watched reward; null = never",
     )
+
+    def model_changes(self) -> dict[str, Any]:
+        """Return the settings of the model that are others than in training."""
+        return self.model_dump(include={"height", "width", "num_frames", "guidance_scale", "cfg"}, exclude_none=True)
 
 
 class Batch(Section):

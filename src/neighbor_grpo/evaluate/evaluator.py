@@ -37,7 +37,7 @@ class _Part:
 
 
 class Evaluator:
-    """Evaluate a model on the evaluation prompts with fixed seeds."""
+    """Evaluate a model on the evaluation prompts with fixed seeds; its size and guidance may be others than in training."""
 
     def __init__(
         self,
@@ -48,7 +48,10 @@ class Evaluator:
         config: Config,
         accelerator: Accelerator,
     ) -> None:
-        self.model, self.texts, self.prompts, self.metrics = model, texts, prompts, measures.metrics
+        changes = config.evaluate.model_changes()
+        self.model = model.with_settings(**changes) if changes else model
+        self.texts = texts.of(self.model)
+        self.prompts, self.metrics = prompts, measures.metrics
         self.rewards, self.config, self.accelerator = RewardSet(measures.rewards), config, accelerator
 
     def evaluate(self) -> Evaluated:

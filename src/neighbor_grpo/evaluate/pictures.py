@@ -1,5 +1,6 @@
 """The pictures of an evaluation: drawn by a model from fixed noise and kept as files, or a given folder of files."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -75,7 +76,7 @@ class Drawn:
 
 @dataclass(frozen=True)
 class Folder:
-    """Read a folder of pictures in the order of their names, the same number for each prompt."""
+    """Read a folder of pictures in the natural order of their names (2 before 10), the same number for each prompt."""
 
     files: tuple[Path, ...]
     seeds: int
@@ -85,7 +86,8 @@ class Folder:
         """Divide the pictures in `folder` over so many prompts.  Raises UserError where they do not divide."""
         if not folder.is_dir():
             raise UserError(f"no folder {folder}: give --images a folder of pictures")
-        files = tuple(sorted(path for path in folder.rglob("*") if path.suffix.lower() in KINDS))
+        found = (path for path in folder.rglob("*") if path.suffix.lower() in KINDS)
+        files = tuple(sorted(found, key=lambda path: natural(path.relative_to(folder).as_posix())))
         if not files:
             raise UserError(f"no pictures in {folder}: give a folder with {', '.join(KINDS)} files")
         if len(files) % prompts:
@@ -111,6 +113,15 @@ class Folder:
                         "give pictures of one size"
                     )
         return torch.stack([torch.stack(row) for row in rows])
+
+
+def natural(name: str) -> tuple[list[int | str], str]:
+    """Return the key of a name in natural order: numbers in it by their value.
+
+    >>> sorted(["b", "a10", "a2", "a02"], key=natural)
+    ['a02', 'a2', 'a10', 'b']
+    """
+    return [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", name)], name
 
 
 def _size(x: Tensor) -> str:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageDraw, ImageSequence
+from PIL import Image, ImageDraw, ImageOps, ImageSequence
 from torch import Tensor
 
 from neighbor_grpo.errors import UserError
@@ -46,13 +46,32 @@ def save_png(x: Tensor, file: Path) -> None:
 
 def read_file(file: Path) -> Tensor:
     """Read a picture of any common format, or every frame of an animated one.  Raises UserError if it cannot be read."""
+    x = torch.from_numpy(np.stack([np.array(frame) for frame in read_frames(file)])).permute(0, 3, 1, 2) / 255
+    return x if len(x) > 1 else x[0]
+
+
+def read_frames(file: Path) -> list[Image.Image]:
+    """Read a picture, or the frames of an animated one, in RGB and as viewers show them.
+
+    They turn it as its camera was held (EXIF), and lay it over white where it is transparent.  Raises UserError if it cannot be
+    read.
+    """
     try:
         with Image.open(file) as image:
-            frames = [np.array(frame.convert("RGB")) for frame in ImageSequence.Iterator(image)]
+            return [_rgb(ImageOps.exif_transpose(frame)) for frame in ImageSequence.Iterator(image)]
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:  # Pillow's ways to say that it is broken
         raise UserError(f"{file} cannot be read as a picture: {error}") from error
-    x = torch.from_numpy(np.stack(frames)).permute(0, 3, 1, 2) / 255
-    return x if len(x) > 1 else x[0]
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    """Turn a picture of any mode into RGB; Pillow would cut off the values of 16 bits at 255."""
+    if image.mode.startswith("I"):
+        values = np.asarray(image).astype(np.int64)
+        image = Image.fromarray(((values.clip(0, 2**16 - 1) + 128) // 257).astype(np.uint8))
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return image.convert("RGB")
 
 
 def gallery(columns: dict[str, Tensor], prompts: Sequence[str], height: int = 128) -> Image.Image:

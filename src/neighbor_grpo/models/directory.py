@@ -6,7 +6,8 @@ download left behind is named here; the libraries would say it in many ways, or 
 
 import json
 import os
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -17,6 +18,8 @@ from neighbor_grpo.files.text import read_text
 LIBRARIES = ("diffusers", "transformers")  # whose classes a model_index.json may name
 INDEX = "model_index.json"
 MOST_JSON = 2**26  # bytes of a configuration or of an index of weights
+_NAME, _PART = r"(?:diffusion_pytorch_model|model)", r"-\d{5}-of-\d{5}"  # of the files of weights, as the libraries write them
+PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 _POINTER = b"version https://git-lfs"
 _AGAIN = "download the model again"
 
@@ -86,19 +89,22 @@ def check_directory(place: Path, index: Index, weights: bool = True) -> None:
     Every file is opened, and of its content a header is read.  Raises UserError that names the file.
     """
     for name in index.components:
-        if not (folder := place / name).is_dir():
+        if not (place / name).is_dir():
             raise UserError(f"the component {name!r} of {shown(str(place))} is missing: {_AGAIN}")
-        for file in sorted(folder.iterdir()):
-            if file.suffix == ".py":
-                raise UserError(f"{file} is Python code, and no code of a model is run: remove the file")
-            if file.is_file():
-                check_file(file, weights)
-        if (config := folder / "config.json").is_file():
-            attention = [read_object(config).get(key) for key in ("attn_implementation", "_attn_implementation")]
-            if any(isinstance(value, str) and "/" in value for value in attention):
-                raise UserError(f"{config} names code of the hub for its attention: remove the key, and set model.attention")
-        if weights:
-            _check_shards(folder)
+        check_component(place / name, weights)
+
+
+def check_component(folder: Path, weights: bool) -> None:
+    """Check the files of a component as `check_directory` does."""
+    for file in sorted(folder.iterdir()):
+        if file.suffix == ".py":
+            raise UserError(f"{file} is Python code, and no code of a model is run: remove the file")
+        if file.is_file():
+            check_file(file, weights)
+    if (config := folder / "config.json").is_file():
+        attention = [read_object(config).get(key) for key in ("attn_implementation", "_attn_implementation")]
+        if any(isinstance(value, str) and "/" in value for value in attention):
+            raise UserError(f"{config} names code of the hub for its attention: remove the key, and set model.attention")
 
 
 def check_file(file: Path, weights: bool = True, again: str = _AGAIN) -> None:
@@ -153,12 +159,50 @@ def _header(opened: BinaryIO, size: int) -> tuple[int, dict[str, Any]]:
     return (8 + length, found) if isinstance(found, dict) else (0, {})
 
 
-def _check_shards(folder: Path) -> None:
+# ---------------------------------------------------------------- files of weights
+
+
+def weight_files(names: Iterable[str], variant: str | None) -> list[str]:
+    """Select, of the file names of a component, those of its weights: of a variant, or those that are of none.
+
+    >>> weight_files(["config.json", "model.safetensors", "model.fp16.safetensors", "pytorch_model.bin"], "fp16")
+    ['model.fp16.safetensors']
+    """
+    mark = rf"\.{re.escape(variant)}" if variant else ""
+    named = re.compile(rf"{_NAME}(?:{mark}(?:{_PART})?|{_PART}{mark})\.safetensors|{_NAME}\.safetensors\.index{mark}\.json")
+    return [name for name in names if named.fullmatch(name)]
+
+
+def check_weights(folder: str, names: Iterable[str], variant: str | None, convert: str) -> None:
+    """Check that a component has weights among the file names of its folder.
+
+    convert: Python that writes its .bin files as .safetensors.  Raises UserError that says which weights there are.
+    """
+    names = list(names)
+    found = weight_files(names, variant)
+    if any(not re.search(_PART, name) for name in found):  # one file, or the index of several
+        return
+    others = sorted({m[1] for name in names if (m := re.fullmatch(rf"{_NAME}\.([^.]+?)(?:{_PART})?\.safetensors", name))})
+    plain = ["null"] if variant and weight_files(names, None) else []
+    if found:
+        remedy = f"parts of its weights, and no index of them: {_AGAIN}"
+    elif plain + others:
+        remedy = f"no weights of model.variant={variant or 'null'}: set it to {' or '.join(plain + others)}"
+    elif any(name.endswith(PICKLES) for name in names):
+        remedy = f"no .safetensors: its other files can run code when they are read; convert them once, {convert}"
+    else:
+        remedy = f"no .safetensors: {_AGAIN}"
+    raise UserError(f"{folder} has {remedy}")
+
+
+def check_shards(folder: Path, variant: str | None) -> None:
     """Raise UserError where a file is missing that an index of weights names."""
-    for file in folder.glob("*.safetensors.index.json"):
-        shards = read_object(file).get("weight_map")
-        if not isinstance(shards, dict) or not all(isinstance(name, str) for name in shards.values()):
-            raise UserError(f"{file} has no weight_map: {_AGAIN}")
-        for name in sorted(set(shards.values())):
-            if Path(name).name != name or not os.path.isfile(folder / name):
-                raise UserError(f"{folder / Path(name).name} is missing, which {file.name} names: {_AGAIN}")
+    for name in weight_files((path.name for path in folder.iterdir()), variant):
+        if not name.endswith(".json"):
+            continue
+        shards = read_object(folder / name).get("weight_map")
+        if not isinstance(shards, dict) or not all(isinstance(shard, str) for shard in shards.values()):
+            raise UserError(f"{folder / name} has no weight_map: {_AGAIN}")
+        for shard in sorted(set(shards.values())):
+            if Path(shard).name != shard or not os.path.isfile(folder / shard):
+                raise UserError(f"{folder / Path(shard).name} is missing, which {name} names: {_AGAIN}")

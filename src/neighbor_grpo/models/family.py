@@ -1,27 +1,30 @@
 """The type of every model, and what the families share: parts and devices, sizes, precision, guidance, pictures and latents."""
 
-import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from contextlib import nullcontext
-from copy import deepcopy
+from copy import copy
 from pathlib import Path
-from typing import Any, ClassVar, Generic, TypeVar
+from typing import Any, ClassVar, Generic, Self, TypeVar
 
 import numpy as np
 import torch
-from diffusers import DiffusionPipeline, SchedulerMixin
+from diffusers import DiffusionPipeline
 from diffusers.pipelines.flux.pipeline_flux import calculate_shift
 from torch import Tensor, nn
 
 from neighbor_grpo.errors import UserError
 from neighbor_grpo.flow.path import Time
+from neighbor_grpo.models.checks import default_of, enable_tiling, guidance_scale, token_grid
 from neighbor_grpo.models.conditioning import Cond
 from neighbor_grpo.models.experts import Transformer
+from neighbor_grpo.models.frozen import Frozen
 from neighbor_grpo.models.placement import on_device, on_device_in_turn
 from neighbor_grpo.models.settings import ModelSettings
+from neighbor_grpo.models.times import shift_of, shifted, time_grid
 
 C = TypeVar("C", bound=Cond)
+CHECKED = 4  # steps of the grid that is looked at when a model is loaded
 ATTENTION = ("to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")
 
 
@@ -29,7 +32,7 @@ class Family(ABC, Generic[C]):
     """Hold a pipeline as a flow model: its transformer on the device, its VAE and encoders there only while they are used.
 
     n prompts, R rows.  Everything comes from the pipeline's own configuration; there are no loops and no solver.
-    `guidance_scale` is an input of a guidance-distilled model and costs nothing.  `cfg` is classifier-free guidance,
+    `guidance_scale` is an input of a guidance-distilled model, None for others.  `cfg` is classifier-free guidance,
     v = v(empty) + cfg·(v(prompt) - v(empty)), with two forwards; 1 turns it off.
     """
 
@@ -38,6 +41,7 @@ class Family(ABC, Generic[C]):
     optional: ClassVar[tuple[str, ...]] = ()  # components that a pipeline may be saved without
     empty_prompt: ClassVar[str] = ""  # the prompt that classifier-free guidance leads away from
     source_images: ClassVar[int] = 0  # source pictures of each prompt
+    own_sigmas: ClassVar[bool] = False  # whether the pipeline leaves the times to a scheduler that has those of a flow
     frames: int | None  # of a video; None for a picture
 
     def __init__(self, pipe: DiffusionPipeline, device: torch.device, dtype: torch.dtype, settings: ModelSettings) -> None:
@@ -47,17 +51,35 @@ class Family(ABC, Generic[C]):
         self.vae = pipe.vae.requires_grad_(False).eval()
         for encoder in self._encoders():
             encoder.requires_grad_(False).eval()
-        scale = settings.guidance_scale
-        self.guidance_scale: float = self.default("guidance_scale") if scale is None else scale
-        self.cfg = settings.cfg
         self.empty_text: Cond | None = None  # the conditioning of the empty prompt, once it is encoded
+        self.frozen: Frozen | None = None  # how weights are stored that cannot be trained themselves
+        if settings.vae_tiling:
+            enable_tiling(self.vae)
+        self.configure(settings)
+
+    def configure(self, settings: ModelSettings) -> None:
+        """Take over the settings that change no module: guidance, text length, size, frames, times.
+
+        Raises UserError for one that this model does not know or cannot do.
+        """
+        self.settings = settings
+        self.guidance_scale = guidance_scale(self.pipe, settings.guidance_scale)
+        self.cfg = settings.cfg
         self.max_sequence_length = settings.max_sequence_length or self.default_sequence_length()
         height, width = self.default_size()
         self.height, self.width = settings.height or height, settings.width or width
-        self.grid = self._token_grid()
+        self.grid = token_grid(self.height, self.width, self.patch * self.vae_factor, self.max_side())
         self.frames = self.frame_count(settings.num_frames)
-        if settings.vae_tiling:
-            self.vae.enable_tiling()
+        self.scheduler = self.pipe.scheduler
+        if settings.shift != "auto":
+            self.scheduler = shifted(self.pipe.scheduler, settings.shift, self.schedule(CHECKED))
+        self.times(CHECKED)
+
+    def with_settings(self, **changes: Any) -> Self:
+        """Return a model of the same modules with other settings of `configure`, for instance another size."""
+        model = copy(self)
+        model.configure(self.settings.model_copy(update=changes))
+        return model
 
     # ---------------------------------------------------------------- what every family defines
 
@@ -147,7 +169,7 @@ class Family(ABC, Generic[C]):
 
     def mu(self, num_steps: int) -> float:
         """Return the shift of a scheduler that shifts by the picture's size: a line through two sizes."""
-        config = self.pipe.scheduler.config
+        config = self.scheduler.config
         return calculate_shift(
             self.grid[0] * self.grid[1],
             config.get("base_image_seq_len", 256),
@@ -156,9 +178,11 @@ class Family(ABC, Generic[C]):
             config.get("max_shift", 1.15),
         )
 
-    def times(self, num_steps: int) -> list[float]:
-        """Return the grid 1 = t_0 > ... > t_N = 0 of the model's own scheduler."""
-        return self.scheduled(sigmas=np.linspace(1.0, 1 / num_steps, num_steps), mu=self.mu(num_steps)).sigmas.tolist()
+    def schedule(self, num_steps: int) -> dict[str, Any]:
+        """Return the arguments of the scheduler's `set_timesteps` in the pipeline's own call."""
+        if self.own_sigmas and self.scheduler.config.get("use_flow_sigmas"):
+            return {"num_inference_steps": num_steps, "mu": self.mu(num_steps)}
+        return {"sigmas": np.linspace(1.0, 1 / num_steps, num_steps), "mu": self.mu(num_steps)}
 
     def guide(self, v: Tensor, empty: Tensor) -> Tensor:
         """Combine the velocities of prompt and empty prompt by classifier-free guidance."""
@@ -177,13 +201,15 @@ class Family(ABC, Generic[C]):
 
     def default(self, name: str) -> Any:
         """Return the default of an argument of the pipeline's `__call__`."""
-        return inspect.signature(type(self.pipe).__call__).parameters[name].default
+        return default_of(self.pipe, name)
 
-    def scheduled(self, **arguments: Any) -> SchedulerMixin:
-        """Return a copy of the pipeline's scheduler after `set_timesteps`."""
-        scheduler = deepcopy(self.pipe.scheduler)
-        scheduler.set_timesteps(**arguments)
-        return scheduler
+    def times(self, num_steps: int) -> list[float]:
+        """Return the grid 1 >= t_0 > ... > t_N = 0 of the scheduler.  Raises UserError where it has another one."""
+        return time_grid(self.scheduler, self.schedule(num_steps))
+
+    def shift(self, num_steps: int) -> float | None:
+        """Return the m of t <- m·t / (1 + (m - 1)·t), by which the times are shifted; None: by nothing."""
+        return shift_of(self.scheduler, self.mu(num_steps))
 
     def noise(self, n: int, generator: torch.Generator) -> Tensor:
         """Draw standard normal latents [n, *latent], on the CPU so that a seed means the same picture on every device."""
@@ -267,16 +293,3 @@ class Family(ABC, Generic[C]):
 
     def _encoders(self) -> list[nn.Module]:
         return [encoder for name in self.encoders if (encoder := getattr(self.pipe, name)) is not None]
-
-    def _token_grid(self) -> tuple[int, int]:
-        """Return rows and columns of tokens.  Raises UserError for a size that the VAE or the model cannot take."""
-        multiple = self.patch * self.vae_factor
-        if self.height % multiple or self.width % multiple:
-            raise UserError(f"height and width must be multiples of {multiple} for this VAE, not {self.height} x {self.width}")
-        grid, longest = (self.height // multiple, self.width // multiple), self.max_side()
-        if longest and max(grid) > longest:
-            raise UserError(
-                f"this model has positions for sides of up to {longest * multiple} pixels, not {self.height} x {self.width}: "
-                "set height and width to at most that"
-            )
-        return grid

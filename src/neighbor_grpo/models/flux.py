@@ -5,13 +5,13 @@ takes more if max_sequence_length says so.
 """
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from neighbor_grpo.models.conditioning import Cond
 from neighbor_grpo.models.latents import Packed
+from neighbor_grpo.models.settings import ModelSettings
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,9 +27,11 @@ class Flux(Packed[FluxCond]):
 
     conditioning = FluxCond
     encoders = ("text_encoder", "text_encoder_2")
+    own_sigmas = True
 
-    def __init__(self, *args: Any) -> None:
-        super().__init__(*args)
+    def configure(self, settings: ModelSettings) -> None:
+        """Take over settings, and number the positions."""
+        super().configure(settings)
         self.image_ids = self.pipe._prepare_latent_image_ids(1, *self.grid, self.device, self.dtype)
         self.text_ids = self.zeros(self.max_sequence_length, 3)
 
@@ -57,7 +59,7 @@ class Flux(Packed[FluxCond]):
 
     def forward(self, x: Tensor, t: Tensor, cond: FluxCond) -> Tensor:
         """Compute v in one pass of the transformer."""
-        guidance = torch.full_like(t, self.guidance_scale) if self.config.guidance_embeds else None
+        guidance = None if self.guidance_scale is None else torch.full_like(t, self.guidance_scale)
         return self.transformer(
             hidden_states=x,
             timestep=t,

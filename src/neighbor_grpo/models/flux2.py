@@ -4,7 +4,6 @@ dev was distilled to take a guidance_scale; klein base takes cfg; klein was dist
 """
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from diffusers.pipelines.flux2.pipeline_flux2 import compute_empirical_mu
@@ -13,6 +12,7 @@ from torch import Tensor
 from neighbor_grpo.errors import UserError
 from neighbor_grpo.models.conditioning import Cond
 from neighbor_grpo.models.family import Family
+from neighbor_grpo.models.settings import ModelSettings
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,9 +31,11 @@ class Flux2(Family[Flux2Cond]):
 
     conditioning = Flux2Cond
     encoders = ("text_encoder",)
+    own_sigmas = True
 
-    def __init__(self, *args: Any) -> None:
-        super().__init__(*args)
+    def configure(self, settings: ModelSettings) -> None:
+        """Take over settings, and number the positions."""
+        super().configure(settings)
         if self.cfg != 1 and self.pipe.config.get("is_distilled"):
             raise UserError(f"this FLUX.2 klein was distilled to need no guidance: set cfg to 1, not {self.cfg}")
         ids = self.pipe._prepare_latent_ids(torch.empty(1, 1, *self.grid))[0]
@@ -95,7 +97,7 @@ class Flux2(Family[Flux2Cond]):
 
     def forward(self, x: Tensor, t: Tensor, cond: Flux2Cond) -> Tensor:
         """Compute v in one pass of the transformer."""
-        guidance = torch.full_like(t, self.guidance_scale) if self.config.guidance_embeds else None
+        guidance = None if self.guidance_scale is None else torch.full_like(t, self.guidance_scale)
         return self.transformer(
             hidden_states=x,
             timestep=t,

@@ -7,7 +7,9 @@ Text is padded, and the transformer masks the padding in every attention layer: 
 """
 
 from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -52,9 +54,13 @@ class HunyuanVideo(Video[HunyuanVideoCond]):
             torch.ones(n, self.max_sequence_length, dtype=torch.bool),
         )
 
+    def schedule(self, num_steps: int) -> dict[str, Any]:
+        """Leave out mu, which the pipeline does not give."""
+        return {"sigmas": np.linspace(1.0, 0.0, num_steps + 1)[:-1]}
+
     def forward(self, x: Tensor, t: Tensor, cond: HunyuanVideoCond) -> Tensor:
         """Compute v in one pass of the transformer."""
-        guidance = 1000 * x.new_full((len(x),), self.guidance_scale) if self.config.guidance_embeds else None
+        guidance = None if self.guidance_scale is None else 1000 * x.new_full((len(x),), self.guidance_scale)
         return self.transformer(
             hidden_states=x,
             timestep=t * self.pipe.scheduler.config.num_train_timesteps,

@@ -23,6 +23,10 @@ from neighbor_grpo.models.settings import Lora as Settings
 
 def make_trainable(model: Family, lora: Settings | None) -> None:
     """Attach the LoRA of a run's settings to the model's transformer, or without one unfreeze all its weights."""
+    if lora is None and model.frozen:
+        raise UserError(
+            f"the transformer is {model.frozen.what}, whose weights are rounded: train a LoRA over them (model.lora)"
+        )
     if lora is None:
         train_all(model.transformer)
     elif lora.path:

@@ -45,14 +45,14 @@ def update_by_weights(folder: Path) -> Update:
     return Update(frozenset(stored), lambda name, old: stored[name].get_tensor(name).to(old.dtype))
 
 
-def write_merged(path_or_id: str | Path, index: Index, updates: Mapping[str, Update], out: Path) -> None:
+def write_merged(path_or_id: str | Path, revision: str | None, index: Index, updates: Mapping[str, Update], out: Path) -> None:
     """Copy a pipeline to the directory `out`, and update its transformers by their names in the pipeline.
 
     Raises UserError where its files are damaged, or do not hold all weights to update as plain numbers.
     """
     place = locate(path_or_id)
     if not isinstance(place, Path):
-        place = Path(DiffusionPipeline.download(place, use_safetensors=True, **dict.fromkeys(index.absent)))
+        place = Path(DiffusionPipeline.download(place, revision=revision, use_safetensors=True, **dict.fromkeys(index.absent)))
     check_directory(place, index)
     for name, update in updates.items():
         _check(place / name, update)

@@ -35,6 +35,18 @@ def quantization(kind: str, dtype: torch.dtype) -> dict[str, BitsAndBytesConfig 
     return {"transformer": config, "transformer_2": config}
 
 
+def quantize_loaded(transformer: nn.Module, config: BitsAndBytesConfig | TorchAoConfig) -> None:
+    """Quantize the linear layers of a transformer that was read from a single file, where diffusers leaves them as they are.
+
+    Raises UserError for nf4.
+    """
+    if isinstance(config, BitsAndBytesConfig):
+        raise UserError("model.quantize=nf4 needs a directory, and model.transformer is a file: choose int8 or fp8")
+    from torchao.quantization import quantize_
+
+    quantize_(transformer, config.quant_type)
+
+
 @contextmanager
 def fp8_products(transformer: nn.Module) -> Iterator[None]:
     """Compute the products of the blocks' linear layers in e4m3, each row scaled by its largest value, without gradients.

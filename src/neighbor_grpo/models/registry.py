@@ -1,21 +1,18 @@
 """The families by pipeline, and how a model is loaded."""
 
 import inspect
-import os
-from collections.abc import Mapping
+from collections.abc import Callable
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import diffusers
 import torch
 import transformers
-from diffusers import DiffusionPipeline, ModelMixin, SchedulerMixin
-from huggingface_hub import snapshot_download
-from torch import nn
+from diffusers import ModelMixin, SchedulerMixin
 
 from neighbor_grpo.errors import UserError, shown
-from neighbor_grpo.files.text import expand_home
 from neighbor_grpo.models.adapters import read_loras
 from neighbor_grpo.models.backends import choose_attention
 from neighbor_grpo.models.directory import INDEX, Index, check_directory, read_index, read_object
@@ -23,18 +20,21 @@ from neighbor_grpo.models.errors import failing
 from neighbor_grpo.models.family import Family
 from neighbor_grpo.models.flux import Flux
 from neighbor_grpo.models.flux2 import Flux2
+from neighbor_grpo.models.frozen import Frozen, stored
 from neighbor_grpo.models.hunyuan_video import HunyuanVideo
 from neighbor_grpo.models.lora import attach_base
+from neighbor_grpo.models.other_transformer import Found, Other
 from neighbor_grpo.models.quantization import quantization
 from neighbor_grpo.models.qwen_image import QwenImage
 from neighbor_grpo.models.sd3 import SD3
 from neighbor_grpo.models.settings import ModelSettings
+from neighbor_grpo.models.sources import BUNDLED as BUNDLED
+from neighbor_grpo.models.sources import READ, source_of
 from neighbor_grpo.models.tokenizers import check_tokenizers
 from neighbor_grpo.models.wan import Wan
 from neighbor_grpo.models.wan_image import WanImage
 from neighbor_grpo.models.z_image import ZImage
 
-BUNDLED = Path(__file__).parent.parent / "scenes" / "model"
 MODELS: dict[str, type[Family]] = {  # name of the diffusers pipeline class -> family
     "FluxPipeline": Flux,
     "Flux2Pipeline": Flux2,
@@ -72,53 +72,126 @@ def load_model(
     `settings` are the fields of ModelSettings.  Raises UserError if there is no pipeline or no family for it, and where a part
     of it is damaged.
     """
-    family, index = family_of(path_or_id)
     chosen = ModelSettings(**settings)
-    absent, quantized = dict.fromkeys(index.absent), quantization(chosen.quantize, dtype) if chosen.quantize else {}
+    parts = Parts.of(path_or_id, chosen, weights=True)
+    quantized = quantization(chosen.quantize, dtype) if chosen.quantize else {}
+
+    def component(kind: Any, name: str) -> Any:
+        """Load a component.  Raises UserError for weights that are not in its files, which the libraries draw at random."""
+        config = {"quantization_config": quantized[name]} if name in quantized else {}
+        other = parts.other if name == "transformer" else None
+        if other and other.config is None:
+            return other.load(kind, parts.place, dtype, quantized.get(name))
+        if not issubclass(kind, ModelMixin | transformers.PreTrainedModel):
+            return kind.from_pretrained(parts.place, subfolder=name)
+        place, variant = (other.place, None) if other else (parts.place / name, chosen.variant)
+        options = {"dtype": dtype, "variant": variant, "use_safetensors": True, "output_loading_info": True, **config}
+        module, info = kind.from_pretrained(place, **options)
+        if missing := sorted(info["missing_keys"]):
+            others = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+            raise UserError(f"{place} lacks the weights {missing[0]}{others}: download the model again")
+        return module
+
     with reading(path_or_id):
-        place = locate(path_or_id)
-        if not isinstance(place, Path):
-            place = Path(DiffusionPipeline.download(place, use_safetensors=True, **absent))
-            index = check_index(place)  # which may have changed since
-        check_directory(place, index)
-        check_classes(place, index)
-        _check_loras(place, index, chosen)
-        modules = _modules(place, index, dtype, quantized)
-        pipe = DiffusionPipeline.from_pretrained(place, dtype=dtype, use_safetensors=True, **modules, **absent)
-        check_tokenizers(pipe)
-        model = family(pipe, torch.device(device), dtype, chosen)
+        model = parts.build(component, torch.device(device), dtype, chosen)
     attach_base(model.transformer, chosen.base_loras)
     if chosen.attention:
         choose_attention(model.transformer, chosen.attention)
     return model
 
 
-def _check_loras(place: Path, index: Index, chosen: ModelSettings) -> None:
+@dataclass(frozen=True)
+class Parts:
+    """Hold what a model is built of: its family, its directory on this machine, its index, and another transformer."""
+
+    family: type[Family]
+    place: Path
+    index: Index
+    other: Found | None
+    frozen: Frozen | None
+
+    @classmethod
+    def of(cls, path_or_id: str | Path, settings: ModelSettings, weights: bool) -> "Parts":
+        """Find the parts of a model, download them, and check them; `weights`: with weights.  Raises UserError."""
+        family, index = family_of(path_or_id, settings.revision)
+        source = source_of(path_or_id, settings.revision)
+        with reading(path_or_id):
+            place = source.fetch(READ)
+            index = check_index(place)  # which may have changed since
+            check_directory(place, index, weights=False)
+            check_classes(place, index)
+            other = _other(settings, place, index, weights)
+            own = _stored(place, index, other)
+            frozen = other.frozen if other else own
+            if frozen and frozen.packed and settings.quantize:
+                raise UserError(f"model.quantize={settings.quantize}: the transformer is {frozen.what} already: leave it out")
+            if weights:
+                if frozen and frozen.packed == "nf4" and not torch.cuda.is_available():
+                    raise UserError(
+                        f"the transformer is {frozen.what}, which needs a CUDA device: choose a model of whole weights"
+                    )
+                _check_loras(place, index, other, settings)
+                source.fetch_weights(_weighty(index, other), settings.variant)
+                check_directory(place, index)
+        return cls(family, place, index, other, frozen)
+
+    def build(
+        self, component: Callable[[Any, str], Any], device: torch.device, dtype: torch.dtype, settings: ModelSettings
+    ) -> Family:
+        """Make the model of components by their class and name."""
+        names = sorted(self.index.components, key=lambda name: name != "transformer")  # what fits least is loaded first
+        parts = {name: component(component_class(*self.index.components[name]), name) for name in names}
+        pipeline: Any = getattr(diffusers, self.index.pipeline)  # one of MODELS
+        pipe = pipeline(**parts, **self.index.settings, **dict.fromkeys(self.index.absent))
+        check_tokenizers(pipe)
+        model = self.family(pipe, device, dtype, settings)
+        model.frozen = self.frozen
+        return model
+
+
+def _check_loras(place: Path, index: Index, other: Found | None, settings: ModelSettings) -> None:
     """Raise UserError for a LoRA that does not fit, before weights are read."""
-    kinds = {name: component_class(*own) for name, own in index.components.items() if name.startswith("transformer")}
-    if chosen.base_loras:
+    if not settings.base_loras:
+        return
+    parts = {}
+    for name in (name for name in index.components if name.startswith("transformer")):
+        kind = component_class(*index.components[name])
+        config = other.config if other and name == "transformer" else None
         with torch.device("meta"):
-            parts = {name: kind.from_config(kind.load_config(place, subfolder=name)) for name, kind in kinds.items()}
-        for lora in chosen.base_loras:
-            read_loras(lora.path, parts)
+            parts[name] = kind.from_config(config or kind.load_config(place, subfolder=name))
+    for lora in settings.base_loras:
+        read_loras(lora.path, parts)
 
 
-def _modules(place: Path, index: Index, dtype: torch.dtype, quantized: Mapping[str, Any]) -> dict[str, nn.Module]:
-    """Load the components that have weights.  Raises UserError for weights that are not in the files.
+def _weighty(index: Index, other: Found | None) -> dict[str, str]:
+    """Return the components of a pipeline whose weights are needed, and the names of their classes."""
+    kinds = {name: component_class(*one) for name, one in index.components.items()}
+    weighty = {name: kind for name, kind in kinds.items() if issubclass(kind, ModelMixin | transformers.PreTrainedModel)}
+    return {name: kind.__name__ for name, kind in weighty.items() if not (other and name == "transformer")}
 
-    The libraries draw them at random and only log it.
-    """
-    modules = {}
-    for name, (library, kind) in index.components.items():
-        if not issubclass(found := component_class(library, kind), ModelMixin | transformers.PreTrainedModel):
-            continue
-        config = {"quantization_config": quantized[name]} if name in quantized else {}
-        options = {"subfolder": name, "dtype": dtype, "use_safetensors": True, "output_loading_info": True, **config}
-        modules[name], info = found.from_pretrained(place, **options)
-        if missing := sorted(info["missing_keys"]):
-            others = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
-            raise UserError(f"{place / name} lacks the weights {missing[0]}{others}: download the model again")
-    return modules
+
+def _other(settings: ModelSettings, place: Path, index: Index, weights: bool) -> Found | None:
+    """Return the transformer that takes the place of the pipeline's, if the settings name one."""
+    if not settings.transformer:
+        return None
+    if "transformer_2" in index.components:
+        raise UserError("model.transformer: this model has two experts, and a transformer replaces one: leave it out")
+    found = Other.of(settings.transformer).fetch(weights, component_class(*index.components["transformer"]))
+    found.check_inputs(read_object(place / "transformer" / "config.json"))
+    return found
+
+
+def _stored(place: Path, index: Index, other: Found | None) -> Frozen | None:
+    """Return how the pipeline's transformer is stored.  Raises UserError for other components in fewer bits."""
+    found = {}
+    for name in _weighty(index, other):
+        config = read_object(place / name / "config.json")
+        if not name.startswith("transformer") and "quantization_config" in config:
+            raise UserError(
+                f"{place / name} is quantized, and only a transformer may be: choose a pipeline with a whole {name}"
+            )
+        found[name] = stored(str(place / name), config)
+    return found.get("transformer") or found.get("transformer_2")
 
 
 def reading(path_or_id: str | Path) -> AbstractContextManager[None]:
@@ -126,31 +199,17 @@ def reading(path_or_id: str | Path) -> AbstractContextManager[None]:
     return failing(f"the pipeline at {shown(str(path_or_id), 200)} does not load")
 
 
-def locate(path_or_id: str | Path) -> str | Path:
-    """Return the directory of a pipeline, for "scenes" that of the bundled model; a hub id as it is."""
-    if str(path_or_id) == "scenes":
-        return BUNDLED
-    path = Path(expand_home(str(path_or_id)))
-    return path if os.path.isdir(path) else str(path_or_id)
-
-
-def family_of(path_or_id: str | Path) -> tuple[type[Family], Index]:
+def family_of(path_or_id: str | Path, revision: str | None = None) -> tuple[type[Family], Index]:
     """Return the family of a pipeline and its model_index.json, without loading its components.
 
     Raises UserError if there is no pipeline, no family for it, or a component of another library: a model_index.json comes
     with the weights from anywhere, so it must not decide which modules are imported.
     """
-    place = locate(path_or_id)
-    missing = UserError(
-        f"no diffusers pipeline at {shown(str(path_or_id))}: give a directory with a {INDEX}, a hub id, or 'scenes'"
-    )
-    if not isinstance(place, Path):
-        try:
-            place = Path(snapshot_download(place, allow_patterns=INDEX))
-        except (OSError, ValueError) as error:  # unreachable, unknown or not the name of a repository
-            raise missing from error
+    place = source_of(path_or_id, revision).fetch([INDEX])
     if not (place / INDEX).is_file():
-        raise missing
+        raise UserError(
+            f"no diffusers pipeline at {shown(str(path_or_id))}: give a directory with a {INDEX}, a hub id, or 'scenes'"
+        )
     index = check_index(place)
     return MODELS[index.pipeline], index
 

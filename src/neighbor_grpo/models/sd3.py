@@ -1,6 +1,7 @@
 """Stable Diffusion 3 and 3.5 through diffusers' StableDiffusion3Pipeline."""
 
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor
 
@@ -61,10 +62,10 @@ class SD3(Family[SD3Cond]):
             self.zeros(n, self.config.pooled_projection_dim),
         )
 
-    def times(self, num_steps: int) -> list[float]:
-        """Return the scheduler's own sigmas, whose last before 0 is near 0 for any number of steps, unlike 1 / num_steps."""
-        # mu is for a scheduler that shifts dynamically
-        return self.scheduled(num_inference_steps=num_steps, mu=self.mu(num_steps)).sigmas.tolist()
+    def schedule(self, num_steps: int) -> dict[str, Any]:
+        """Leave the times to the scheduler, whose last before 0 is near 0 for any number of steps, unlike 1 / num_steps."""
+        dynamic = {"mu": self.mu(num_steps)} if self.scheduler.config.get("use_dynamic_shifting") else {}
+        return {"num_inference_steps": num_steps, **dynamic}
 
     def forward(self, x: Tensor, t: Tensor, cond: SD3Cond) -> Tensor:
         """Compute v in one pass of the transformer."""

@@ -10,6 +10,7 @@ from neighbor_grpo.files.text import expand_home
 Positive = Annotated[int, Field(ge=1, le=10**6)]  # also makes lists and tensors of so many
 Pixels = Annotated[int, Field(ge=1, le=2**14)]
 Place = Annotated[str, Field(min_length=1, max_length=4096), AfterValidator(expand_home)]  # a path; ~ is the home directory
+Frames = Annotated[int, Field(ge=1, le=10**4)]
 Seed = Annotated[int, Field(ge=0, le=2**63 - 1)]
 DEVICES = ("auto", "cuda", "mps", "cpu")
 
@@ -88,17 +89,30 @@ def _listed(value: Any) -> Any:
 
 
 class ModelSettings(Section):
-    """Describe how a model is loaded: size of its pictures, guidance, text length, memory and speed."""
+    """Describe how a model is loaded: its files, size of its pictures, guidance, times, text length, memory and speed."""
 
+    revision: Annotated[str, Field(min_length=1, max_length=200)] | None = Field(
+        None, description="branch, tag or commit of a model of the hub; null = its main branch"
+    )
+    variant: Annotated[str, Field(min_length=1, max_length=100)] | None = Field(
+        None, description="files of weights to load, for instance fp16 for *.fp16.safetensors; null = those without a variant"
+    )
+    transformer: Annotated[str, Field(min_length=1, max_length=4096)] | None = Field(
+        None,
+        description="another transformer: a directory, a hub id with or without a folder or file in it, a .safetensors "
+        "or a .gguf file; null = the pipeline's",
+    )
     height: Pixels | None = Field(None, description="height in pixels; null = the model's default")
     width: Pixels | None = Field(None, description="width in pixels; null = the model's default")
-    num_frames: Annotated[int, Field(ge=1, le=10**4)] | None = Field(
-        None, description="frames of a video; null = the model's default"
-    )
+    num_frames: Frames | None = Field(None, description="frames of a video; null = the model's default")
     guidance_scale: float | None = Field(
         None, description="input of a guidance-distilled model, no second forward; null = the default of its pipeline"
     )
     cfg: float = Field(1.0, ge=1, description="classifier-free guidance, a second forward each time; 1 = off")
+    shift: Literal["auto"] | Annotated[float, Field(gt=0, le=1000)] = Field(
+        "auto",
+        description="m of the times t <- m·t/(1 + (m - 1)·t): a number for every size, or auto = the pipeline's own rule",
+    )
     max_sequence_length: Annotated[int, Field(ge=1, le=10**5)] | None = Field(
         None, description="text tokens; null = the default of the pipeline"
     )

@@ -58,7 +58,7 @@ class TextCache:
     """
 
     def __init__(self, model: Family, directory: Path, budget_gb: float) -> None:
-        self.model, self.budget = model, budget_gb * 2**30
+        self.model, self.root, self.budget = model, directory, budget_gb * 2**30
         self.directory = directory / fingerprint(model)
         self.size = 0
         self.failed = False  # whether a file could not be written
@@ -68,6 +68,10 @@ class TextCache:
             self.size = sum(size for _, size, _ in self._files())
         except OSError as error:
             self._warn(error)
+
+    def of(self, model: Family) -> "TextCache":
+        """Return the cache of a model with other settings, for instance another size: this one for the same model."""
+        return self if model is self.model else TextCache(model, self.root, self.budget / 2**30)
 
     def encode(self, prompts: Sequence[Prompt], coming: Iterable[Prompt] = (), batch: int = ENCODE_BATCH) -> Cond:
         """Return the conditioning of `prompts`, in their order, on the CPU."""

@@ -5,6 +5,7 @@ guides both.  Wan 2.2 TI2V-5B takes a time for each token; without a source pict
 given once for a row.
 """
 
+from copy import deepcopy
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, TypeVar
@@ -66,18 +67,9 @@ class WanFamily(ChannelScaled[W], Video[W]):
         """Build zeros of the shape of `embed_text`."""
         return WanCond(self.zeros(n, self.max_sequence_length, self.config.text_dim))
 
-    def times(self, num_steps: int) -> list[float]:
-        """Return the scheduler's own sigmas, the first as 1.  Raises UserError if they are not those of a flow model.
-
-        UniPC's first sigma is 1e-6 below 1, to keep a logarithm finite.
-        """
-        first, *rest = self.scheduled(num_inference_steps=num_steps).sigmas.tolist()
-        if abs(first - 1) > 1e-5 or rest[-1] != 0:
-            raise UserError(
-                f"the scheduler's times run from {first:.4g} to {rest[-1]:.4g}, not from 1 to 0: "
-                "set use_flow_sigmas to true and final_sigmas_type to zero in its configuration"
-            )
-        return [1.0, *rest]
+    def schedule(self, num_steps: int) -> dict[str, Any]:
+        """Leave the times to the scheduler."""
+        return {"num_inference_steps": num_steps}
 
     def timestep(self, t: Tensor) -> Tensor:
         """Return the timestep that the transformer takes: t·n, n = 1000, rounded down where the scheduler gives integers.
@@ -89,7 +81,9 @@ class WanFamily(ChannelScaled[W], Video[W]):
 
     @cached_property
     def _integer_timesteps(self) -> bool:
-        return not self.scheduled(num_inference_steps=1).timesteps.is_floating_point()
+        scheduler = deepcopy(self.scheduler)
+        scheduler.set_timesteps(1)
+        return not scheduler.timesteps.is_floating_point()
 
 
 class Wan(WanFamily[WanCond]):

@@ -8,17 +8,17 @@ of the state is on the straight path to the picture, v = (x - picture) / t, so t
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
-from diffusers.utils import load_image
 from PIL import Image
 from torch import Tensor
 
 from neighbor_grpo.errors import UserError
+from neighbor_grpo.files.images import read_frames
 from neighbor_grpo.flow.path import Time, per_row
 from neighbor_grpo.models.conditioning import Cond
 from neighbor_grpo.models.placement import on_device
+from neighbor_grpo.models.settings import ModelSettings
 from neighbor_grpo.models.wan import WanCond, WanFamily
 
 
@@ -42,8 +42,9 @@ class WanImage(WanFamily[WanImageCond]):
     encoders = ("text_encoder", "image_encoder")
     source_images = 1
 
-    def __init__(self, *args: Any) -> None:
-        super().__init__(*args)
+    def configure(self, settings: ModelSettings) -> None:
+        """Take over settings.  Raises UserError for a variant of Wan that is not supported."""
+        super().configure(settings)
         self.keeps_frame: bool = self.pipe.config.expand_timesteps
         if self.config.pos_embed_seq_len is not None:
             raise UserError("this Wan takes a last picture beside the first one, which is not supported: choose another I2V")
@@ -54,7 +55,7 @@ class WanImage(WanFamily[WanImageCond]):
     def embed_images(self, images: list[Sequence[Path]]) -> SourceCond:
         """Encode the source picture of each prompt, one at a time, because the VAE encodes a whole video."""
         with on_device(self.vae, self.device):
-            return SourceCond.concatenate([self._encode_picture(read_picture(path)) for (path,) in images])
+            return SourceCond.concatenate([self._encode_picture(read_frames(path)[0]) for (path,) in images])
 
     def _encode_picture(self, image: Image.Image) -> SourceCond:
         clip = self.zeros(1, 0, 0)
@@ -117,11 +118,3 @@ class WanImage(WanFamily[WanImageCond]):
             return_dict=False,
             encoder_hidden_states_image=cond.clip if self.config.image_dim is not None else None,
         )[0]
-
-
-def read_picture(path: Path) -> Image.Image:
-    """Read a source picture.  Raises UserError if it cannot be read."""
-    try:
-        return load_image(str(path))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be read as a picture: {error}") from error

@@ -6,6 +6,7 @@ A model on the meta device does the work of each phase, with the method's own ro
 from dataclasses import dataclass, fields
 
 from neighbor_grpo.config import Config
+from neighbor_grpo.errors import UserError
 from neighbor_grpo.methods.rows import Rows
 from neighbor_grpo.planning.footprint import nbytes
 from neighbor_grpo.planning.trial import Drafts, Group, Trial, drafts_of, group_of, trial_of
@@ -29,6 +30,8 @@ class Estimate:
     forward: float  # FLOPs of a row of the rollout
     update: float  # FLOPs of the loss and gradient of a row
     decode: float  # FLOPs of a picture
+    shift: float | None  # of the rollout's times
+    frozen: str | None  # how the transformer's weights are stored, where they cannot be trained
 
     def flops(self, forwards: float, pictures: float, rows: float) -> dict[str, float]:
         """Return the FLOPs of each phase for so many forwards, pictures, and rows trained."""
@@ -80,6 +83,8 @@ def estimate(config: Config, device: str, processes: int = 1, sharded: bool = Fa
         e.forward.flops / e.taken["rollout"],
         e.backward.flops / len(e.part),
         e.decoding.flops / e.taken["decode"],
+        e.trial.model.shift(config.method.num_steps),
+        e.trial.model.frozen.what if e.trial.model.frozen else None,
     )
 
 
@@ -104,13 +109,24 @@ class _Estimator:
             "decode": min(batch.decode, self.rows),
             "update": len(self.part) * self.part.states,
         }
-        packed = m.quantize if m.quantize != "nf4" else None
+        stored = m.quantize or trial.packed  # how the frozen weights are kept
+        if trial.packed and config.scouts and config.scouts.fp8:
+            raise UserError(f"the transformer is stored as {trial.packed} already: leave out scouts.fp8")
+        self.packed = packed = stored if stored != "nf4" else None
         self.forward = trial.forward(self.taken["rollout"], m.fp8_rollout, packed)
         self.backward = trial.update(method, self.part, m.gradient_checkpointing, packed, self.several)
         self.decoding = trial.decode(self.taken["decode"])
+        self.evaluation = self._evaluation()
         self.weights = 4 * trial.trained / self.shards
-        self.unpacked = trial.largest if m.quantize == "nf4" else 0  # a layer's weights while they multiply
+        self.unpacked = trial.largest if stored == "nf4" else 0  # a layer's weights while they multiply
         self.keep_on_cpu = batch.keep_on == "cpu" and device == "cuda"  # then a batch at a time is on the device
+
+    def _evaluation(self) -> Trial | None:
+        """Return the trial of the evaluations, if their settings are others.  Raises UserError for those it cannot have."""
+        config, changes = self.config, self.config.evaluate.model_changes()
+        trial = trial_of(config.model.model_copy(update=changes), self.device) if changes else None
+        (trial or self.trial).model.times(config.evaluate.num_steps or config.method.num_steps)
+        return trial
 
     def resident(self) -> dict[str, float]:
         """Return what is there throughout."""
@@ -140,12 +156,19 @@ class _Estimator:
             {"states": last, "conditioning": cond, "activations": self.forward.peak + self.unpacked},
             {"states": most, "conditioning": cond},
         ]
+        if trial := self.evaluation:
+            e, batch = self.config.evaluate, self.config.batch.rollout
+            rows = min(e.prompts, max(1, batch // e.seeds)) * e.seeds  # drawn side by side
+            activations = trial.forward(min(rows, batch), False, self.packed).peak
+            moments.append({"states": 8 * trial.latent * rows, "activations": activations + self.unpacked})
         return max(moments, key=lambda parts: sum(parts.values()))
 
     def decode(self) -> dict[str, float]:
         """Return the VAE, its activations, and the states that wait."""
         kept = 0 if self.keep_on_cpu else self.groups * self.group.kept
-        return {"VAE": self.trial.vae, "states": kept, "activations": self.decoding.peak}
+        rows = self.taken["decode"]
+        evaluated = self.evaluation.decode(rows).peak if self.evaluation else 0
+        return {"VAE": self.trial.vae, "states": kept, "activations": max(self.decoding.peak, evaluated)}
 
     def update(self) -> dict[str, float]:
         """Return the larger of two moments: the rows are made from the states, or a forward-backward, without the states."""

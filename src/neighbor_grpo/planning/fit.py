@@ -98,6 +98,7 @@ def _changes(now: Fit, place: Place) -> Iterator[dict[str, str]]:
     phase, c, e = now.estimate.deciding, now.config, now.estimate
     cuda, eight_bits = place.device == "cuda", not place.sharded  # FSDP2 divides nothing in 8 bits
     smaller = "activations" in e.phases[phase] and e.rows.get(phase, 1) > 1
+    whole = bool(c.model.lora) and not e.frozen
     rows = str(min(e.rows[phase] - 1, _rows(e, phase, place.limit))) if smaller else ""
     table = [
         (smaller, f"batch.{phase}", rows),
@@ -107,8 +108,8 @@ def _changes(now: Fit, place: Place) -> Iterator[dict[str, str]]:
         (phase == "decode" and not c.model.vae_tiling, "model.vae_tiling", "true"),
         (c.model.fp8_rollout, "model.fp8_rollout", "false"),
         (not c.model.lora, "model.lora.rank", "16"),
-        (bool(c.model.lora) and eight_bits and c.model.quantize is None, "model.quantize", "int8"),
-        (bool(c.model.lora) and eight_bits and cuda, "model.quantize", "nf4"),
+        (whole and eight_bits and c.model.quantize is None, "model.quantize", "int8"),
+        (whole and eight_bits and cuda, "model.quantize", "nf4"),
     ]
     yield from ({key: value} for applies, key, value in table if applies)
 

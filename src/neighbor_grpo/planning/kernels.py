@@ -48,7 +48,7 @@ FULL = {
 class Kernels(TorchFunctionMode):
     """Compute meta tensors as a device of a type does: fused attention and norms, autocast to `lower`, packed weights.
 
-    `packed`, "int8" or "fp8", is how frozen weights of linear layers are kept.
+    `packed`, "int8", "fp8" or "gguf", is how frozen weights of linear layers are kept.
 
     `cast`: copies of weights that autocast keeps until the forward ends.
     """

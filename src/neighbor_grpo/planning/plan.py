@@ -51,7 +51,7 @@ class Plan:
         m, p = config.method, config.prompts.per_iteration
         rows = [
             f"model       {config.model.path}: {estimated.parameters:,} parameters, {estimated.trained:,} trained "
-            f"({_trained(config)})",
+            f"({_trained(config)}{f' over {estimated.frozen}' if estimated.frozen else ''})",
             f"iteration   {p} prompts x {m.group_size} samples = {self.samples} pictures, {p // processes} groups on each "
             f"of {processes} process{'es' if processes > 1 else ''}",
             *self._drafts(config),
@@ -62,6 +62,7 @@ class Plan:
             f"run         {config.iterations} iterations, {config.iterations * self.samples:,} pictures, "
             f"{round(config.iterations * self.updates):,} optimizer steps, reward {', '.join(config.reward.train)}",
             f"latent      D = {estimated.latent:,}",
+            f"times       {m.num_steps} transitions from 1 to 0, {_shift(estimated.shift, config.model.shift)}",
             f"memory      throughout, on each process: {_parts(estimated.resident)}",
         ]
         for phase, parts in estimated.phases.items():
@@ -121,6 +122,13 @@ def affordable(config: Config, evaluations: float) -> int:
         if evaluations < 0:
             return n
     return len(spent) + int(evaluations * len(spent) / sum(spent))
+
+
+def _shift(shift: float | None, setting: float | str) -> str:
+    """Word the shift of the times, and whose it is."""
+    if shift is None:
+        return "without a shift"
+    return f"shift {shift:.4g} ({'by the rule of the pipeline' if setting == 'auto' else 'model.shift, for every size'})"
 
 
 def _parts(sizes: Mapping[str, float]) -> str:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from neighbor_grpo.config import Model, Scouts
+from neighbor_grpo.errors import UserError
 from neighbor_grpo.flow.streams import Iteration
 from neighbor_grpo.methods.policy import with_gradient
 from neighbor_grpo.methods.protocol import Method
@@ -16,6 +17,7 @@ from neighbor_grpo.methods.rows import Rows
 from neighbor_grpo.methods.scouts import Recorded, drafting
 from neighbor_grpo.methods.tree import Noise, Tree
 from neighbor_grpo.models.devices import pick_dtype
+from neighbor_grpo.models.frozen import Frozen
 from neighbor_grpo.models.lora import make_trainable
 from neighbor_grpo.models.meta_model import META, meta_model
 from neighbor_grpo.models.policy import ModelPolicy
@@ -29,6 +31,13 @@ QUANTIZED = {"nf4": 0.5 + 4 / 64, "int8": 1.0, "fp8": 1.0}  # bytes of a weight;
 WITHOUT_EFFECT = {"quantize", "attention", "gradient_checkpointing", "compile", "fp8_rollout"}
 
 
+def check_frozen(settings: Model, frozen: Frozen) -> None:
+    """Raise UserError for settings that need weights as they are, where they are stored in fewer bits."""
+    if frozen.packed and (settings.quantize or settings.fp8_rollout):
+        key = f"model.quantize={settings.quantize}" if settings.quantize else "model.fp8_rollout"
+        raise UserError(f"the transformer is {frozen.what} already: leave out {key}")
+
+
 class Trial:
     """Run phases of a model without weights, as it is trained.  Each piece of work is run once and remembered."""
 
@@ -37,11 +46,14 @@ class Trial:
         self.done: dict[tuple, Followed] = {}
         plain = settings.model_copy(update={"quantize": None, "attention": None})
         self.model = meta_model(settings.path, dtype, **plain.model_settings())
+        if self.model.frozen:
+            check_frozen(settings, self.model.frozen)
         pipe, transformer, lora = self.model.pipe, self.model.transformer, settings.lora
         self.shape = self.model.noise(1, torch.Generator())[0].shape
         self.latent, self.vae = self.shape.numel(), nbytes(pipe.vae.parameters())
         encoders = {name: getattr(pipe, name) for name in self.model.encoders}
         self.encoders = {name: encoder for name, encoder in encoders.items() if encoder is not None}
+        self.packed = self.model.frozen.packed if self.model.frozen else None
         linear = [layer.weight for layer in transformer.modules() if type(layer) is nn.Linear]
         self.linear, self.largest = sum(weight.numel() for weight in linear), max(weight.nbytes for weight in linear)
         make_trainable(self.model, lora)
@@ -54,8 +66,10 @@ class Trial:
 
     def transformer(self, quantize: str | None) -> float:
         """Return the bytes of the transformer's weights, without the LoRA's."""
-        itemsize = self.model.dtype.itemsize
-        return self.bytes + (self.linear * (QUANTIZED[quantize] - itemsize) if quantize else 0)
+        if self.packed == "gguf" and self.model.frozen and self.model.frozen.nbytes:
+            return self.model.frozen.nbytes
+        packed, itemsize = quantize or self.packed, self.model.dtype.itemsize
+        return self.bytes + (self.linear * (QUANTIZED[packed] - itemsize) if packed in QUANTIZED else 0)
 
     def forward(self, rows: int, fp8: bool, packed: str | None) -> Followed:
         """Run a forward of the rollout."""

@@ -103,6 +103,8 @@ def _use(request: Request, family: type[Family], samples: Samples | None) -> dic
         "base": model_name(model.path),
         "on_hub": hub_id(model.path) is not None,
         "repo": request.push or ".",
+        "under": [f"{Path(base.path).name} at a strength of {base.strength:g}" for base in model.base_loras],
+        "transformer": model.transformer and Path(model.transformer).name,
         "arguments": ", ".join(f"{name}={value!r}" for name, value in arguments.items() if value is not None),
     }
 

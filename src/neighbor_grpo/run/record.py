@@ -27,7 +27,8 @@ MAY_CHANGE = (
 )  # fmt: skip
 # What makes evaluations before and after the change different measurements
 _MEASURED = (
-    "evaluate.prompts", "evaluate.skip", "evaluate.seeds", "evaluate.num_steps", "evaluate.solver", "prompts.eval_path",
+    "evaluate.prompts", "evaluate.skip", "evaluate.seeds", "evaluate.num_steps", "evaluate.solver",
+    "evaluate.height", "evaluate.width", "evaluate.num_frames", "evaluate.guidance_scale", "evaluate.cfg", "prompts.eval_path",
     "reward.watch", "evaluation prompts",
 )  # fmt: skip
 

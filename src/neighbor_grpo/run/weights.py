@@ -16,9 +16,12 @@ from neighbor_grpo.models.adapter_files import copy_adapter
 from neighbor_grpo.models.devices import pick_device, pick_dtype
 from neighbor_grpo.models.family import Family
 from neighbor_grpo.models.lora import load_all, load_lora
+from neighbor_grpo.models.meta_model import meta_model
 from neighbor_grpo.models.registry import family_of, load_model
+from neighbor_grpo.models.settings import ModelSettings
 from neighbor_grpo.run.files import read_config, trained_weights
 
+FILES = ("revision", "variant", "transformer")  # settings that say which files a model is read from
 ADAPTERS = "adapters"  # directory, and its kind
 
 
@@ -34,7 +37,7 @@ def load_base(config: Config, device: torch.device) -> Family:
     """Load the model that a run starts from."""
     m = config.model
     if config.families:
-        check_family(config.families, m.path, family_of(m.path)[1].pipeline)
+        check_family(config.families, m.path, family_of(m.path, m.revision)[1].pipeline)
     with working(f"loading {m.path}"):
         return load_model(m.path, device, pick_dtype(m.dtype, device), **m.model_settings())
 
@@ -57,12 +60,16 @@ def load_trained(
         raise UserError("--lora and --run both give trained weights: give only one of them")
     where = pick_device(device)
     config = read_config(run) if run else None
+    known = own_adapters(config, run).model.model_settings() if config and run else {}
+    if config and path not in (None, config.model.path):  # these are of the run's own model
+        known |= dict.fromkeys(FILES)
     path = path or (config.model.path if config else "scenes")
-    chosen = {key: value for key, value in (settings or {}).items() if value is not None}
-    chosen |= {"base_loras": [lora]} if lora else {}
+    known |= {key: value for key, value in (settings or {}).items() if value is not None}
+    chosen = ModelSettings(**known | ({"base_loras": [lora]} if lora else {}))
+    dtype = pick_dtype("auto", where)
     with working(f"loading {path}"):
-        known = own_adapters(config, run).model.model_settings() if config and run else {}
-        model = load_model(path, where, pick_dtype("auto", where), **(known | chosen))
+        meta_model(path, dtype, **chosen.model_dump())  # what is wrong with the settings is said before weights are read
+        model = load_model(path, where, dtype, **chosen.model_dump())
     if run and config:
         _load_run(model, run, config, best)
     return Loaded(
@@ -77,6 +84,7 @@ def load_trained(
             "height": model.height,
             "width": model.width,
             **({"num_frames": model.frames} if model.frames else {}),
+            **chosen.model_dump(include={*FILES, "shift"}, exclude_defaults=True),
             "dtype": str(model.dtype),
             "device": str(where),
             "release": version("neighbor-grpo"),

@@ -60,8 +60,10 @@ class Learner:
             return
         if isinstance(self.transformer, Experts):  # its collectives need all ranks in the same expert
             raise UserError("FSDP2 cannot divide a model of two experts: train it without FSDP2, with a LoRA (model.lora)")
-        if c.model.quantize or c.model.fp8_rollout or c.optimizer.name == "adamw_8bit":
-            raise UserError("FSDP2 divides 16 or 32 bits: leave out model.quantize, model.fp8_rollout and adamw_8bit")
+        if c.model.quantize or self.model.frozen or c.model.fp8_rollout or c.optimizer.name == "adamw_8bit":
+            raise UserError(
+                "FSDP2 divides 16 or 32 bits: leave out model.quantize, quantized transformers, fp8_rollout and adamw_8bit"
+            )
         if c.method.copies:
             raise UserError(f"FSDP2 cannot divide the lagging copies of {method_name(c.method)}: train it without FSDP2")
 

@@ -118,9 +118,10 @@ class Parts:
         m, warnings = self.config.model, []
         if m.cfg != 1:
             warnings.append(f"warning: model.cfg = {m.cfg:g} doubles every forward; methods are published without it")
-        if m.quantize in ("int8", "fp8") and not m.gradient_checkpointing:
+        packed = m.quantize or (self.model.frozen.packed if self.model.frozen else None)
+        if packed in ("int8", "fp8", "gguf") and not m.gradient_checkpointing:
             warnings.append(
-                "warning: model.quantize saves no memory in the update, where autograd keeps unpacked weights: set "
+                f"warning: {packed} saves no memory in the update, where autograd keeps unpacked weights: set "
                 "model.gradient_checkpointing=true"
             )
         return warnings

@@ -6,9 +6,9 @@ from contextlib import ExitStack
 from typing import Any
 
 import torch
-from diffusers.utils import load_image
 from torch import Tensor
 
+from neighbor_grpo.files.images import read_frames
 from neighbor_grpo.models.family import Family
 from neighbor_grpo.models.placement import on_device
 from neighbor_grpo.models.sampling import sample
@@ -44,13 +44,14 @@ def sampling(model: Family, prompts: Sequence[Prompt]) -> Finding:
 def _call(model: Family, noise: Tensor, prompt: Prompt) -> Tensor:
     """Return the picture [1, 3, H, W] or video [1, T, 3, H, W] in [0, 1] of the pipeline's own `__call__`."""
     known = inspect.signature(type(model.pipe).__call__).parameters
-    guidance: dict[str, Any] = {"guidance_scale": _guidance_scale(model, known)}
+    scale = _guidance_scale(model, known)
+    guidance: dict[str, Any] = {} if scale is None else {"guidance_scale": scale}
     if "true_cfg_scale" in known and model.cfg > 1:
         guidance |= {"true_cfg_scale": model.cfg, "negative_prompt": [model.empty_prompt]}
     size = {"height": model.height, "width": model.width, "num_frames": model.frames}
     optional = {
         "max_sequence_length": model.max_sequence_length,
-        "image": load_image(str(prompt.images[0])) if prompt.images else None,
+        "image": read_frames(prompt.images[0])[0] if prompt.images else None,
     }
     drawn = model.pipe(
         prompt=[prompt.text],  # a list of its own: one pipeline writes into it
@@ -63,8 +64,8 @@ def _call(model: Family, noise: Tensor, prompt: Prompt) -> Tensor:
     return drawn.frames if model.frames else drawn.images
 
 
-def _guidance_scale(model: Family, known: Any) -> float:
-    """Return the scale as this pipeline counts it: an input of a distilled model, or classifier-free guidance."""
+def _guidance_scale(model: Family, known: Any) -> float | None:
+    """Return the scale as this pipeline counts it: of a distilled model, or classifier-free guidance; None: neither."""
     if "true_cfg_scale" in known or model.config.get("guidance_embeds"):
         return model.guidance_scale
     return model.cfg - 1 if type(model.pipe).__name__ == "ZImagePipeline" else model.cfg  # v + (cfg - 1)(v - empty)
