@@ -46,11 +46,9 @@ def check_request(
     request = Request(run, config, weights, form, place, best, push, private)
     if form == "comfyui" and not request.lora:
         raise UserError("--format comfyui needs a LoRA, and this run trained all weights: choose --format merged")
-    m = config.model
-    if form == "merged" and (other := next((key for key in ("transformer", "variant", "base_loras") if getattr(m, key)), None)):
-        raise UserError(
-            f"--format merged adds to the files of model.path, and this run has model.{other}: choose --format diffusers"
-        )
+    other = next((key for key in ("transformer", "variant", "base_loras") if getattr(config.model, key)), None)
+    if form == "merged" and other:
+        raise UserError(f"--format merged changes the files of model.path, and the run has model.{other}: choose diffusers")
     if private and push is None:
         raise UserError("--private is for a repository on the hub: add --push NAME/REPO")
     if push is not None:
