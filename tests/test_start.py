@@ -18,6 +18,8 @@ from neighbor_grpo.models.lora import load_lora, make_trainable, save_lora
 from neighbor_grpo.models.registry import load_model
 from neighbor_grpo.models.settings import BaseLora, Lora
 from neighbor_grpo.planning.estimate import estimate
+from neighbor_grpo.run.export import export
+from neighbor_grpo.run.export_request import check_request
 from neighbor_grpo.run.files import read_config
 from neighbor_grpo.run.weights import load_trained
 from neighbor_grpo.training.trainer import Trainer
@@ -218,6 +220,14 @@ def test_a_run_from_loras_is_resumed_and_exported_without_their_files(tiny_flux,
     ours = velocity(model)
     torch.testing.assert_close(ours, velocity(model, pipe.transformer), atol=1e-5, rtol=0)
     assert not torch.allclose(ours, velocity(model, diffusers(tiny_flux, loras, 1.0, 0.5).transformer), atol=1e-4)
+    for form in ("diffusers", "merged"):  # with the frozen LoRA in it, so that the model itself is enough
+        out = export(check_request(run, form, tmp_path / form))
+        plain = FluxPipeline.from_pretrained(out if form == "merged" else tiny_flux)
+        if form == "diffusers":
+            plain.load_lora_weights(out)
+        torch.testing.assert_close(ours, velocity(model, plain.transformer), atol=1e-5, rtol=0)
+        card = (out / "README.md").read_text()
+        assert "from peft on, above style.safetensors (strength 0.5)" in card and str(tmp_path) not in card
     (next((run / "adapters").glob("start/*.safetensors"))).write_bytes(b"")
     with pytest.raises(UserError, match="damaged"):
         Trainer.resume(run, ["iterations=4"])

@@ -53,7 +53,7 @@ def exported(name, layers, folder, place, form):
     (folder / form).mkdir()
     family, adapter = MODELS[LAYOUTS[name][0]], read_adapter(folder)
     named = comfyui_layers(family, str(place), adapter.layers) if form == "comfyui" else shared_layers(family, adapter.layers)
-    write_layers(folder / form / FILE, named, adapter.targets if form == "diffusers" else None)
+    write_layers(folder / form / FILE, named, adapter if form == "diffusers" else None)
     tensors = load_file(folder / form / FILE)
     assert all(key.endswith((".lora_A.weight", ".lora_B.weight")) for key in tensors)
     names = {key.removesuffix(".lora_A.weight") for key in tensors if key.endswith(".lora_A.weight")}

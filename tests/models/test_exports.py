@@ -45,7 +45,7 @@ def test_what_is_exported_draws_what_the_run_saw(case, run, tmp_path):
     assert (ours - case.drawn(case.load(), 3)).abs().max() > 1e-2
     out = export(check_request(run, "diffusers", tmp_path / "out"))
     own, theirs = case.load(), DiffusionPipeline.from_pretrained(case.place)
-    load_lora(own.pipe, own.transformer, out)
+    load_lora(own.transformer, out)
     torch.testing.assert_close(case.drawn(own, 3), ours, atol=1e-4, rtol=0)
     getattr(case.family, "load_lora", lambda pipe, place: pipe.load_lora_weights(place))(theirs, out)
     torch.testing.assert_close(case.called(own, 3, theirs), ours, atol=1e-4, rtol=0)

@@ -9,8 +9,9 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from neighbor_grpo.errors import UserError
+from neighbor_grpo.models.attach import add_lora
 from neighbor_grpo.models.exchange import read_adapter
-from neighbor_grpo.models.lora import add_lora, save_lora
+from neighbor_grpo.models.lora import save_lora
 from neighbor_grpo.models.merging import update_by_lora, update_by_weights, write_merged
 from neighbor_grpo.models.registry import family_of, load_model
 

@@ -56,20 +56,20 @@ class Pair:
 Lora = dict[str, Pair]  # by the names of the layers in the transformer
 
 
-def read_loras(source: str, parts: Mapping[str, ModelMixin]) -> dict[str, Lora]:
+def read_loras(source: str, parts: Mapping[str, ModelMixin], values: bool = False) -> dict[str, Lora]:
     """Read a LoRA for each transformer of a pipeline, by its name; that of a second expert is in the folder transformer_2.
 
-    On the meta device the matrices have shapes and no values.  Raises UserError for what does not fit, is damaged, or has a
-    part that nothing would use.
+    For transformers on the meta device the matrices have shapes and no values, unless `values` are wanted.  Raises UserError
+    for what does not fit, is damaged, or has a part that nothing would use.
     """
     first = find_adapter(source)
-    return {name: read_lora(find_second(first) if name == SECOND else first, part) for name, part in parts.items()}
+    return {name: read_lora(find_second(first) if name == SECOND else first, part, values) for name, part in parts.items()}
 
 
-def read_lora(file: AdapterFile, transformer: ModelMixin) -> Lora:
-    """Read a LoRA for a transformer.  Raises UserError."""
+def read_lora(file: AdapterFile, transformer: ModelMixin, values: bool = False) -> Lora:
+    """Read a LoRA for a transformer, as `read_loras` does.  Raises UserError."""
     with failing(f"{file.name} is not a LoRA"):
-        tensors = _tensors(file, values=transformer.device.type != "meta")
+        tensors = _tensors(file, values=values or transformer.device.type != "meta")
         _check_kind(file.name, tensors)
         settings, layers = file.settings(), linear_layers(transformer)
         known = places(transformer)

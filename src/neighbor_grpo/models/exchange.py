@@ -16,6 +16,8 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from neighbor_grpo.models.adapters import Pair
+
 FILE = "pytorch_lora_weights.safetensors"  # what `load_lora_weights` looks for in a directory
 DOWN, UP = ".lora_A.weight", ".lora_B.weight"
 _SETTINGS = "lora_adapter_metadata"  # where diffusers keeps peft's settings
@@ -34,6 +36,10 @@ class Matrices:
         """Return r."""
         return len(self.down)
 
+    def beside(self, other: "Matrices") -> "Matrices":
+        """Return matrices whose product is the sum of both products."""
+        return Matrices(torch.cat([self.down, other.down.to(self.down)]), torch.cat([self.up, other.up.to(self.up)], 1))
+
     @property
     def product(self) -> Tensor:
         """Return the update, fp32."""
@@ -49,6 +55,14 @@ class Adapter:
 
     layers: Layers
     targets: list[str]  # endings of the names of the layers
+
+    def plus(self, other: Mapping[str, Pair], strength: float) -> "Adapter":
+        """Add another LoRA: the matrices of both stand side by side, and the ranks add up."""
+        layers = dict(self.layers)
+        for layer, pair in other.items():
+            added = Matrices(pair.down, pair.up * (strength * pair.alpha / pair.rank))
+            layers[layer] = layers[layer].beside(added) if layer in layers else added
+        return Adapter(layers, sorted(layers))
 
 
 def read_adapter(directory: Path) -> Adapter:
@@ -78,26 +92,26 @@ def _strength(settings: Mapping[str, Any], layer: str, rank: int) -> float:
     return alpha / (rank**0.5 if settings.get("use_rslora") else rank)
 
 
-def write_layers(file: Path, layers: Layers, targets: list[str] | None) -> None:
+def write_layers(file: Path, layers: Layers, adapter: Adapter | None) -> None:
     """Write layers by their full names, and alpha = rank.
 
-    targets: for the metadata that diffusers reads; None where the layers are not those of its transformer.
+    adapter: the same LoRA by diffusers' names, for the metadata that diffusers reads; None if it does not know these layers.
     """
     tensors = {layer + DOWN: matrices.down for layer, matrices in layers.items()}
     tensors |= {layer + UP: matrices.up for layer, matrices in layers.items()}
     metadata = {"format": "pt"}
-    if targets is not None:
-        settings = {f"{_PREFIX}{key}": value for key, value in _settings(layers, targets).items()}
+    if adapter:
+        settings = {f"{_PREFIX}{key}": value for key, value in _settings(adapter).items()}
         metadata[_SETTINGS] = json.dumps(settings, indent=2, sort_keys=True)
     save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, file, metadata)
 
 
-def _settings(layers: Layers, targets: list[str]) -> dict[str, Any]:
+def _settings(adapter: Adapter) -> dict[str, Any]:
     """Return peft's settings of a LoRA with alpha = rank."""
-    ranks = {layer: matrices.rank for layer, matrices in layers.items()}
+    ranks = {layer: matrices.rank for layer, matrices in adapter.layers.items()}
     rank = max(set(ranks.values()), key=list(ranks.values()).count)
-    others = {layer.removeprefix(_PREFIX): own for layer, own in ranks.items() if own != rank}
-    return {"r": rank, "lora_alpha": rank, "rank_pattern": others, "alpha_pattern": others, "target_modules": targets}
+    others = {f"^{layer}": own for layer, own in ranks.items() if own != rank}
+    return {"r": rank, "lora_alpha": rank, "rank_pattern": others, "alpha_pattern": others, "target_modules": adapter.targets}
 
 
 def add_to(weight: Tensor, matrices: Matrices) -> Tensor:

@@ -11,6 +11,7 @@ from typing import Any
 
 import yaml
 
+from neighbor_grpo.config.schema import Model
 from neighbor_grpo.errors import UserError, printable
 from neighbor_grpo.files import atomic
 from neighbor_grpo.files.images import gallery
@@ -103,7 +104,6 @@ def _use(request: Request, family: type[Family], samples: Samples | None) -> dic
         "base": model_name(model.path),
         "on_hub": hub_id(model.path) is not None,
         "repo": request.push or ".",
-        "under": [f"{Path(base.path).name} at a strength of {base.strength:g}" for base in model.base_loras],
         "transformer": model.transformer and Path(model.transformer).name,
         "arguments": ", ".join(f"{name}={value!r}" for name, value in arguments.items() if value is not None),
     }
@@ -116,7 +116,7 @@ def _training(request: Request, lines: Sequence[files.Figures]) -> dict[str, Any
     method = {key: _without_folders(value) for key, value in config.model_dump(mode="json")["method"].items()}
     return {
         "method": method["name"],
-        "trained": f"LoRA of rank {config.model.lora.rank}" if config.model.lora else "all weights of the transformer",
+        "trained": _trained(config.model),
         "iterations": lines[-1]["iteration"],
         "prompts_per_iteration": config.prompts.per_iteration,
         "group_size": method["group_size"],
@@ -128,6 +128,16 @@ def _training(request: Request, lines: Sequence[files.Figures]) -> dict[str, Any
         "table": markdown_table([["measure", "before", "after"], *map(_cells, changes)]),
         "settings": json.dumps(method, indent=2, ensure_ascii=False),
     }
+
+
+def _trained(model: Model) -> str:
+    """Say what was trained, and from which LoRAs on."""
+    if not model.lora:
+        return "all weights of the transformer"
+    said = f"LoRA of rank {model.lora.rank}" if model.lora.rank else "LoRA"
+    said += f", from {_without_folders(model.lora.path)} on" if model.lora.path else ""
+    bases = ", ".join(f"{_without_folders(base.path)} (strength {base.strength:g})" for base in model.base_loras)
+    return f"{said}, above {bases}, which these weights contain" if bases else said
 
 
 def _without_folders(value: Any) -> Any:

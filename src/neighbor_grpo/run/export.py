@@ -12,13 +12,17 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from neighbor_grpo.files import atomic
+from neighbor_grpo.models.adapters import read_loras
 from neighbor_grpo.models.comfyui import comfyui_layers, is_shared, shared_layers
 from neighbor_grpo.models.exchange import FILE, Adapter, read_adapter, write_layers
+from neighbor_grpo.models.experts import transformers_of
 from neighbor_grpo.models.family import Family
 from neighbor_grpo.models.merging import remove_places, update_by_lora, update_by_weights, write_merged
+from neighbor_grpo.models.meta_model import meta_model
 from neighbor_grpo.models.registry import family_of
 from neighbor_grpo.run.card import write_card
 from neighbor_grpo.run.export_request import Request
+from neighbor_grpo.run.weights import own_adapters
 
 _FIRST, _SECOND = "transformer", "transformer_2"  # names of the trained transformers in a pipeline
 _NOISE = {_FIRST: "_high_noise", _SECOND: "_low_noise"}  # of which one each expert is, as other programs call it
@@ -28,7 +32,7 @@ def export(request: Request) -> Path:
     """Write an export and return its directory.  Raises UserError where the model cannot be exported in this form."""
     family, index = family_of(request.config.model.path, request.config.model.revision)
     places = _places(request.weights)
-    adapters = {name: read_adapter(place) for name, place in places.items()} if request.lora else {}
+    adapters = _adapters(request, places) if request.lora else {}
     with atomic.directory(request.out, "export") as aside:
         parts = list(places)
         if request.form == "merged":
@@ -44,6 +48,18 @@ def export(request: Request) -> Path:
         shared = all(is_shared(family, adapter.layers) for adapter in adapters.values())
         write_card(request, family, parts, shared, aside)
     return request.out
+
+
+def _adapters(request: Request, places: Mapping[str, Path]) -> dict[str, Adapter]:
+    """Read the LoRA of each transformer, with the frozen LoRAs added on which it was trained: it needs only the model then."""
+    adapters = {name: read_adapter(place) for name, place in places.items()}
+    if bases := own_adapters(request.config, request.run).model.base_loras:
+        plain = request.config.model.model_settings() | {"base_loras": []}
+        parts = transformers_of(meta_model(request.config.model.path, **plain).transformer)
+        for base in bases:
+            for name, lora in read_loras(base.path, parts, values=True).items():
+                adapters[name] = adapters[name].plus(lora, base.strength)
+    return adapters
 
 
 def _places(weights: Path) -> dict[str, Path]:
@@ -63,6 +79,6 @@ def _write_lora(request: Request, family: type[Family], adapters: Mapping[str, A
             layers = shared_layers(family, adapter.layers)
         for_diffusers = request.form == "diffusers" or is_shared(family, adapter.layers)
         file.parent.mkdir(exist_ok=True)
-        write_layers(file, layers, adapter.targets if for_diffusers else None)
+        write_layers(file, layers, adapter if for_diffusers else None)
         written.append(file.relative_to(folder).as_posix())
     return written

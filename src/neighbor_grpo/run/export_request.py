@@ -46,7 +46,7 @@ def check_request(
     request = Request(run, config, weights, form, place, best, push, private)
     if form == "comfyui" and not request.lora:
         raise UserError("--format comfyui needs a LoRA, and this run trained all weights: choose --format merged")
-    other = next((key for key in ("transformer", "variant", "base_loras") if getattr(config.model, key)), None)
+    other = next((key for key in ("transformer", "variant") if getattr(config.model, key)), None)
     if form == "merged" and other:
         raise UserError(f"--format merged changes the files of model.path, and the run has model.{other}: choose diffusers")
     if private and push is None:
