@@ -8,14 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import DiffusionPipeline
 from safetensors import safe_open
 from torch import Tensor
 
 from neighbor_grpo.errors import UserError
-from neighbor_grpo.models.directory import INDEX, Index, check_directory
+from neighbor_grpo.models.directory import INDEX
 from neighbor_grpo.models.exchange import Layers, add_to
-from neighbor_grpo.models.registry import locate
+from neighbor_grpo.models.registry import Parts
+from neighbor_grpo.models.settings import ModelSettings
 
 # Other forms of the weights, which would stay untrained, and code.
 _LEFT_OUT = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.msgpack", "*.h5", "*.gguf", "*.onnx*", "*.py", "__pycache__", ".*")
@@ -45,15 +45,13 @@ def update_by_weights(folder: Path) -> Update:
     return Update(frozenset(stored), lambda name, old: stored[name].get_tensor(name).to(old.dtype))
 
 
-def write_merged(path_or_id: str | Path, revision: str | None, index: Index, updates: Mapping[str, Update], out: Path) -> None:
+def write_merged(path_or_id: str | Path, revision: str | None, updates: Mapping[str, Update], out: Path) -> None:
     """Copy a pipeline to the directory `out`, and update its transformers by their names in the pipeline.
 
     Raises UserError where its files are damaged, or do not hold all weights to update as plain numbers.
     """
-    place = locate(path_or_id)
-    if not isinstance(place, Path):
-        place = Path(DiffusionPipeline.download(place, revision=revision, use_safetensors=True, **dict.fromkeys(index.absent)))
-    check_directory(place, index)
+    parts = Parts.of(path_or_id, ModelSettings(revision=revision), weights=True)
+    place, index = parts.place, parts.index
     for name, update in updates.items():
         _check(place / name, update)
     shutil.copyfile(place / INDEX, out / INDEX)

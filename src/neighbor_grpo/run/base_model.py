@@ -6,7 +6,7 @@ import yaml
 from huggingface_hub import ModelCard
 from huggingface_hub.errors import HTTPError
 
-from neighbor_grpo.models.registry import BUNDLED, locate
+from neighbor_grpo.models.sources import BUNDLED, source_of
 
 BUNDLED_TOKENS = 12  # of a prompt, in the bundled model: fewer than its pipeline takes for granted
 _HUB = "https://huggingface.co"
@@ -14,13 +14,13 @@ _HUB = "https://huggingface.co"
 
 def hub_id(path: str) -> str | None:
     """Return the name of a model on the hub; None for a directory and for the bundled model."""
-    place = locate(path)
-    return None if isinstance(place, Path) else place
+    source = source_of(path)
+    return None if source.place else source.name
 
 
 def is_bundled(path: str) -> bool:
     """Return whether a model is the one that comes with this package."""
-    return locate(path) == BUNDLED
+    return source_of(path).place == BUNDLED
 
 
 def model_name(path: str) -> str:
@@ -34,7 +34,7 @@ def licence(path: str) -> dict[str, str]:
     """Return license, license_name and license_link as the model's own card gives them; nothing where they are not known."""
     name = hub_id(path)
     try:
-        data = ModelCard.load(name or Path(locate(path)) / "README.md", ignore_metadata_errors=True).data
+        data = ModelCard.load(name or (source_of(path).place or Path()) / "README.md", ignore_metadata_errors=True).data
     except (OSError, ValueError, HTTPError, yaml.YAMLError):  # no card, or none within reach
         return {}
     found = {key: data.get(key) for key in ("license", "license_name", "license_link")}

@@ -30,7 +30,7 @@ _NOISE = {_FIRST: "_high_noise", _SECOND: "_low_noise"}  # of which one each exp
 
 def export(request: Request) -> Path:
     """Write an export and return its directory.  Raises UserError where the model cannot be exported in this form."""
-    family, index = family_of(request.config.model.path, request.config.model.revision)
+    family, _ = family_of(request.config.model.path, request.config.model.revision)
     places = _places(request.weights)
     adapters = _adapters(request, places) if request.lora else {}
     with atomic.directory(request.out, "export") as aside:
@@ -38,7 +38,7 @@ def export(request: Request) -> Path:
         if request.form == "merged":
             updates = {name: update_by_lora(adapter.layers) for name, adapter in adapters.items()}
             updates = updates or {name: update_by_weights(place) for name, place in places.items()}
-            write_merged(request.config.model.path, request.config.model.revision, index, updates, aside)
+            write_merged(request.config.model.path, request.config.model.revision, updates, aside)
         elif adapters:
             parts = _write_lora(request, family, adapters, aside)
         else:
