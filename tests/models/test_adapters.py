@@ -12,6 +12,7 @@ from transformers_of_layouts import BUILD, random_lora, same, updates
 from neighbor_grpo.errors import UserError
 from neighbor_grpo.models.adapter_files import find_adapter
 from neighbor_grpo.models.adapters import read_lora
+from neighbor_grpo.models.attach import attach, lora_layers
 from neighbor_grpo.models.layouts import flat, linear_layers, places, published
 
 LAYERS = {
@@ -199,6 +200,16 @@ def test_every_layer_has_one_name_of_each_kind(built, model):
     assert all(known[flat(layer)].layers == (layer,) for layer in layers)
     covered = {layer for place in names_of(model, built[model]).values() for layer in place.layers}
     assert {layer for layer in layers if "blocks." in layer} <= covered
+
+
+@pytest.mark.parametrize("model", BUILD)
+def test_a_lora_is_attached_to_its_layers_alone(model):
+    """Also to those whose whole name is the end of another one, such as FLUX.1's proj_out."""
+    layers = list(linear_layers(BUILD[model]()))
+    for names in (layers, layers[-1:], layers[::5], [name for name in layers if "." not in name]):
+        transformer = BUILD[model]()
+        attach(transformer, random_lora(transformer, names, ranks=(3, 2)), "some")
+        assert lora_layers(transformer).keys() == set(names)
 
 
 def test_xlabs(built, tmp_path):

@@ -159,7 +159,8 @@ def _sort(key: str, tensor: Tensor, known: Mapping[str, Place], parts: dict[str,
     spelled = next((s for s in (flat(layer), flat(layer[_end(layer) :])) if s in known), None)
     if spelled is None:
         return False
-    side = {"A": "down", "B": "up"}.get(side := match.groupdict().get("side", "alpha"), side)
+    side = match.groupdict().get("side", "alpha")
+    side = {"A": "down", "B": "up"}.get(side, side)
     part = parts.setdefault(spelled, _Parts(known[spelled]))
     if side in part.found or (side == "alpha" and tensor.numel() != 1):
         raise UserError(f"{name} has two tensors for {shown(key, 200)}, or an alpha that is not one number: write it again")

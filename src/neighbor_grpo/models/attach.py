@@ -7,6 +7,7 @@ all others belong to the base.
 import warnings
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
+from functools import cache
 from typing import Any, TypeVar
 
 import torch
@@ -69,6 +70,9 @@ def attach(transformer: ModelMixin, lora: Lora, name: str, strength: float = 1.0
     dtype = torch.float32 if trained else transformer.dtype
     if not trained:
         lora = {layer: _folded(pair, strength) for layer, pair in lora.items()}
+    # peft looks at every module: to_out is a linear layer in one block of FLUX.2 and a list of layers in another
+    names = [name for name, _ in transformer.named_modules() if name and ".lora_" not in name]
+    targets = endings(lora, names)
     ranks = {layer: pair.rank for layer, pair in lora.items()}
     alphas = {layer: pair.alpha for layer, pair in lora.items()}
     config = LoraConfig(
@@ -76,7 +80,8 @@ def attach(transformer: ModelMixin, lora: Lora, name: str, strength: float = 1.0
         lora_alpha=_most(alphas),  # type: ignore[arg-type]  # as above
         rank_pattern=_others(ranks),
         alpha_pattern=_others(alphas),
-        target_modules=endings(lora, linear_layers(transformer)),
+        target_modules=targets,
+        exclude_modules=[one for one in names if one not in lora and _ends(one, targets)] or None,
         init_lora_weights=False,
     )
     for layer, module in _add(transformer, config, name).items():
@@ -84,6 +89,8 @@ def attach(transformer: ModelMixin, lora: Lora, name: str, strength: float = 1.0
             weight: Any = products[name].weight
             weight.requires_grad_(trained)
             weight.data = weight.data.to(dtype) if weight.is_meta else values.to(weight.device, dtype, copy=True)
+
+    config.exclude_modules = None  # which only names that are the end of others need; in a file its keys say which layers
 
 
 def _add(transformer: ModelMixin, config: LoraConfig, name: str) -> dict[str, LoraLayer]:
@@ -119,19 +126,28 @@ def _others(values: dict[str, N]) -> dict[str, N]:
     return {f"^{layer}": value for layer, value in values.items() if value != most}
 
 
-def endings(chosen: Collection[str], layers: Collection[str]) -> list[str]:
-    """Return endings of names, as short as possible, that only the chosen ones of a model's layers have.
+def endings(chosen: Collection[str], names: Collection[str]) -> list[str]:
+    """Return endings, as short as possible, that only the chosen ones of some names have.
 
     >>> endings(["0.attn.q", "1.attn.q", "1.out.0"], ["0.attn.q", "0.attn.k", "1.attn.q", "1.out.0", "1.net.0"])
     ['attn.q', 'out.0']
     """
-    unwanted = [f".{layer}" for layer in layers if layer not in chosen]
-    found: dict[str, None] = {}
+    unwanted, found = [name for name in names if name not in chosen], dict[str, None]()
+
+    @cache
+    def free(end: str) -> bool:
+        return not any(_ends(other, [end]) for other in unwanted)
+
     for layer in chosen:
         parts = layer.split(".")
         short = (".".join(parts[-n:]) for n in range(min(2, len(parts)), len(parts)))
-        found[next((end for end in short if not any(other.endswith(f".{end}") for other in unwanted)), layer)] = None
+        found[next((end for end in short if free(end)), layer)] = None
     return list(found)
+
+
+def _ends(layer: str, names: Collection[str]) -> bool:
+    """Return whether the name of a layer ends in one of some names, as peft looks at it."""
+    return any(f".{layer}".endswith(f".{name}") for name in names)
 
 
 @contextmanager
