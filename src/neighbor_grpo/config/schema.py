@@ -44,13 +44,28 @@ class Model(ModelSettings):
 class Prompts(Section):
     """Describe the prompts of training and of evaluation."""
 
-    path: Place = Field("scenes", description=".txt (one prompt a line) or .jsonl (with metadata), or 'scenes'")
+    path: Place = Field(
+        "scenes",
+        description=".txt, .jsonl, .json, .csv, .tsv or .parquet file, a dataset (directory or hub id), - for the standard "
+        "input, or 'scenes'",
+    )
+    key: Name | None = Field(None, description="column of the texts; null = prompt, or the only one that can be it")
+    split: Name | None = Field(None, description="split of a dataset; null = the only one")
+    metadata: list[Name] | None = Field(None, description="columns that are kept for the rewards; null = all")
     eval_path: Place | None = Field(
         None, description="evaluation prompts, in the same formats; null = the first prompts of prompts.path"
     )
+    eval_key: Name | None = Field(None, description="prompts.key of prompts.eval_path")
+    eval_split: Name | None = Field(None, description="prompts.split of prompts.eval_path")
     per_iteration: Annotated[int, Field(ge=1, le=2**16)] = Field(8, description="P, prompts per iteration over all ranks")
     cache_dir: Name = Field("~/.cache/neighbor-grpo/text", description="directory of the cached text embeddings")
     cache_gb: float = Field(10.0, gt=0, le=10**9, description="disk space for the cached text embeddings, in GiB")
+
+    @model_validator(mode="after")
+    def _check(self) -> "Prompts":
+        if self.eval_path is None and (self.eval_key or self.eval_split):
+            raise ValueError("prompts.eval_key and prompts.eval_split describe prompts.eval_path: set it, or leave them out")
+        return self
 
 
 class Rewards(Section):
@@ -156,6 +171,38 @@ class Batch(Section):
     keep_on: Literal["device", "cpu"] = Field("device", description="memory that keeps the rollout until the update")
 
 
+class Trackers(Section):
+    """Describe where the figures, pictures and settings of a run go beside its directory.
+
+    Short form: trackers: [NAME, ...] for trackers.use.
+    """
+
+    use: list[Literal["tensorboard", "wandb", "mlflow", "swanlab", "trackio"]] = Field(
+        [], description="tensorboard, wandb, mlflow, swanlab, trackio; each is an extra of the package"
+    )
+    project: Name = Field("neighbor-grpo", description="project or experiment in which the run appears")
+    name: Name | None = Field(None, description="name of the run there; null = the last two parts of run_dir")
+    tags: list[Name] = Field([], description="tags of the run there")
+    offline: bool = Field(False, description="write into RUN/trackers and send nothing")
+    rollouts: Times = Field(10, description="iterations between pictures of a rollout's first group; 0 = none")
+
+    @model_validator(mode="after")
+    def _check(self) -> "Trackers":
+        if twice := next((name for name in self.use if self.use.count(name) > 1), None):
+            raise ValueError(f"trackers.use names {twice} twice: leave out one")
+        return self
+
+    @model_validator(mode="before")
+    @classmethod
+    def _long_form(cls, value: Any) -> Any:
+        return long_trackers(value)
+
+
+def long_trackers(value: Any) -> Any:
+    """Return the trackers section with its short forms, a name or a list of names, written out."""
+    return {"use": [value] if isinstance(value, str) else value} if isinstance(value, str | list) else value
+
+
 class Config(Section):
     """Describe a whole run; the defaults are the published recipe, with a LoRA, on the bundled model and task."""
 
@@ -174,6 +221,7 @@ class Config(Section):
     ema: Ema | None = Field(Ema(), description="null = no average, evaluate and export the trained weights")
     evaluate: Evaluation = Evaluation()
     batch: Batch = Batch()
+    trackers: Trackers = Trackers()
     seconds: float | None = Field(None, gt=0, description="seconds of training after which the run ends; null = no limit")
     save_every: Annotated[int, Field(ge=1, le=10**9)] = Field(20, description="iterations between checkpoints")
     keep_checkpoints: Positive = Field(2, description="newest checkpoints that are kept")

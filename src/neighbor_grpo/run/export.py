@@ -14,13 +14,13 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from neighbor_grpo.config import Config
+from neighbor_grpo.config import Config, Prompts, training_prompts
 from neighbor_grpo.errors import UserError
 from neighbor_grpo.files import atomic
 from neighbor_grpo.models.experts import transformers_of
 from neighbor_grpo.models.registry import family_of
 from neighbor_grpo.models.video import Video
-from neighbor_grpo.prompts.reading import prompt_hash, read_prompts
+from neighbor_grpo.prompts.prompt import prompt_hash
 from neighbor_grpo.run import files
 from neighbor_grpo.run.pages import markdown_table, render
 from neighbor_grpo.run.record import read_record
@@ -98,7 +98,7 @@ def card(run: Path, config: Config, form: Format, best: bool, pictures: bool) ->
         "group_size": method["group_size"],
         "rewards": ", ".join(f"{name} (weight {weight:g})" for name, weight in rewards),
         "aggregate": config.reward.aggregate,
-        "prompts": _describe_prompts(config.prompts.path),
+        "prompts": _describe_prompts(config.prompts),
         "learning_rate": f"{config.optimizer.lr:g}",
         "seed": config.seed,
         "table": markdown_table([["measure", "before", "after"], *map(_cells, changes)]),
@@ -113,10 +113,10 @@ def _cells(change: files.Change) -> list[str]:
     return [change.measure, f"{change.before:.4g}", f"{change.after:.4g}"]
 
 
-def _describe_prompts(path: str) -> str:
+def _describe_prompts(source: Prompts) -> str:
     """Describe the training prompts by file, number and hash."""
     try:
-        prompts = read_prompts(path)
+        prompts = training_prompts(source)
     except UserError:  # the file may have been removed since the run
-        return f"{Path(path).name}, a file that no longer exists"
-    return f"{Path(path).name}, {len(prompts)} prompts, sha256 {prompt_hash(prompts)}"
+        return f"{Path(source.path).name}, a file that no longer exists"
+    return f"{Path(source.path).name}, {len(prompts)} prompts, sha256 {prompt_hash(prompts)}"
