@@ -4,9 +4,10 @@ Each is an optional package, which is imported when its run begins.
 """
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from accelerate.tracking import (
     GeneralTracker,
@@ -18,6 +19,7 @@ from accelerate.tracking import (
 )
 
 from neighbor_grpo.config import Trackers
+from neighbor_grpo.errors import UserError
 from neighbor_grpo.training.experience import Group
 
 
@@ -26,6 +28,7 @@ class Start:
     """Say which run of a tracker begins, or is resumed."""
 
     settings: Trackers
+    config: Mapping[str, Any]  # settings of the run; what a resumed run changes stands in run.json
     name: str  # of the run, for people
     id: str  # of the run, for the tracker
     folder: Path  # of the run's files, RUN/trackers
@@ -69,9 +72,16 @@ def _swanlab(start: Start) -> GeneralTracker:
 
 
 def _trackio(start: Start) -> GeneralTracker:
-    if start.settings.offline:  # otherwise TRACKIO_SPACE_ID, or trackio's own directory
-        os.environ["TRACKIO_DIR"] = str((start.folder / "trackio").absolute())
-    return TrackioTracker(start.settings.project, name=start.name, resume="allow" if start.resumed else "never", embed=False)
+    elsewhere = [name for name in ("TRACKIO_SPACE_ID", "TRACKIO_SERVER_URL") if os.environ.get(name)]
+    if start.settings.offline and elsewhere:  # without them it writes into its own directory, where its dashboard looks
+        raise UserError(f"{elsewhere[0]} is set and trackers.offline=true: leave out one of them")
+    return TrackioTracker(
+        start.settings.project,
+        name=start.name,
+        resume="allow" if start.resumed else "never",
+        embed=False,
+        config=dict(start.config),
+    )
 
 
 KINDS: dict[str, Callable[[Start], GeneralTracker]] = {
@@ -88,6 +98,8 @@ def begin(kind: str, start: Start) -> tuple[GeneralTracker, str]:
     """Begin or resume a run of a tracker; return it with the id by which it is resumed."""
     tracker = KINDS[kind](start)
     tracker.start()
+    if not start.resumed and kind != "trackio":  # which gets them as it begins
+        tracker.store_init_configuration(dict(start.config))
     return tracker, tracker.tracker.info.run_id if kind == "mlflow" else start.id
 
 

@@ -50,7 +50,6 @@ class _Follower:
 
     kind: str
     start: Start
-    settings: Mapping[str, Any]  # of the run; what a resumed run changes stands in run.json
     sent: dict[str, int]  # the last iteration by kind of job
     jobs: SimpleQueue[_Job | None] = field(default_factory=SimpleQueue)
     queued: dict[str, int] = field(default_factory=dict)  # as `sent`, with what waits
@@ -85,8 +84,6 @@ class _Follower:
     def _work(self) -> None:
         try:
             tracker, number = begin(self.kind, self.start)
-            if not self.start.resumed:
-                tracker.store_init_configuration(self.settings)
             self.start = Start(**{**vars(self.start), "id": number})
             self._keep()
         except BaseException as error:  # of somebody else's code; raised again by who waits for `begun`
@@ -215,8 +212,8 @@ def _follower(kind: str, config: Config, folder: Path, name: str, done: int) -> 
     if kind in REWINDS:
         sent = {what: min(iteration, done) for what, iteration in sent.items()}
     number = known.get("id") or "".join(choice(ascii_lowercase + digits) for _ in range(21))
-    start = Start(config.trackers, name, number, folder, bool(known), 1 + max(sent.values(), default=-1))
-    return _Follower(kind, start, settings_of(config), sent)
+    start = Start(config.trackers, settings_of(config), name, number, folder, bool(known), 1 + max(sent.values(), default=-1))
+    return _Follower(kind, start, sent)
 
 
 def _log(tracker: GeneralTracker, values: Figures, step: int) -> None:
