@@ -74,7 +74,9 @@ class Rewards(Section):
     Short forms: reward: NAME or {NAME: weight} for reward.train, and watch: [...] for reward.watch.
     """
 
-    train: dict[Name, float] = Field({"scenes": 1.0}, min_length=1, description="{name or file.py:function: weight}")
+    train: dict[Name, float] = Field(
+        {"scenes": 1.0}, min_length=1, description="{name, file.py:function or package.module:function: weight}"
+    )
     watch: list[Name] | None = Field(
         None,
         description="evaluated, never trained on: rewards and metrics; null = diversity, artefacts and similar metrics",

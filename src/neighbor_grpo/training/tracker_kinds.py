@@ -76,12 +76,9 @@ def _trackio(start: Start) -> GeneralTracker:
     if start.settings.offline and elsewhere:  # without them it writes into its own directory, where its dashboard looks
         raise UserError(f"{elsewhere[0]} is set and trackers.offline=true: leave out one of them")
     return TrackioTracker(
-        start.settings.project,
-        name=start.name,
-        resume="allow" if start.resumed else "never",
-        embed=False,
+        start.settings.project, name=start.name, resume="allow" if start.resumed else "never", embed=False,
         config=dict(start.config),
-    )
+    )  # fmt: skip
 
 
 KINDS: dict[str, Callable[[Start], GeneralTracker]] = {
