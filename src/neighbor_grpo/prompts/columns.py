@@ -40,6 +40,8 @@ class Table:
 
 def prompts_of(table: Table, choice: Choice) -> list[Prompt]:
     """Return the prompts of a table.  Raises UserError that names the place of whatever is wrong."""
+    if not table.columns:
+        raise UserError(f"{table.name} is empty: write a prompt into it")
     key = _text_column(table, choice.key)
     for name in choice.metadata or ():
         _known(table, name, "prompts.metadata")

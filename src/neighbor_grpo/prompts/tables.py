@@ -45,7 +45,7 @@ def _csv_lines(reader: Any, name: str) -> Iterator[tuple[int, list[str]]]:
             cells = next(reader, None)
         except csv.Error as error:
             raise UserError(
-                f"{name} line {reader.line_num}: {error}: put a field with quotes in double quotes, and double those inside"
+                f"{name} line {reader.line_num}: {printable(str(error))}: put a field with quotes in double quotes, and double those inside"
             ) from error
         if cells is None:
             return

@@ -41,9 +41,9 @@ REWARDS: dict[str, Reward] = {  # functions, and instances with their default se
 def load_reward(name: str, settings: Mapping[str, Mapping[str, Any]] | None = None) -> Scorer:
     """Load a reward by name, with its settings out of {name: {key: value}}.
 
-    name: a key of REWARDS, "path/to/file.py:function" or "package.module:function" (or a class there), or "win_rate:" and one of
-    these.  With the setting `url`, any name is scored by the server there.  Weights are read and servers asked now, before a run
-    computes anything.  Raises UserError if the name or a setting is unknown, or something is missing.
+    name: a key of REWARDS, "path/to/file.py:function" or "package.module:function" (or a class there), or "win_rate:" and one
+    of these.  With the setting `url`, any name is scored by the server there.  Weights are read and servers asked now, before a
+    run computes anything.  Raises UserError if the name or a setting is unknown, or something is missing.
     """
     if name.startswith(WIN_RATE):
         return make_scorer(name, WinRate(load_reward(name.removeprefix(WIN_RATE), settings)))
