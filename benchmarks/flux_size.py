@@ -28,7 +28,7 @@ from neighbor_grpo.models.registry import load_model
 from neighbor_grpo.models.settings import ModelSettings
 from neighbor_grpo.planning.estimate import estimate
 from neighbor_grpo.planning.machine import matrix_rate
-from neighbor_grpo.prompts.reading import Prompt
+from neighbor_grpo.prompts.prompt import Prompt
 from neighbor_grpo.rewards.scorer import make_scorer
 from neighbor_grpo.rewards.set import RewardSet
 from neighbor_grpo.training.collector import Collector

@@ -12,7 +12,7 @@ from runs import DETACHED, settings
 from neighbor_grpo.cli import main
 from neighbor_grpo.config import load_config
 from neighbor_grpo.models.registry import load_model
-from neighbor_grpo.prompts.reading import Prompt
+from neighbor_grpo.prompts.prompt import Prompt
 from neighbor_grpo.run.findings import REMEDIES, early
 from neighbor_grpo.training.doctor.before import findings_before
 from neighbor_grpo.training.doctor.gradients import _flat_times, _Group

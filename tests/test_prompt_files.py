@@ -8,7 +8,8 @@ from mutations import PIECES, bytes_of, is_one_line, quick
 
 from neighbor_grpo.cli import main
 from neighbor_grpo.errors import UserError
-from neighbor_grpo.prompts.reading import LONGEST, prompt_hash, read_prompts
+from neighbor_grpo.prompts.prompt import prompt_hash
+from neighbor_grpo.prompts.reading import LONGEST, read_prompts
 
 LINES = [
     b'{"prompt": "a red circle", "tag": "count", "include": [{"class": "cat", "count": 2}]}\n{"prompt": "zwei \\u00fc"}\n',
@@ -132,7 +133,7 @@ def test_names_that_no_file_has(path):
 
 
 def test_a_plan_reads_the_prompt_file(tmp_path, capsys):
-    (tmp_path / "a.jsonl").write_text('{"text": "no prompt"}\n')
+    (tmp_path / "a.jsonl").write_text('{"subject": "no prompt"}\n')
     for key in ("prompts.path", "prompts.eval_path"):
         for file in ("missing.txt", "a.jsonl"):
             assert main(["plan", f"{key}={tmp_path / file}"]) == 2

@@ -21,7 +21,7 @@ from neighbor_grpo.models.policy import ModelPolicy
 from neighbor_grpo.models.registry import load_model
 from neighbor_grpo.models.sampling import sample
 from neighbor_grpo.models.text_cache import TextCache, encode_prompts
-from neighbor_grpo.prompts.reading import Prompt
+from neighbor_grpo.prompts.prompt import Prompt
 from neighbor_grpo.training.trainer import Trainer
 
 FAMILIES = {file.stem[7:]: import_module(file.stem) for file in sorted(Path(__file__).parent.glob("family_*.py"))}

@@ -21,7 +21,7 @@ from neighbor_grpo.files import atomic
 from neighbor_grpo.models.fingerprint import fingerprint
 from neighbor_grpo.models.registry import load_model
 from neighbor_grpo.models.text_cache import TextCache, cache_directory
-from neighbor_grpo.prompts.reading import Prompt
+from neighbor_grpo.prompts.prompt import Prompt
 
 PROMPTS = [Prompt("a red circle"), Prompt("two blue stars")]
 

@@ -14,7 +14,7 @@ from neighbor_grpo.models.fingerprint import fingerprint
 from neighbor_grpo.models.lora import load_lora, save_lora
 from neighbor_grpo.models.sampling import sample
 from neighbor_grpo.models.text_cache import TextCache
-from neighbor_grpo.prompts.reading import Prompt
+from neighbor_grpo.prompts.prompt import Prompt
 
 
 def test_the_picture_is_seen_by_clip_and_begins_the_film_that_is_encoded(place, pictures):

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from neighbor_grpo.prompts.reading import Prompt
+from neighbor_grpo.prompts.prompt import Prompt
 from neighbor_grpo.rewards.call import ResultError, contained, read_values
 from neighbor_grpo.rewards.preference import WinRate
 from neighbor_grpo.rewards.score import score

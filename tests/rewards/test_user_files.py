@@ -171,3 +171,23 @@ def test_a_run_with_a_reward_that_spoils_everything_is_the_run_without(tiny_flux
             for line in metrics(tmp_path / name / "run")
         ]
     assert lines["clean"] == lines["spoilt"]
+
+
+def test_a_function_of_a_module(tmp_path, monkeypatch):
+    heavy = tmp_path / "heavy_of_mine"
+    write(heavy / "__init__.py", "open('imported', 'a').write('x')\n")
+    write(heavy / "part.py", "def f(images, prompts, metadata):\n    return images.mean((1, 2, 3))\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    check_rewards(["heavy_of_mine.part:f"], {})
+    for name, reason in {
+        "heavy_of_mine.parts:f": "PYTHONPATH",
+        "of_nobody:f": "PYTHONPATH",
+        "heavy_of_mine.part:": "unknown",
+    }.items():
+        with pytest.raises(UserError, match=reason):
+            check_rewards([name], {})
+    assert not (tmp_path / "imported").exists()  # nothing is imported to find that out
+    assert values("heavy_of_mine.part:f") == [1.0, 1.0] and (tmp_path / "imported").read_text() == "x"
+    with pytest.raises(UserError, match="no function g"):
+        load_reward("heavy_of_mine.part:g")

@@ -8,6 +8,7 @@ from neighbor_grpo.commands.options import (
     SETTINGS,
     Commands,
     count,
+    given_prompts,
     loaded,
     model_options,
     number,
@@ -18,7 +19,7 @@ from neighbor_grpo.commands.options import (
 )
 from neighbor_grpo.console import say
 from neighbor_grpo.errors import UserError
-from neighbor_grpo.prompts.reading import Prompt, prompt_hash, read_prompts
+from neighbor_grpo.prompts.prompt import Prompt, prompt_hash
 from neighbor_grpo.rewards.names import check_measures, check_scorers
 
 if TYPE_CHECKING:  # these bring torch
@@ -55,7 +56,7 @@ def add(commands: Commands) -> None:
         metavar="SHARE",
         help="largest share of pictures without a score; above it no mean is given (default %(default)s)",
     )
-    evaluate.set_defaults(command=run)
+    evaluate.set_defaults(command=run, prompts="scenes")
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -63,8 +64,7 @@ def run(arguments: argparse.Namespace) -> None:
     drawn = ("model", "run", "best", "lora", "steps", "solver", "seeds", *SETTINGS)
     if arguments.images and (given := [name for name in drawn if getattr(arguments, name)]):
         raise UserError(f"--images are measured as they are: leave out --{' --'.join(given).replace('_', '-')}")
-    file, known = arguments.prompts or "scenes", scorers(arguments)
-    prompts = read_prompts(file, held_out=True)[: arguments.limit]
+    known, prompts = scorers(arguments), given_prompts(arguments)[: arguments.limit]
     check_measures(arguments.measure or [], known)
 
     from accelerate import PartialState
@@ -78,7 +78,7 @@ def run(arguments: argparse.Namespace) -> None:
         raise UserError("several processes need one output directory: give --out DIR")
     folder = Folder.of(arguments.images, len(prompts)) if arguments.images else None
     seeds = folder.seeds if folder else arguments.seeds or SEEDS
-    names = arguments.measure or [*(SCENES if file == "scenes" else []), *GENERAL[0 if seeds > 1 else 1 :]]
+    names = arguments.measure or [*(SCENES if arguments.prompts == "scenes" else []), *GENERAL[0 if seeds > 1 else 1 :]]
     check_scorers(known, names)
     with claimed(arguments.out, state.is_main_process) as out:
         _evaluate(arguments, out, prompts, folder, load_measures(names, known), state.is_main_process)
@@ -95,7 +95,7 @@ def _evaluate(
 
     seeds = folder.seeds if folder else arguments.seeds or SEEDS
     settings = {
-        "prompts": arguments.prompts or "scenes",
+        "prompts": arguments.prompts,
         "number_of_prompts": len(prompts),
         "prompts_sha256": prompt_hash(prompts),
         "seeds": seeds,

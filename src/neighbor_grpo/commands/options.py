@@ -15,6 +15,8 @@ from neighbor_grpo.flow.solvers import SOLVERS
 from neighbor_grpo.methods.fields import MOST_STEPS
 from neighbor_grpo.models.adapter_files import check_adapter
 from neighbor_grpo.models.settings import known_device
+from neighbor_grpo.prompts.prompt import Prompt
+from neighbor_grpo.prompts.reading import ALL, Choice, read_prompts
 
 if TYPE_CHECKING:
     from neighbor_grpo.run.weights import Loaded
@@ -148,7 +150,22 @@ def model_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--lora", type=lora, metavar="PATH", help="a LoRA of any layout, applied to --model: file, folder or hub id"
     )
-    parser.add_argument("--prompts", metavar="FILE", help="a .txt or .jsonl file, or one of scenes, hpdv2, geneval, drawbench")
+    parser.add_argument(
+        "--prompts",
+        metavar="FILE",
+        help="a .txt, .jsonl, .json, .csv, .tsv or .parquet file, a dataset (directory or hub id), - for stdin, or "
+        "one of scenes, hpdv2, geneval, drawbench",
+    )
+    parser.add_argument(
+        "--prompts-key", metavar="NAME", help="column of the texts (default: prompt, or the one that can be it)"
+    )
+    parser.add_argument("--prompts-split", metavar="NAME", help="split of a dataset (default: the only one)")
+    parser.add_argument(
+        "--prompts-metadata",
+        metavar="NAME",
+        action="append",
+        help="a column that is kept for the rewards; may be repeated (default: all)",
+    )
     parser.add_argument("--steps", type=steps, help=f"transitions of the sampling (default {STEPS})")
     parser.add_argument("--solver", choices=list(SOLVERS), help=f"solver of the sampling (default {SOLVER})")
     parser.add_argument("--device", type=device, default="auto", help="auto, cuda, mps or cpu (default %(default)s)")
@@ -169,6 +186,16 @@ def model_options(parser: argparse.ArgumentParser) -> None:
         help="for a guidance embedding (default: the run's, or the pipeline's)",
     )
     parser.add_argument("--cfg", type=number(float, 1), help="classifier-free guidance, 1 = without (default: the run's, or 1)")
+
+
+def given_prompts(arguments: argparse.Namespace) -> list[Prompt]:
+    """Read the prompts that the model options name."""
+    choice = Choice(arguments.prompts_key, arguments.prompts_split, arguments.prompts_metadata)
+    if arguments.prompts:
+        return read_prompts(arguments.prompts, True, choice)
+    if choice != ALL:
+        raise UserError("--prompts-key, --prompts-split and --prompts-metadata describe a file: give --prompts FILE")
+    return []
 
 
 def loaded(arguments: argparse.Namespace) -> "Loaded":

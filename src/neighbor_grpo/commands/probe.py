@@ -3,7 +3,7 @@
 import argparse
 
 from neighbor_grpo.commands.options import Commands, configuration, configuration_options, number
-from neighbor_grpo.config import method_name
+from neighbor_grpo.config import method_name, training_prompts
 from neighbor_grpo.console import say
 from neighbor_grpo.errors import UserError
 from neighbor_grpo.methods.neighbor import Neighbor
@@ -38,13 +38,12 @@ def run(arguments: argparse.Namespace) -> None:
     from neighbor_grpo.models.devices import pick_device
     from neighbor_grpo.models.lora import make_trainable
     from neighbor_grpo.models.text_cache import TextCache, cache_directory
-    from neighbor_grpo.prompts.reading import read_prompts
     from neighbor_grpo.rewards.set import load_rewards
     from neighbor_grpo.run.weights import load_base
     from neighbor_grpo.training.probe import SIGMAS, choose, probe, table
 
     sigmas = sorted(arguments.sigma or SIGMAS)
-    prompts = read_prompts(config.prompts.path)
+    prompts = training_prompts(config.prompts)
     rewards = load_rewards(list(config.reward.train), config.reward.scorers)
     cache = cache_directory(config.prompts.cache_dir)
     model = load_base(config, pick_device(config.device))

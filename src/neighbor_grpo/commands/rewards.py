@@ -10,7 +10,7 @@ from neighbor_grpo.errors import UserError
 from neighbor_grpo.rewards.names import REWARDS, check_rewards
 
 CONVERTED = ("hpsv2.1", "imagereward", "aesthetic")
-NAMES = f"one of {', '.join(REWARDS)}, or your own as path/to/file.py:function"
+NAMES = f"one of {', '.join(REWARDS)}, or your own as path/to/file.py:function or package.module:function"
 
 
 def add(commands: Commands) -> None:

@@ -3,10 +3,10 @@
 import argparse
 from pathlib import Path
 
-from neighbor_grpo.commands.options import Commands, loaded, model_options, place, random_seed, sampling
+from neighbor_grpo.commands.options import Commands, given_prompts, loaded, model_options, place, random_seed, sampling
 from neighbor_grpo.console import say
 from neighbor_grpo.errors import UserError, shown
-from neighbor_grpo.prompts.reading import Prompt, is_text, read_prompts
+from neighbor_grpo.prompts.prompt import Prompt, is_text
 
 
 def add(commands: Commands) -> None:
@@ -26,7 +26,7 @@ def run(arguments: argparse.Namespace) -> None:
         raise UserError(f"--image {arguments.image}: no such file: give the path of a picture")
     if not arguments.prompt and not arguments.prompts:
         raise UserError("nothing to sample: give --prompt TEXT or --prompts FILE")
-    prompts = [*_given(arguments), *(read_prompts(arguments.prompts, held_out=True) if arguments.prompts else [])]
+    prompts = [*_given(arguments), *given_prompts(arguments)]
     import torch
 
     from neighbor_grpo.files import atomic

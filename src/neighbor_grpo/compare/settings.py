@@ -22,7 +22,8 @@ from neighbor_grpo.config import (
     read_values,
     resolve,
 )
-from neighbor_grpo.config.schema import Name, Place, Seed
+from neighbor_grpo.config.schema import Place, Seed
+from neighbor_grpo.config.sections import Name
 from neighbor_grpo.errors import UserError, shown
 
 Count = Annotated[int, Field(ge=1, le=10**12)]
@@ -151,6 +152,8 @@ def _check(comparison: Comparison, entries: Sequence[Entry]) -> None:
     reach = [comparison.reach] if isinstance(comparison.reach, str) else comparison.reach
     if isinstance(reach, list) and (unknown := next((name for name in reach if name not in names), None)):
         raise UserError(f"reach: unknown run {unknown!r}: choose among {', '.join(names)}")
+    if any("-" in (entry.config.prompts.path, entry.config.prompts.eval_path) for entry in entries):
+        raise UserError("prompts.path is -: a comparison reads its prompts for each run, write them into a file")
     measured = {*entries[0].config.reward.train, *entries[0].config.watched}
     if unknown := next((name for name in comparison.bounds if name not in measured), None):
         raise UserError(f"bounds: {unknown!r} is not measured: choose among {', '.join(sorted(measured))}")

@@ -6,10 +6,22 @@ from neighbor_grpo.config.mistakes import one_line
 from neighbor_grpo.config.names import check_names
 from neighbor_grpo.config.origins import Difference, settings_lines
 from neighbor_grpo.config.presets import Preset, check_family, preset_file, preset_names, read_preset
+from neighbor_grpo.config.prompts import evaluation_prompts, training_prompts
 from neighbor_grpo.config.reading import read_values, write_values
-from neighbor_grpo.config.schema import Batch, Config, Ema, Evaluation, Lora, Model, Optimizer, Prompts, Rewards, Scouts
+from neighbor_grpo.config.schema import Config
+from neighbor_grpo.config.sections import (
+    Batch,
+    Ema,
+    Evaluation,
+    Model,
+    Optimizer,
+    Prompts,
+    Rewards,
+    Scouts,
+    Trackers,
+)
 from neighbor_grpo.config.sources import Layer, checked, configured, layers_of, load_config, merge, override, resolve
-from neighbor_grpo.models.settings import Positive, Section
+from neighbor_grpo.models.settings import Lora, Positive, Section
 
 __all__ = [
     "Batch",
@@ -28,11 +40,13 @@ __all__ = [
     "Rewards",
     "Scouts",
     "Section",
+    "Trackers",
     "check_family",
     "check_names",
     "checked",
     "configured",
     "describe",
+    "evaluation_prompts",
     "layers_of",
     "load_config",
     "merge",
@@ -45,5 +59,6 @@ __all__ = [
     "read_values",
     "resolve",
     "settings_lines",
+    "training_prompts",
     "write_values",
 ]

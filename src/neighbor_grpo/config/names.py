@@ -1,9 +1,13 @@
 """The check of all that a configuration names: prompt files, rewards, metrics and the measure that is kept as the best."""
 
+from collections.abc import Iterable
+from importlib.util import find_spec
+
+from neighbor_grpo.config.prompts import evaluation_prompts, training_prompts
 from neighbor_grpo.config.schema import Config
 from neighbor_grpo.errors import UserError
 from neighbor_grpo.models.adapter_files import check_adapter
-from neighbor_grpo.prompts.reading import exists, read_prompts
+from neighbor_grpo.prompts.reading import exists
 from neighbor_grpo.rewards.names import check_measures, check_rewards, check_scorers
 
 
@@ -20,14 +24,22 @@ def check_names(config: Config, prompts: bool = True) -> None:
     for source in [config.model.lora and config.model.lora.path, *(lora.path for lora in config.model.base_loras)]:
         if source:
             check_adapter(source)
+    check_trackers(config.trackers.use)
     best = config.evaluate.best
     if best and best.removeprefix("-") not in [*trained, *watched]:
         raise UserError(f"evaluate.best: {best!r} is not measured: choose among {', '.join([*trained, *watched])}")
     later = [] if prompts else to_be_written(config)
     if "prompts.path" not in later:
-        read_prompts(config.prompts.path)
+        training_prompts(config.prompts)
     if config.prompts.eval_path or not later:
-        read_prompts(config.prompts.eval_path or config.prompts.path, held_out=True)
+        evaluation_prompts(config.prompts)
+
+
+def check_trackers(names: Iterable[str]) -> None:
+    """Raise UserError for a tracker whose package is not installed."""
+    for name in names:
+        if find_spec(name) is None:  # of a whole package: nothing is imported
+            raise UserError(f"tracker {name} is not installed: pip install 'neighbor-grpo[{name}]', or leave it out")
 
 
 def to_be_written(config: Config) -> list[str]:

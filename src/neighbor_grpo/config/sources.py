@@ -14,7 +14,8 @@ from neighbor_grpo.config.mistakes import one_line
 from neighbor_grpo.config.origins import Sources, differences, with_origins
 from neighbor_grpo.config.presets import Preset, check_family, family_of, read_preset
 from neighbor_grpo.config.reading import DEEPEST, parse, read_values
-from neighbor_grpo.config.schema import Config, long_reward
+from neighbor_grpo.config.schema import Config
+from neighbor_grpo.config.sections import long_reward, long_trackers
 from neighbor_grpo.errors import UserError, shown
 from neighbor_grpo.models.settings import Section
 
@@ -131,7 +132,7 @@ def change(text: str) -> dict[str, Any]:
         raise UserError(f"unknown key {shown(key)}: see neighbor-grpo train --help for the keys")
     if re.search(r"(^|\s)#", value) and not re.match(r"\s*['\"\[{]", value):
         raise UserError(f"{key.strip()}: in YAML a comment begins at the #: write the value in quotes, {key.strip()}='\"...\"'")
-    nested = parse(value, text)
+    nested: Any = "-" if value.strip() == "-" else parse(value, text)  # the standard input; to YAML it is an empty list
     for part in reversed(parts):
         nested = {part: nested}
     return nested
@@ -143,8 +144,10 @@ def merge(values: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
 
 
 def _long_forms(values: dict[str, Any]) -> dict[str, Any]:
-    """Return nested keys with the short forms of the reward section written out."""
+    """Return nested keys with their short forms, of rewards and trackers, written out."""
     values = dict(values)
+    if "trackers" in values:
+        values["trackers"] = long_trackers(values["trackers"])
     if "reward" in values:
         values["reward"] = long_reward(values["reward"])
     if "watch" in values:

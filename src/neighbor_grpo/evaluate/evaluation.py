@@ -23,7 +23,7 @@ from neighbor_grpo.evaluate.pictures import Pictures
 from neighbor_grpo.evaluate.statistics import interval, paired, prompt_means
 from neighbor_grpo.files import atomic
 from neighbor_grpo.files.lock import LOCK, Lock
-from neighbor_grpo.prompts.reading import Prompt
+from neighbor_grpo.prompts.prompt import Prompt
 from neighbor_grpo.run.files import abandon, claim_free
 
 

@@ -14,7 +14,7 @@ from neighbor_grpo.files.images import key_frames, to_bytes
 from neighbor_grpo.models.family import Family
 from neighbor_grpo.models.sampling import fixed_noise, sample
 from neighbor_grpo.models.text_cache import TextCache
-from neighbor_grpo.prompts.reading import Prompt
+from neighbor_grpo.prompts.prompt import Prompt
 from neighbor_grpo.rewards.score import Failure, Scores
 from neighbor_grpo.rewards.set import RewardSet, joined
 

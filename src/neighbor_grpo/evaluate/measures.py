@@ -10,7 +10,7 @@ from torch import Tensor
 from neighbor_grpo.errors import UserError
 from neighbor_grpo.evaluate.ledger import Values, short_hash
 from neighbor_grpo.evaluate.metrics import METRICS, Metric
-from neighbor_grpo.prompts.reading import Prompt, for_each
+from neighbor_grpo.prompts.prompt import Prompt, for_each
 from neighbor_grpo.rewards.registry import REWARDS, load_reward
 from neighbor_grpo.rewards.score import score
 from neighbor_grpo.rewards.scorer import Scorer

@@ -9,7 +9,7 @@ from typing import Any
 from neighbor_grpo.evaluate.ledger import Table
 from neighbor_grpo.evaluate.pictures import Pictures
 from neighbor_grpo.files import atomic
-from neighbor_grpo.prompts.reading import Prompt
+from neighbor_grpo.prompts.prompt import Prompt
 from neighbor_grpo.run.pages import markdown_table, render
 
 _PAGE = Path(__file__).parent / "page.html"

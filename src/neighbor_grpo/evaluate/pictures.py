@@ -15,7 +15,7 @@ from neighbor_grpo.files.images import read_file, save_png
 from neighbor_grpo.models.family import Family
 from neighbor_grpo.models.sampling import fixed_noise, sample
 from neighbor_grpo.models.text_cache import encode_prompts
-from neighbor_grpo.prompts.reading import Prompt
+from neighbor_grpo.prompts.prompt import Prompt
 
 KINDS = (".png", ".jpg", ".jpeg", ".webp")
 

@@ -79,7 +79,7 @@ def gallery(columns: dict[str, Tensor], prompts: Sequence[str], height: int = 12
 
     Pictures are [P, S, 3, H, W].  Videos [P, S, T, 3, H, W] are shown by their first, middle and last frames.
     """
-    columns = {title: _strips(images) if images.ndim == 6 else images for title, images in columns.items()}
+    columns = {title: strips(images) if images.ndim == 6 else images for title, images in columns.items()}
     gap, caption = 8, 18
     first = next(iter(columns.values()))
     seeds, width = first.shape[1], round(height * first.shape[-1] / first.shape[-2])
@@ -100,7 +100,7 @@ def gallery(columns: dict[str, Tensor], prompts: Sequence[str], height: int = 12
     return page
 
 
-def _strips(videos: Tensor) -> Tensor:
+def strips(videos: Tensor) -> Tensor:
     """Put three frames of each video side by side: [P, S, T, 3, H, W] -> [P, S, 3, H, 3 W]."""
     frames = videos.shape[2]
     return torch.cat([videos[:, :, at] for at in (0, frames // 2, frames - 1)], -1)

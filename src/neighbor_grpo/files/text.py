@@ -5,21 +5,30 @@ from pathlib import Path
 
 from neighbor_grpo.errors import UserError, shown
 
+_MARKS = {b"\xff\xfe\0\0": "UTF-32", b"\0\0\xfe\xff": "UTF-32", b"\xff\xfe": "UTF-16", b"\xfe\xff": "UTF-16"}
+
 
 def read_text(file: Path, what: str, most: int) -> str:
-    """Read a UTF-8 file, with or without a byte order mark; every end of a line becomes "\\n".
-
-    what: what the file is, for errors.  most: its largest size in bytes.  Raises UserError.
-    """
+    """Read a text file of at most `most` bytes; `what` it is, for errors.  Raises UserError."""
     name = f"{what} {shown(str(file), 200)}"
+    return decode(read_bytes(file, name, most), name)
+
+
+def read_bytes(file: Path, name: str, most: int) -> bytes:
+    """Read a file of at most `most` bytes.  Raises UserError."""
     try:
         if file.stat().st_size > most:
             raise UserError(f"{name} is larger than {most:,} bytes: give a smaller file")
-        data = file.read_bytes()
+        return file.read_bytes()
     except OSError as error:
         raise UserError(f"{name} cannot be read ({error.strerror}): check the path and its permissions") from error
-    if data.startswith((b"\xff\xfe", b"\xfe\xff")):
-        raise UserError(f"{name} is UTF-16: save it as UTF-8, for instance with iconv -f UTF-16 -t UTF-8")
+
+
+def decode(data: bytes, name: str) -> str:
+    """Decode UTF-8, with or without a byte order mark; every end of a line becomes "\\n".  Raises UserError."""
+    for mark, encoding in _MARKS.items():
+        if data.startswith(mark):
+            raise UserError(f"{name} is {encoding}: save it as UTF-8, for instance with iconv -f {encoding} -t UTF-8")
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:

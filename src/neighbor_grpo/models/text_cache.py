@@ -20,7 +20,7 @@ from neighbor_grpo.files.text import expand_home
 from neighbor_grpo.models.conditioning import Cond
 from neighbor_grpo.models.family import Family
 from neighbor_grpo.models.fingerprint import fingerprint
-from neighbor_grpo.prompts.reading import Prompt
+from neighbor_grpo.prompts.prompt import Prompt
 
 ENCODE_BATCH = 32  # prompts in a forward of the encoders
 CHECKSUM = "checksum"  # its key in a file's metadata

@@ -1,64 +1,77 @@
-"""Prompts: read from files, hashed, repeated for each picture."""
+"""Prompt files: each format is read as what it is, or refused in one line.
 
-import hashlib
+    .txt           a prompt a line                    .csv, .tsv   a table with a head
+    .jsonl         a JSON object or text a line       .parquet     a table
+    .json          one JSON array of them             -            a prompt a line of the standard input
+
+and datasets: a directory, or an id of the hub.
+"""
+
 import json
 import os
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+import re
+import sys
+from functools import lru_cache
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import IO, Literal
 
 from neighbor_grpo.errors import UserError, shown
-from neighbor_grpo.files.text import expand_home, read_text
+from neighbor_grpo.files.text import decode, expand_home, read_bytes
+from neighbor_grpo.prompts.columns import ALL, LONGEST, Choice, Table, prompts_of
+from neighbor_grpo.prompts.json_rows import columns_of, json_array, json_lines
+from neighbor_grpo.prompts.prompt import Prompt
+from neighbor_grpo.prompts.tables import csv_table, dataset_table, is_dataset, parquet_table
 from neighbor_grpo.scenes.world import PROMPTS as SCENES
 
 SETS = {file.stem: file for file in sorted((Path(__file__).parent / "sets").iterdir())}
-MOST_BYTES, LONGEST, DEEPEST = 2**30, 100_000, 50  # of a file; characters of a line; levels of its metadata
+MOST_BYTES = 2**30  # of a file
+FORMATS = (".txt", ".jsonl", ".json", ".csv", ".tsv", ".parquet")
+STDIN = "-"  # the path of the standard input
 
 
-@dataclass(frozen=True)
-class Prompt:
-    """Hold a text, and what a prompt file says beside it."""
+def read_prompts(path: str, held_out: bool = False, choice: Choice = ALL) -> list[Prompt]:
+    """Read prompts and their metadata, the other columns.
 
-    text: str
-    metadata: dict[str, Any] = field(default_factory=dict)
-
-    @property
-    def images(self) -> tuple[Path, ...]:
-        """Return the source pictures: those of the key "images", or the one of the key "image"."""
-        names = [self.metadata["image"]] if "image" in self.metadata else self.metadata.get("images", [])
-        return tuple(map(Path, names))
-
-
-def read_prompts(path: str, held_out: bool = False) -> list[Prompt]:
-    """Read a .txt file, a prompt a line, or a .jsonl file, an object with "prompt" a line; its other keys are metadata.
-
-    The key "image" is a source picture, and "images" a list of them: files, by their paths from the prompt file or absolute.
-    "scenes" is the prompt set of the bundled model, and the names in SETS are test sets of the field.  Only the end of a line
-    divides prompts.  Raises UserError that names file and line.
+    path: a file, a dataset's directory or id, "-", "scenes" (the prompt set of the bundled model), or one of SETS (test sets of
+    the field).  The column "image" is a source picture, and "images" a list of them: files, by their paths from the prompt file
+    or absolute.  Raises UserError that names file and line.
     """
+    name, kind = path if path.isprintable() and len(path) <= 200 else shown(path, 200), _kind(path)
+    if kind is None:
+        known = f"a file ({', '.join(FORMATS)}), a dataset, - for the standard input, scenes, {', '.join(SETS)}"
+        raise UserError(f"no prompt file {shown(path, 200)}: give {known}")
+    if kind == "dataset":
+        return prompts_of(dataset_table(path, name, choice.split), choice)
+    if choice.split is not None:
+        raise UserError(f"{name} has no splits, which are of datasets: leave out prompts.split (--prompts-split)")
+    if kind == "stdin":
+        return _lines(decode(_standard_input(sys.stdin), "the standard input"), "the standard input", choice)
     file = _file(path, held_out)
-    if not exists(path):
-        raise UserError(f"no prompt file {shown(path, 200)}: give a .txt or .jsonl file, or one of scenes, {', '.join(SETS)}")
-    text = read_text(file, "prompt file", MOST_BYTES)
-    lines = [(n, line.strip()) for n, line in enumerate(text.split("\n"), 1) if line.strip()]
-    if not lines:
-        raise UserError(f"prompt file {shown(path, 200)} is empty: write one prompt a line")
-    if too_long := next((number for number, line in lines if len(line) > LONGEST), None):
-        raise UserError(f"{path} line {too_long} has more than {LONGEST:,} characters: write one prompt a line")
-    if file.suffix != ".jsonl":
-        return [Prompt(line) for _, line in lines]
-    return [_parse(file, f"{path} line {number}", line) for number, line in lines]
-
-
-def is_text(text: str) -> bool:
-    """Return whether a text can be a prompt: without NUL, and writable as UTF-8."""
-    return "\0" not in text and not any("\ud800" <= character <= "\udfff" for character in text)
+    suffix = file.suffix.lower()
+    if suffix not in FORMATS:
+        said = f"ends in {shown(file.suffix)}" if suffix else "has no suffix"
+        raise UserError(f"{name} {said}, which is no format of prompts: convert or rename it to one of {', '.join(FORMATS)}")
+    if suffix == ".parquet":
+        return prompts_of(parquet_table(file, name), choice)
+    text = decode(read_bytes(file, name, MOST_BYTES), name)
+    return _lines(text, name, choice) if suffix == ".txt" else prompts_of(_table(text, name, file.parent, suffix), choice)
 
 
 def exists(path: str) -> bool:
-    """Return whether there is a prompt file or set; False also for a name that no file can have."""
-    return os.path.isfile(_file(path))
+    """Return whether there may be prompts under a name; False also for a name that no file can have."""
+    return _kind(path) is not None
+
+
+def _kind(path: str) -> Literal["file", "dataset", "stdin"] | None:
+    if path == STDIN:
+        return "stdin"
+    file = _file(path)
+    if os.path.isfile(file):
+        return "file"
+    if os.path.isdir(file):
+        return "dataset" if path and is_dataset(file) else None
+    is_id = re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", path) and file.suffix.lower() not in FORMATS and len(path) < 200
+    return "dataset" if is_id else None
 
 
 def _file(path: str, held_out: bool = False) -> Path:
@@ -67,80 +80,45 @@ def _file(path: str, held_out: bool = False) -> Path:
     return SETS.get(path) or Path(expand_home(path))
 
 
-def _parse(file: Path, place: str, line: str) -> Prompt:
-    """Read a line of a .jsonl file; `place` names it in errors."""
-    row = _object(place, line)
-    text = row.pop("prompt")
-    if not isinstance(text, str) or not text.strip() or not is_text(text):
-        raise UserError(f'{place}: "prompt" must be a text that is not empty')
-    if "image" in row and "images" in row:
-        raise UserError(f'{place} has both "image" and "images": give one of them')
-    if "image" in row:
-        row["image"] = _find_picture(file, place, row["image"])
-    if "images" in row:
-        if not isinstance(row["images"], list):
-            raise UserError(f'{place}: "images" must be a list of files; for one picture write "image"')
-        row["images"] = [_find_picture(file, place, name) for name in row["images"]]
-    return Prompt(text, row)
+@lru_cache(maxsize=1)  # it can be read once, and is asked for several times
+def _standard_input(stream: IO[str] | None) -> bytes:
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise UserError("prompts from the standard input (-) cannot be shared by several processes: write them into a file")
+    if stream is None or stream.isatty():
+        raise UserError("nothing is piped into the standard input: write ... | neighbor-grpo ..., or give a file instead of -")
+    return stream.buffer.read() if hasattr(stream, "buffer") else stream.read().encode()
 
 
-def _object(place: str, line: str) -> dict[str, Any]:
-    """Return the JSON object of a line, which has a "prompt"; all of it can be written as JSON in UTF-8 again."""
+def _table(text: str, name: str, folder: Path, suffix: str) -> Table:
+    if suffix in (".csv", ".tsv"):
+        return csv_table(text, name, folder, "," if suffix == ".csv" else "\t")
+    rows = json_lines(text, name) if suffix == ".jsonl" else json_array(text, name)
+    return Table(name, folder, columns_of(rows), lambda wanted: rows)
+
+
+def _lines(text: str, name: str, choice: Choice) -> list[Prompt]:
+    """Return a prompt for each line that is not empty.  Raises UserError for lines that are something else."""
+    if choice.key is not None or choice.metadata is not None:
+        raise UserError(f"{name} is text without columns: leave out prompts.key and prompts.metadata")
+    lines = [(number, line.strip()) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
+    if not lines:
+        raise UserError(f"{name} is empty: write one prompt a line")
+    if too_long := next((number for number, line in lines if len(line) > LONGEST), None):
+        raise UserError(f"{name} line {too_long} has more than {LONGEST:,} characters: write one prompt a line")
+    if _is_json(lines[0][1]) or _is_json(text):
+        raise UserError(f"{name} holds JSON, not a prompt a line: name it .jsonl, or .json if it is one array")
+    if comment := next((number for number, line in lines if re.match(r"#+(\s|$)", line)), None):
+        raise UserError(f"{name} line {comment} begins with #: every line is a prompt, remove what is a comment")
+    if all("\t" in line for _, line in lines):
+        raise UserError(f"{name} has a tab in every line: name a table .tsv, with the names of its columns in the first line")
+    return [Prompt(line) for _, line in lines]
+
+
+def _is_json(text: str) -> bool:
+    """Return whether a text is a JSON object or array."""
+    if text.lstrip()[:1] not in ("{", "["):
+        return False
     try:
-        row = json.loads(line, object_pairs_hook=_once, parse_constant=_refuse)
-        if not _is_flat(row):
-            raise UserError(f"{place} has more than {DEEPEST} levels: write fewer")
-        json.dumps(row, ensure_ascii=False, allow_nan=False).encode()
-    except _KeyError as error:
-        raise UserError(f"{place} has the key {error} twice: leave out one") from error
-    except UserError:
-        raise
-    except UnicodeEncodeError as error:  # half of a pair of \\ud83d\\ude00
-        raise UserError(f"{place} holds half a character ({error.object[error.start]!a}): write it whole") from error
-    except (ValueError, RecursionError) as error:  # broken JSON, NaN, a number of thousands of digits, deep nesting
-        raise UserError(f'{place} is not a JSON object with a "prompt": {shown(line, 60)}') from error
-    if not isinstance(row, dict) or "prompt" not in row:
-        raise UserError(f'{place} is not a JSON object with a "prompt": {shown(line, 60)}')
-    return row
-
-
-class _KeyError(Exception):
-    """Say which key stands twice."""
-
-
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    row = dict(pairs)
-    if len(row) < len(pairs):
-        names = [name for name, _ in pairs]
-        raise _KeyError(shown(next(name for name in names if names.count(name) > 1)))
-    return row
-
-
-def _is_flat(value: Any, levels: int = DEEPEST) -> bool:
-    """Return whether a JSON value has at most so many levels."""
-    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
-    return levels > 0 and all(_is_flat(part, levels - 1) for part in inner)
-
-
-def _refuse(constant: str) -> NoReturn:
-    raise ValueError(f"{constant} is not JSON")
-
-
-def _find_picture(file: Path, place: str, name: object) -> str:
-    """Return the path of a picture that a line names."""
-    picture = file.parent / expand_home(name) if isinstance(name, str) else None
-    if picture is None or not os.path.isfile(picture):
-        raise UserError(f"{place}: no picture {shown(name)}: write the path of a file, from {file.parent} or absolute")
-    return str(picture)
-
-
-def for_each(prompts: Sequence[Prompt], pictures: int) -> tuple[list[str], list[dict[str, Any]]]:
-    """Repeat texts and metadata for the pictures of each prompt, in the order of images [P, S, ...] flattened."""
-    rows = [prompt for prompt in prompts for _ in range(pictures)]
-    return [prompt.text for prompt in rows], [prompt.metadata for prompt in rows]
-
-
-def prompt_hash(prompts: Sequence[Prompt]) -> str:
-    """Hash texts and metadata in their order: two evaluations with the same hash used the same prompts."""
-    rows = json.dumps([(prompt.text, prompt.metadata) for prompt in prompts], sort_keys=True)
-    return hashlib.sha256(rows.encode()).hexdigest()
+        return isinstance(json.loads(text), dict | list)
+    except (ValueError, RecursionError):
+        return False

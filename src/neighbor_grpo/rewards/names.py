@@ -6,6 +6,8 @@ They are those of `rewards.registry.REWARDS` and `evaluate.metrics.METRICS`, in 
 import os
 from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
+from importlib.machinery import PathFinder
+from importlib.util import find_spec
 from typing import Any
 
 from neighbor_grpo.errors import UserError
@@ -30,7 +32,7 @@ WIN_RATE = "win_rate:"  # before the name of a reward: the share of its group th
 
 
 def check_rewards(names: Iterable[str], scorers: Mapping[str, Mapping[str, Any]]) -> None:
-    """Raise UserError for a name that is not a reward: one of REWARDS, a scorer with a `url`, or a function of a file."""
+    """Raise UserError for a name that is not a reward: one of REWARDS, a scorer with a `url`, or a function of the user."""
     for name in names:
         _check(name.removeprefix(WIN_RATE), scorers, REWARDS, "reward")
 
@@ -57,11 +59,27 @@ def check_scorers(settings: Iterable[str], names: Iterable[str]) -> None:
 def _check(name: str, scorers: Mapping[str, Mapping[str, Any]], known: tuple[str, ...], kind: str) -> None:
     if name in known or "url" in scorers.get(name, {}):
         return
-    path, colon, _ = name.rpartition(":")
-    if not colon or not path.endswith(".py"):
-        raise UserError(f"unknown {kind} {name!r}: {_hint(name, known)}, or give your own as path/to/file.py:function")
-    if not os.path.isfile(os.path.expanduser(path)):
-        raise UserError(f"reward {name!r}: no such file {path}: correct the path")
+    place, _, attribute = name.rpartition(":")
+    if place.endswith(".py"):
+        if not os.path.isfile(os.path.expanduser(place)):
+            raise UserError(f"reward {name!r}: no such file {place}: correct the path")
+    elif attribute.isidentifier() and all(part.isidentifier() for part in place.split(".")):
+        if not _is_module(place):
+            remedy = "install it or add its folder to PYTHONPATH, or give a file as path/to/file.py:function"
+            raise UserError(f"reward {name!r}: no module {place}: {remedy}")
+    else:
+        own = "your own as path/to/file.py:function or package.module:function"
+        raise UserError(f"unknown {kind} {name!r}: {_hint(name, known)}, or give {own}")
+
+
+def _is_module(name: str) -> bool:
+    """Return whether a module can be imported.  Nothing is imported: `find_spec` alone would import the packages above it."""
+    first, *rest = name.split(".")
+    spec = find_spec(first)
+    for part in rest:
+        first += f".{part}"
+        spec = PathFinder.find_spec(first, spec.submodule_search_locations) if spec else None
+    return spec is not None
 
 
 def _hint(name: str, known: Iterable[str]) -> str:

@@ -3,7 +3,6 @@
 from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
 from inspect import signature
-from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
@@ -15,11 +14,11 @@ from neighbor_grpo.rewards.http.vlm import UnifiedReward
 from neighbor_grpo.rewards.jpeg import jpeg_compressibility, jpeg_incompressibility
 from neighbor_grpo.rewards.learned.clip import Aesthetic, ClipScore, HPSv21, PickScore
 from neighbor_grpo.rewards.learned.imagereward import ImageReward
-from neighbor_grpo.rewards.names import WIN_RATE
+from neighbor_grpo.rewards.names import WIN_RATE, check_rewards
 from neighbor_grpo.rewards.ocr import Ocr
 from neighbor_grpo.rewards.preference import WinRate
 from neighbor_grpo.rewards.scorer import Loadable, Reward, Scorer, make_scorer
-from neighbor_grpo.rewards.user_files import load_file, users_code
+from neighbor_grpo.rewards.user_files import load_file, load_module, users_code
 from neighbor_grpo.scenes.verify import scenes, scenes_sparse, scenes_strict
 
 REWARDS: dict[str, Reward] = {  # functions, and instances with their default settings
@@ -42,16 +41,16 @@ REWARDS: dict[str, Reward] = {  # functions, and instances with their default se
 def load_reward(name: str, settings: Mapping[str, Mapping[str, Any]] | None = None) -> Scorer:
     """Load a reward by name, with its settings out of {name: {key: value}}.
 
-    name: a key of REWARDS, "path/to/file.py:function" (or a class of that file), or "win_rate:" and one of these.  With the
-    setting `url`, any name is scored by the server there.  Weights are read and servers asked now, before a run computes
-    anything.  Raises UserError if the name or a setting is unknown, or something is missing.
+    name: a key of REWARDS, "path/to/file.py:function" or "package.module:function" (or a class there), or "win_rate:" and one
+    of these.  With the setting `url`, any name is scored by the server there.  Weights are read and servers asked now, before a
+    run computes anything.  Raises UserError if the name or a setting is unknown, or something is missing.
     """
     if name.startswith(WIN_RATE):
         return make_scorer(name, WinRate(load_reward(name.removeprefix(WIN_RATE), settings)))
     own = (settings or {}).get(name, {})
     if name in REWARDS or "url" in own:
         return _loaded(name, _bundled(name, own))
-    reward = _from_file(name)
+    reward = _users(name)
     with users_code(f"reward {name!r} cannot be made", "correct its class"):
         return _loaded(name, _configured(name, reward, own))
 
@@ -113,14 +112,11 @@ def _check_arguments(name: str, reward: Reward) -> None:
         return
 
 
-def _from_file(name: str) -> Reward | type:
-    """Import a function, a class or an instance from a user's file."""
-    path, colon, attribute = name.rpartition(":")
-    if not colon or not path.endswith(".py"):
-        raise UserError(f"unknown reward {name!r}: choose {', '.join(REWARDS)}, or your own as path/to/file.py:function")
-    if not Path(path).expanduser().is_file():
-        raise UserError(f"reward {name!r}: no such file {path}: correct the path")
-    reward = vars(load_file(path)).get(attribute)
+def _users(name: str) -> Reward | type:
+    """Import a function, a class or an instance from a file or a module of the user's."""
+    check_rewards([name], {})
+    place, _, attribute = name.rpartition(":")
+    reward = getattr(load_file(place) if place.endswith(".py") else load_module(place), attribute, None)
     if not callable(reward):
-        raise UserError(f"reward {name!r}: {path} has no function {attribute}: correct the name")
+        raise UserError(f"reward {name!r}: {place} has no function {attribute}: correct the name")
     return reward

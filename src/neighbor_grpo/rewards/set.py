@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from neighbor_grpo.console import one_line
-from neighbor_grpo.prompts.reading import Prompt, for_each
+from neighbor_grpo.prompts.prompt import Prompt, for_each
 from neighbor_grpo.rewards.registry import load_reward
 from neighbor_grpo.rewards.score import Failure, RewardError, Scores, score
 from neighbor_grpo.rewards.scorer import Scorer

@@ -1,6 +1,7 @@
-"""Rewards in files of the user: each file is loaded once, and may import the modules beside it."""
+"""Rewards in files and modules of the user: each file is loaded once, and may import the modules beside it."""
 
 import hashlib
+import importlib
 import importlib.util
 import sys
 from collections.abc import Iterator
@@ -38,6 +39,12 @@ def load_file(path: str) -> ModuleType:
             del sys.modules[name]
             raise
     return module
+
+
+def load_module(name: str) -> ModuleType:
+    """Import a user's module by its name.  Raises UserError for whatever it raises."""
+    with users_code(f"reward module {name} does not load", "correct the module"):
+        return importlib.import_module(name)
 
 
 @contextmanager

@@ -11,13 +11,14 @@ from typing import Any
 
 import yaml
 
-from neighbor_grpo.config.schema import Model
+from neighbor_grpo.config import Prompts, training_prompts
+from neighbor_grpo.config.sections import Model
 from neighbor_grpo.errors import UserError, printable
 from neighbor_grpo.files import atomic
 from neighbor_grpo.files.images import gallery
 from neighbor_grpo.models.family import Family
 from neighbor_grpo.models.video import Video
-from neighbor_grpo.prompts.reading import prompt_hash, read_prompts
+from neighbor_grpo.prompts.prompt import prompt_hash
 from neighbor_grpo.run import files
 from neighbor_grpo.run.base_model import BUNDLED_TOKENS, hub_id, is_bundled, licence, model_name
 from neighbor_grpo.run.export_request import Request
@@ -122,7 +123,7 @@ def _training(request: Request, lines: Sequence[files.Figures]) -> dict[str, Any
         "group_size": method["group_size"],
         "rewards": ", ".join(f"{_without_folders(name)} (weight {w:g})" for name, w in config.reward.train.items()),
         "aggregate": config.reward.aggregate,
-        "prompts": _describe_prompts(config.prompts.path),
+        "prompts": _describe_prompts(config.prompts),
         "learning_rate": f"{config.optimizer.lr:g}",
         "seed": config.seed,
         "table": markdown_table([["measure", "before", "after"], *map(_cells, changes)]),
@@ -150,10 +151,11 @@ def _cells(change: files.Change) -> list[str]:
     return [_without_folders(change.measure).replace("|", r"\|"), f"{change.before:.4g}", f"{change.after:.4g}"]
 
 
-def _describe_prompts(path: str) -> str:
+def _describe_prompts(source: Prompts) -> str:
     """Describe the training prompts by file, number and hash."""
+    name = _without_folders(source.path.rstrip("/"))
     try:
-        prompts = read_prompts(path)
+        prompts = training_prompts(source)
     except UserError:  # the file may have been removed since the run
-        return f"{Path(path).name}, a file that no longer exists"
-    return f"{Path(path).name}, {len(prompts)} prompts, sha256 {prompt_hash(prompts)}"
+        return f"{name}, a file that no longer exists"
+    return f"{name}, {len(prompts)} prompts, sha256 {prompt_hash(prompts)}"

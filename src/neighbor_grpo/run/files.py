@@ -2,13 +2,14 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from neighbor_grpo.errors import UserError
 from neighbor_grpo.files import atomic
 from neighbor_grpo.files.lock import LOCK, InUseError, Lock
+from neighbor_grpo.prompts.reading import STDIN, read_prompts
 from neighbor_grpo.run import record as records
 from neighbor_grpo.run.record import Record
 
@@ -17,6 +18,7 @@ if TYPE_CHECKING:  # imported only where needed: these bring torch and transform
     from neighbor_grpo.rewards.score import Failure
 
 TRAINED = "trained weights"  # kind of the directories lora/ and transformer/
+PROMPTS = "prompts-from-stdin.txt"  # kept, because it is read once
 Figures = dict[str, Any]  # one line of metrics.jsonl: numbers by name
 TRAINING_PHASES = ("encode", "rollout", "decode", "reward", "update")  # phases of an iteration, without its evaluation
 
@@ -81,7 +83,10 @@ def read_config(run: Path, changes: Sequence[str] = ()) -> "Config":
 
     if not (run / "config.yaml").is_file():
         raise UserError(f"no run in {run}: give a directory with a config.yaml")
-    return load_config(run / "config.yaml", list(changes)).model_copy(update={"run_dir": str(run)})
+    config = load_config(run / "config.yaml", list(changes))
+    old = str(Path(config.run_dir or run) / PROMPTS)
+    kept = {key: str(run / PROMPTS) for key in ("path", "eval_path") if getattr(config.prompts, key) == old}
+    return config.model_copy(update={"run_dir": str(run), "prompts": config.prompts.model_copy(update=kept)})
 
 
 def trained_weights(run: Path, best: bool = False) -> Path:
@@ -115,6 +120,11 @@ def begin(run: Path, config: "Config", plan: Sequence[str], record: Record) -> N
     """Write the plan, the record and the configuration of a run; the configuration last, because it makes it a run."""
     from neighbor_grpo.config import write_values
 
+    kept = {key: str(run / PROMPTS) for key in ("path", "eval_path") if getattr(config.prompts, key) == STDIN}
+    if kept:
+        atomic.write(run / PROMPTS, "".join(f"{prompt.text}\n" for prompt in read_prompts(STDIN)))
+        config = config.model_copy(update={"prompts": config.prompts.model_copy(update=kept)})
+        record = replace(record, settings=config.model_dump(mode="json"))
     atomic.write(run / "plan.txt", "\n".join(plan) + "\n")
     records.write_record(run, record)
     atomic.write(run / "config.yaml", write_values(config.model_dump(mode="json")))

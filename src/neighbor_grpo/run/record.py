@@ -18,12 +18,14 @@ FILE = "run.json"
 Ending = Literal["finished", "diverged"]
 
 # What may change when a run is resumed; a dot at the end stands for a whole section.  Everything else decides what the
-# trained weights are, and another value would make a mixture of two runs.
+# trained weights are, and another value would make a mixture of two runs.  Prompts may come from another place: their hashes
+# are compared.
 MAY_CHANGE = (
     "run_dir", "iterations", "seconds", "save_every", "keep_checkpoints", "device", "batch.", "evaluate.", "optimizer.lr",
     "optimizer.weight_decay", "optimizer.grad_clip", "optimizer.warmup", "ema.decay", "reward.scorers.", "reward.overlap",
-    "reward.max_failed", "reward.watch", "prompts.eval_path", "prompts.cache_dir", "prompts.cache_gb", "model.compile",
-    "model.gradient_checkpointing", "model.attention",
+    "reward.max_failed", "reward.watch", "prompts.path", "prompts.key", "prompts.split", "prompts.metadata",
+    "prompts.eval_path", "prompts.eval_key", "prompts.eval_split", "prompts.cache_dir", "prompts.cache_gb", "model.compile",
+    "model.gradient_checkpointing", "model.attention", "trackers.",
 )  # fmt: skip
 # What makes evaluations before and after the change different measurements
 _MEASURED = (

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from neighbor_grpo.config import Config
 from neighbor_grpo.errors import UserError
-from neighbor_grpo.prompts.reading import Prompt, prompt_hash
+from neighbor_grpo.prompts.prompt import Prompt, prompt_hash
 from neighbor_grpo.run import files
 from neighbor_grpo.run.files import Figures
 from neighbor_grpo.run.record import (

@@ -12,6 +12,7 @@ from accelerate.utils import gather_object
 from torch import Tensor
 
 from neighbor_grpo.config import Config
+from neighbor_grpo.files.images import to_bytes
 from neighbor_grpo.flow.streams import DRAW, NOISE, Iteration
 from neighbor_grpo.methods.advantage import combine
 from neighbor_grpo.methods.protocol import Method
@@ -21,13 +22,13 @@ from neighbor_grpo.models.family import Family
 from neighbor_grpo.models.quantization import fp8_products
 from neighbor_grpo.models.sampling import batched_velocity, decode
 from neighbor_grpo.models.text_cache import TextCache
-from neighbor_grpo.prompts.reading import Prompt
+from neighbor_grpo.prompts.prompt import Prompt
 from neighbor_grpo.prompts.schedule import scheduled
 from neighbor_grpo.rewards.score import Failure, Scores
 from neighbor_grpo.rewards.set import FailureCount, RewardSet, check_failed, joined
 from neighbor_grpo.run import files
 from neighbor_grpo.training.errors import NotFiniteError
-from neighbor_grpo.training.experience import Experience
+from neighbor_grpo.training.experience import Experience, Group
 from neighbor_grpo.training.figures import reward_figures
 from neighbor_grpo.training.phases import Phases
 
@@ -40,6 +41,7 @@ class Collected:
     tree: Tree
     rewards: Tensor  # [M, p, G]
     pool: Tensor  # [M, P, G]
+    group: Group | None = None  # the first one, where trackers show it
 
 
 class Collector:
@@ -75,7 +77,7 @@ class Collector:
             draws = [iteration.of_slot(DRAW, slot) for slot in self.slots]
             updates = method.updates(got.tree, adv, draws, iteration)
         texts = [prompt.text for prompt in self._prompts_of(n)]
-        return Experience(got.cond, updates, self._figures(got), texts)
+        return Experience(got.cond, updates, self._figures(got), texts, got.group)
 
     def collect(self, n: int) -> Collected:
         """Roll out and score this rank's prompts of iteration n."""
@@ -84,16 +86,28 @@ class Collector:
             epoch = range(n + 1, min(n + 2 + len(self.prompts) // len(self.slots), self.config.iterations))
             coming = (prompt for later in epoch for prompt in self._prompts_of(later))
             cond = self.texts.encode(prompts, coming).to(self.accelerator.device)
-        trees, pending = [], []
+        trees, pending, first = [], [], None
         size = max(1, self.config.batch.rollout // self.config.method.group_size)
         for rows in torch.arange(len(prompts)).split(size):  # as many groups as are rolled out at once
             tree, images = self._roll_out(n, rows, cond.take(rows))
             trees.append(tree)
+            first = to_bytes(images[0]) if first is None and self._is_shown(n) else first
             with self.phases.time("reward"):
                 pending.append(self.rewards.submit(images, [prompts[p] for p in rows]))
         with self.phases.time("reward"):
             pool, rewards = self._scored(n, joined([part.result() for part in pending]))
-        return Collected(cond, side_by_side(trees), rewards, pool)
+        group = None if first is None else self._group(prompts[0], first, rewards)
+        return Collected(cond, side_by_side(trees), rewards, pool, group)
+
+    def _is_shown(self, n: int) -> bool:
+        """Return whether trackers get pictures of iteration n."""
+        shown = self.config.trackers
+        return bool(shown.use and shown.rollouts) and n % shown.rollouts == 0 and self.accelerator.is_main_process
+
+    def _group(self, prompt: Prompt, pictures: Tensor, rewards: Tensor) -> Group:
+        """Return pictures of this rank's first prompt, with their rewards."""
+        scores = [zip(self.rewards.scorers, row, strict=True) for row in rewards[:, 0].T.tolist()]
+        return Group(prompt.text, pictures, [", ".join(f"{name} {value:.4g}" for name, value in row) for row in scores])
 
     def _figures(self, got: Collected) -> dict[str, float]:
         """Return figures of the rewards of all ranks, of the rollout's cost, and of requests to scorers on servers."""

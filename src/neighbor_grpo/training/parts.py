@@ -1,13 +1,14 @@
 """What a run is made of: every part is made here, in an order in which mistakes show before anything slow begins."""
 
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
 from accelerate import Accelerator
 
-from neighbor_grpo.config import Config
+from neighbor_grpo.config import Config, evaluation_prompts, training_prompts
 from neighbor_grpo.errors import UserError
 from neighbor_grpo.evaluate.evaluator import Evaluator
 from neighbor_grpo.evaluate.measures import Measures, load_measures
@@ -20,7 +21,7 @@ from neighbor_grpo.planning.estimate import Estimate, estimate
 from neighbor_grpo.planning.fit import refuse
 from neighbor_grpo.planning.machine import matrix_rate, memory_of
 from neighbor_grpo.planning.plan import Plan, plan
-from neighbor_grpo.prompts.reading import Prompt, read_prompts
+from neighbor_grpo.prompts.prompt import Prompt
 from neighbor_grpo.rewards.names import check_scorers
 from neighbor_grpo.rewards.set import RewardSet, load_rewards
 from neighbor_grpo.run import files
@@ -32,6 +33,7 @@ from neighbor_grpo.training.learner import Learner
 from neighbor_grpo.training.phases import Phases
 from neighbor_grpo.training.ranks import by_main, slots_of_rank
 from neighbor_grpo.training.scouting import Scouting
+from neighbor_grpo.training.trackers import Trackers
 
 
 @dataclass(frozen=True)
@@ -56,6 +58,7 @@ class Parts:
     phases: Phases
     texts: TextCache
     evaluator: Evaluator
+    trackers: Trackers  # without any, on other ranks too, they do nothing
 
     @classmethod
     def assemble(cls, config: Config, resume: bool = False) -> Self:
@@ -82,15 +85,12 @@ class Parts:
         cls, config: Config, run_dir: Path, lock: Lock | None, resume: bool, accelerator: Accelerator, slots: range
     ) -> Self:
         device, ranks = accelerator.device, accelerator.num_processes
-        prompts = read_prompts(config.prompts.path)
-        evaluation_prompts = read_prompts(config.prompts.eval_path or config.prompts.path, held_out=True)
+        prompts, evaluated = training_prompts(config.prompts), evaluation_prompts(config.prompts)
         skip, count = config.evaluate.skip, config.evaluate.prompts
-        if skip >= len(evaluation_prompts):
-            raise UserError(
-                f"evaluate.skip ({skip}) leaves none of the {len(evaluation_prompts)} evaluation prompts: choose less"
-            )
-        evaluation_prompts = evaluation_prompts[skip : skip + count]
-        begun = by_main(accelerator, lambda: beginning(run_dir, config, prompts, evaluation_prompts, resume))
+        if skip >= len(evaluated):
+            raise UserError(f"evaluate.skip ({skip}) leaves none of the {len(evaluated)} evaluation prompts: choose less")
+        evaluated = evaluated[skip : skip + count]
+        begun = by_main(accelerator, lambda: beginning(run_dir, config, prompts, evaluated, resume))
         check_scorers(config.reward.scorers, [*config.reward.train, *config.watched])
         rewards = load_rewards(list(config.reward.train), config.reward.scorers, config.reward.overlap)
         watched = load_measures(config.watched, config.reward.scorers)
@@ -100,17 +100,23 @@ class Parts:
         if not accelerator.is_fsdp2:  # whose temporary all-gathers are not in the estimate
             refuse(config, estimated, device.type, memory_of(device), ranks)
         cache = cache_directory(config.prompts.cache_dir)
-        model = load_base(own, device)
-        texts = TextCache(model, cache, config.prompts.cache_gb)
-        measures = Measures({**rewards.scorers, **watched.rewards}, watched.metrics)
-        evaluator = Evaluator(model, texts, evaluation_prompts, measures, config, accelerator)
-        return cls(
-            run_dir, lock, begun, config, accelerator, slots, prompts, evaluation_prompts, rewards, best, counted, estimated,
-            model, matrix_rate(device, model.dtype), Learner(model, own, accelerator), Phases(device), texts, evaluator,
-        )  # fmt: skip
+        trackers = _begin_trackers(accelerator, config, run_dir, begun, resume)
+        with ExitStack() as failed:
+            failed.callback(trackers.abandon)
+            model = load_base(own, device)
+            texts = TextCache(model, cache, config.prompts.cache_gb)
+            measures = Measures({**rewards.scorers, **watched.rewards}, watched.metrics)
+            evaluator = Evaluator(model, texts, evaluated, measures, config, accelerator)
+            parts = cls(
+                run_dir, lock, begun, config, accelerator, slots, prompts, evaluated, rewards, best, counted, estimated, model,
+                matrix_rate(device, model.dtype), Learner(model, own, accelerator), Phases(device), texts, evaluator, trackers,
+            )  # fmt: skip
+            failed.pop_all()
+        return parts
 
     def leave(self) -> None:
-        """Give the run directory free."""
+        """Close the trackers, and give the run directory free."""
+        self.trackers.finish()
         _leave(self.run_dir, self.lock)
 
     def warnings(self) -> list[str]:
@@ -145,6 +151,13 @@ def _best(config: Config, watched: str | None) -> str | None:
     if best and best.removeprefix("-") not in measured:
         raise UserError(f"evaluate.best: {best!r} is not measured: choose one of {', '.join(measured)}")
     return best
+
+
+def _begin_trackers(accelerator: Accelerator, config: Config, run: Path, begun: Beginning, resume: bool) -> Trackers:
+    """Begin the trackers on the main rank; where one cannot begin, all ranks stop."""
+    found: list[Trackers] = []
+    by_main(accelerator, lambda: found.append(Trackers.begin(config, run, resume, begun.iteration)))
+    return found[0] if found else Trackers()
 
 
 def _leave(run_dir: Path, lock: Lock | None) -> None:

@@ -16,7 +16,7 @@ from neighbor_grpo.errors import UserError
 from neighbor_grpo.methods.neighbor import Neighbor
 from neighbor_grpo.models.family import Family
 from neighbor_grpo.models.text_cache import TextCache
-from neighbor_grpo.prompts.reading import Prompt
+from neighbor_grpo.prompts.prompt import Prompt
 from neighbor_grpo.rewards.set import RewardSet
 from neighbor_grpo.training.collector import Collector
 from neighbor_grpo.training.figures import reward_figures

@@ -26,6 +26,7 @@ from neighbor_grpo.training.figures import phase_figures, reward_gap
 from neighbor_grpo.training.gradients import Step, iteration_figures
 from neighbor_grpo.training.parts import Parts
 from neighbor_grpo.training.signals import GivenUpError, SignalError, StopRequest
+from neighbor_grpo.training.trackers import PATIENCE
 
 
 class Trainer:
@@ -33,14 +34,10 @@ class Trainer:
 
     def __init__(self, config: Config, resume: bool = False) -> None:
         parts = self.parts = Parts.assemble(config, resume)
-        self.run_dir, self.config, self.accelerator, self.learner = (
-            parts.run_dir,
-            parts.config,
-            parts.accelerator,
-            parts.learner,
-        )
+        self.run_dir, self.config, self.trackers = parts.run_dir, parts.config, parts.trackers
+        self.accelerator, self.learner = parts.accelerator, parts.learner
         self.source, self.stop, self.display = parts.source(), StopRequest(), display_of(self.main)
-        parts.phases.shown = self.display.phase
+        parts.phases.shown, parts.trackers.say = self.display.phase, self.display.say
         begun = parts.beginning
         self.done, self.spent = begun.iteration, begun.seconds  # iterations, and seconds of training
         try:
@@ -77,6 +74,7 @@ class Trainer:
                     self.early.say(self.done, figures, self.display.say)
                     self._stop_for_signal()
                 self._finish()
+            self.trackers.finish(PATIENCE)
         finally:
             self.parts.leave()
         return self.run_dir
@@ -91,17 +89,23 @@ class Trainer:
             self._save(0)
         elif self.main:
             files.rewind(self.run_dir, self.done)
+            for line in files.read_metrics(self.run_dir):  # what a tracker lacks
+                self.trackers.figures(line)
             checkpoint.drop_old(self.run_dir / "checkpoints", c.keep_checkpoints)  # which a full disk may have prevented
         if self.base is None:
             figures = {**(self.unrecorded or begun.line), "iteration": self.done, **self._evaluate(self.done)}
             self.base, self.unrecorded = figures, None
-            if self.main:
-                files.amend(self.run_dir, figures)
+            self._amend(figures)
         if begun.checkpoint:
             self._write(lines)  # changes are in force once the evaluation that they ask for is there
         self.display.before(self.base)
         if self.unrecorded:
             self._conclude(self.unrecorded)
+
+    def _amend(self, figures: dict[str, float]) -> None:
+        if self.main:
+            files.amend(self.run_dir, figures)
+        self.trackers.figures(figures, again=True)
 
     def _write(self, plan: Sequence[str]) -> None:
         if self.main:
@@ -115,8 +119,10 @@ class Trainer:
             figures |= self._evaluate(self.done)
             self.hacked = self._is_hacked(figures)
         self.stop.finished()
+        line = {"iteration": self.done, **figures}
         if self.main:
-            files.record(self.run_dir, {"iteration": self.done, **figures})
+            files.record(self.run_dir, line)
+        self.trackers.figures(line)
         self.unrecorded = None
         if self._over() or self.done % self.config.save_every == 0:
             self._save(self.done)
@@ -137,6 +143,7 @@ class Trainer:
             with self.stop.interruptible(alone=self.alone):
                 experience = self.source.experience(n)
             texts = experience.texts
+            self.trackers.rollout(n + 1, experience.group)
             self._stop_for_signal()
             with phases.time("update"):
                 self.learning = True
@@ -193,7 +200,9 @@ class Trainer:
         figures |= ({} if gap is None else {"eval/gap": gap}) | {"time/evaluate": time.perf_counter() - began}
         if self.main:
             prompts = [prompt.text for prompt in self.parts.evaluation_prompts]
-            report.save_samples(self.run_dir / "samples", iteration, evaluated.pictures[: e.gallery, :4], prompts)
+            pictures = evaluated.pictures[: e.gallery, :4]
+            report.save_samples(self.run_dir / "samples", iteration, pictures, prompts)
+            self.trackers.evaluation(iteration, pictures, prompts)
             files.record_failures(self.run_dir, iteration, evaluated.failures, evaluation=True)
         self.display.evaluation(iteration, figures)
         self._keep_best(iteration, figures)
@@ -265,9 +274,7 @@ class Trainer:
         """Evaluate if the last iteration was not evaluated; export the averaged weights; write the report."""
         lines = broadcast_object_list([files.read_metrics(self.run_dir) if self.main else None])[0]
         if not files.evaluated(lines[-1:]):  # resumed with fewer iterations than were done
-            figures = lines[-1] | self._evaluate(self.done)
-            if self.main:
-                files.amend(self.run_dir, figures)
+            self._amend(lines[-1] | self._evaluate(self.done))
         self.learner.export(self.run_dir)
         if self.main:
             report.write(self.run_dir)

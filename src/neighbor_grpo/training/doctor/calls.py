@@ -13,7 +13,7 @@ from neighbor_grpo.models.family import Family
 from neighbor_grpo.models.placement import on_device
 from neighbor_grpo.models.sampling import sample
 from neighbor_grpo.models.text_cache import encode_prompts
-from neighbor_grpo.prompts.reading import Prompt
+from neighbor_grpo.prompts.prompt import Prompt
 from neighbor_grpo.run.findings import Finding
 
 STEPS = 4

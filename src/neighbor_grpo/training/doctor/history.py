@@ -7,9 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
-from neighbor_grpo.config import Config
+from neighbor_grpo.config import Config, evaluation_prompts
 from neighbor_grpo.errors import UserError
-from neighbor_grpo.prompts.reading import read_prompts
 from neighbor_grpo.run import files
 from neighbor_grpo.run.record import read_record
 
@@ -36,9 +35,9 @@ class History:
     @cached_property
     def evaluated_pictures(self) -> int:
         """Return the number of pictures of an evaluation; a prompt file may have fewer prompts than are asked for."""
-        prompts, e = self.config.prompts, self.config.evaluate
+        e = self.config.evaluate
         try:
-            known = len(read_prompts(prompts.eval_path or prompts.path, held_out=True))
+            known = len(evaluation_prompts(self.config.prompts))
         except UserError:  # the run was copied here without its prompts
             known = e.prompts
         return min(known, e.prompts) * e.seeds

@@ -10,12 +10,12 @@ from tempfile import TemporaryDirectory
 import torch
 from torch import Tensor
 
-from neighbor_grpo.config import Config
+from neighbor_grpo.config import Config, Trackers
 from neighbor_grpo.errors import UserError
 from neighbor_grpo.methods.rows import Rows
 from neighbor_grpo.models.conditioning import Cond
 from neighbor_grpo.models.sampling import fixed_noise, sample
-from neighbor_grpo.prompts.reading import Prompt
+from neighbor_grpo.prompts.prompt import Prompt
 from neighbor_grpo.rewards.score import Scores
 from neighbor_grpo.rewards.set import RewardSet
 from neighbor_grpo.training.experience import Experience, Source
@@ -59,7 +59,7 @@ class Patient:
     def __init__(self, config: Config, aside: Path) -> None:
         o = config.optimizer.model_copy(update={"warmup": 0})  # the rate that is looked at is the full one
         # the parts claim a run directory; the collector writes failures into it
-        config = config.model_copy(update={"optimizer": o, "run_dir": str(aside / "run")})
+        config = config.model_copy(update={"optimizer": o, "run_dir": str(aside / "run"), "trackers": Trackers()})
         parts = Parts.assemble(config)
         if parts.accelerator.num_processes > 1:
             raise UserError("doctor looks at one process: start it without accelerate or torchrun")

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from neighbor_grpo.methods.advantage import has_spread
 from neighbor_grpo.methods.neighbor import Neighbor
-from neighbor_grpo.prompts.reading import Prompt
+from neighbor_grpo.prompts.prompt import Prompt
 from neighbor_grpo.rewards.set import RewardSet
 from neighbor_grpo.run.findings import Finding, Verdict
 from neighbor_grpo.training.doctor.patient import Patient, Seen

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from neighbor_grpo.models.family import Family
-from neighbor_grpo.prompts.reading import Prompt
+from neighbor_grpo.prompts.prompt import Prompt
 from neighbor_grpo.run.findings import Finding
 
 TEXTS = 24  # prompts that are encoded
