@@ -1,6 +1,8 @@
 """The command `completion`: commands, options, presets and methods at the TAB key of a shell."""
 
 import argparse
+from collections.abc import Mapping
+from typing import Any
 
 from neighbor_grpo.commands.options import Commands
 from neighbor_grpo.config import preset_names
@@ -31,7 +33,7 @@ def run(arguments: argparse.Namespace) -> None:
     print(shtab.complete(arguments.root, arguments.shell))
 
 
-def _describe(parser: argparse.ArgumentParser, files: dict[str, str]) -> None:
+def _describe(parser: argparse.ArgumentParser, files: Mapping[str, Any]) -> None:
     """Say of every argument what may stand there: names, or else files."""
     names = {"preset": preset_names(), "method": list(METHODS)}
     for action in parser._actions:
