@@ -1,8 +1,10 @@
 """The command line answers what it can without a library, and no library speaks through it."""
 
+import argparse
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from runs import settings
@@ -170,3 +172,37 @@ def test_keys_may_stand_before_and_behind_options(arguments):
     assert (sorted(parsed.config), parsed.preset) == (["iterations=3", "seed=7"], ["demo"])
     with pytest.raises(UserError, match="--sed"):
         cli._parser().parse_args(["train", *arguments, "--sed", "3"])
+
+
+def every_argument(parser):
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            for command in action.choices.values():
+                yield from every_argument(command)
+        else:
+            yield action
+
+
+def test_numbers_and_places_of_every_command_are_checked():
+    for action in every_argument(cli._parser()):
+        name = (action.option_strings or [action.dest])[0]
+        assert action.type not in (int, float, Path), name  # which take any number, and leave ~ as it is
+        if name in ("--seed", "--json", "--out", "run"):
+            assert action.type is not None or action.nargs == 0, name
+
+
+@pytest.mark.parametrize(
+    ("arguments", "remedy"),
+    [
+        (["scenes", "render", "a red circle", "--seed", "-1"], "at least 0"),
+        (["scenes", "render", "a red circle", "--seed", str(2**70)], "at most"),
+        (["scenes", "pretrain", "--out", "x", "--seed", "1e3"], "whole number"),
+        (["study", "scenes/study", "--json", "/nowhere/at/all.json"], "directory that exists"),
+        (["doctor", "--json", "/"], "directory that exists"),
+        (["sample", "--prompt", "x", "--steps", "0"], "at least 1"),
+    ],
+)
+def test_a_number_or_place_that_cannot_be_is_one_line(arguments, remedy, capsys):
+    assert cli.main(arguments) == 2
+    said = capsys.readouterr().err
+    assert remedy in said and len(said.splitlines()) == 1

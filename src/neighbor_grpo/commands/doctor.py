@@ -6,12 +6,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from neighbor_grpo.commands.options import Commands, configuration, configuration_options, number
+from neighbor_grpo.commands.options import Commands, configuration, configuration_options, new_file, number
 from neighbor_grpo.errors import UserError
 from neighbor_grpo.files import atomic
 
 if TYPE_CHECKING:
     from neighbor_grpo.run.findings import Finding
+
+STDOUT = Path("-")
 
 
 def add(commands: Commands) -> None:
@@ -30,7 +32,9 @@ def add(commands: Commands) -> None:
         default=10.0,
         help="most time for the longest check, the search for a signal in the gradients (default %(default)g)",
     )
-    doctor.add_argument("--json", metavar="FILE", help="write the findings as JSON too; - for stdout, with the text on stderr")
+    doctor.add_argument(
+        "--json", type=new_file, metavar="FILE", help="write the findings as JSON too; - for stdout, with the text on stderr"
+    )
     doctor.set_defaults(command=run)
 
 
@@ -39,16 +43,16 @@ def run(arguments: argparse.Namespace) -> int:
     subject, findings = _asked(arguments)
     from neighbor_grpo.training.doctor.report import as_json, exit_code, show
 
-    found, stream = [], sys.stderr if arguments.json == "-" else sys.stdout
+    found, stream = [], sys.stderr if arguments.json == STDOUT else sys.stdout
     for finding in findings:
         show(finding, stream)
         found.append(finding)
     if arguments.json:
         text = as_json(subject, found)
-        if arguments.json == "-":
+        if arguments.json == STDOUT:
             print(text, end="")
         else:
-            atomic.write(Path(arguments.json), text)
+            atomic.write(arguments.json, text)
     return exit_code(found)
 
 

@@ -1,6 +1,7 @@
 """Options that several commands share."""
 
 import argparse
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -71,6 +72,14 @@ def lora(text: str) -> str:
         return expand_home(text)
     except UserError as error:
         raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def new_file(text: str) -> Path:
+    """Return the path of a file that can be written, an argparse type: what a command found is not lost for its place."""
+    path = place(text)
+    if not path.parent.is_dir() or path.is_dir() or not os.access(path.parent, os.W_OK):
+        raise argparse.ArgumentTypeError(f"{shown(text)} cannot be written: give a file in a directory that exists")
+    return path
 
 
 def device(text: str) -> str:

@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from neighbor_grpo.commands.options import Commands, count, place
+from neighbor_grpo.commands.options import Commands, count, place, random_seed
 from neighbor_grpo.errors import UserError
 
 
@@ -16,12 +16,12 @@ def add(commands: Commands) -> None:
     pretrain.add_argument("--vae-steps", type=count, default=3500, help="optimizer steps of the VAE (default %(default)s)")
     pretrain.add_argument("--steps", type=count, default=12000, help="optimizer steps of flow matching (default %(default)s)")
     pretrain.add_argument("--pictures", type=count, default=40000, help="training pictures (default %(default)s)")
-    pretrain.add_argument("--seed", type=int, default=0, help="default %(default)s")
+    pretrain.add_argument("--seed", type=random_seed, default=0, help="default %(default)s")
     pretrain.add_argument("--device", choices=["cpu", "cuda", "mps"], default="cpu", help="default %(default)s")
     pretrain.set_defaults(command=run_pretrain)
     render = parts.add_parser("render", help="draw pictures of prompts by rule, as the training pictures were drawn")
     render.add_argument("prompt", nargs="+", help="e.g. 'a red circle left of a blue square'")
-    render.add_argument("--seed", type=int, default=0, help="default %(default)s")
+    render.add_argument("--seed", type=random_seed, default=0, help="default %(default)s")
     render.add_argument("--out", type=place, default=Path("scenes"), help="output directory (default %(default)s)")
     render.set_defaults(command=run_render)
 

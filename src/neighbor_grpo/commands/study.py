@@ -3,9 +3,8 @@
 import argparse
 import json
 from dataclasses import asdict
-from pathlib import Path
 
-from neighbor_grpo.commands.options import Commands, comparison_of, comparison_options, number
+from neighbor_grpo.commands.options import Commands, comparison_of, comparison_options, new_file, number
 from neighbor_grpo.console import say
 from neighbor_grpo.files import atomic
 
@@ -26,7 +25,7 @@ def add(commands: Commands) -> None:
         default=64,
         help="groups of each method; more find weaker signals (default %(default)s)",
     )
-    study.add_argument("--json", metavar="FILE", type=Path, help="write the numbers as JSON too")
+    study.add_argument("--json", metavar="FILE", type=new_file, help="write the numbers as JSON too")
     study.set_defaults(command=run)
 
 
