@@ -167,6 +167,6 @@ def test_a_mistake_is_refused_with_its_remedy(capsys, tiny_flux, place):
     (place / "empty" / "4.png").write_bytes(b"no picture")
     assert "4.png cannot be read" in mistake(capsys, *folder, place / "empty")
     assert "leave out --model" in mistake(capsys, *folder, place / "empty", "--model", tiny_flux)
-    assert "not a LoRA for this model" in mistake(capsys, *base, "--lora", place / "empty")
+    assert "give the file of a LoRA" in mistake(capsys, *base, "--lora", place / "empty")
     assert "write key=value" in mistake(capsys, *base, "--scorer", "clip", "weights")
     assert "has no settings" in mistake(capsys, *base, "--measure", "scenes", "--scorer", "scenes", "a=1")

@@ -257,7 +257,7 @@ def test_one_iteration_of_every_method(cases, tmp_path, family, method):
         "watch=[jpeg_size]",
         "evaluate.prompts=1",
         "evaluate.seeds=1",
-        "evaluate.num_steps=1",
+        "evaluate.num_steps=2",
         "evaluate.solver=euler",
     ]
     run = Trainer(load_config(None, settings(case.place, tmp_path, *more))).run()

@@ -32,7 +32,7 @@ def run(case, tmp_path_factory):
     file = home / "prompts.jsonl"
     file.write_text("".join(json.dumps({"prompt": prompt.text, **prompt.metadata}) + "\n" for prompt in case.prompts))
     small = (
-        "iterations=1", "evaluate.prompts=1", "evaluate.seeds=1", "evaluate.num_steps=1", "watch=[jpeg_size]", "ema=null",
+        "iterations=1", "evaluate.prompts=1", "evaluate.seeds=1", "evaluate.num_steps=2", "watch=[jpeg_size]", "ema=null",
         "optimizer.lr=0.1", "model.lora.alpha=6", f"model.lora.targets=[{', '.join(case.family.LORA)}]",
         f"prompts.path={file}", f"prompts.eval_path={file}",
     )  # fmt: skip
