@@ -129,6 +129,7 @@ def resumes(file, at, whole, capsys):
     assert plain(file.parent / "out") == plain(whole)
 
 
+@pytest.mark.slow
 def test_each_try_spends_its_share_of_the_budget(tiny_flux, tmp_path):
     file = comparison(tmp_path, tiny_flux, tune={"lr": [1e-3], "seed": 7, "share": 0.5}, seeds=[0], budget={"iterations": 5})
     assert compare(file) == 0

@@ -118,6 +118,7 @@ def test_a_runs_plan_is_the_commands(capsys, tiny_flux, tmp_path):
 # ------------------------------------------------------------------------ published models
 
 
+@pytest.mark.slow
 def test_flux_dev_is_as_published(flux):
     """11.9 billion parameters; a forward at 720 x 720 is 37 TFLOP: two for each weight and token, and attention."""
     held = estimate(load_config(None, [f"model.path={flux}", "model.lora=null"], FLUX), "cuda")

@@ -57,6 +57,7 @@ def test_a_run_trains_on_one_watches_others_and_is_evaluated_by_them(capsys, tin
     assert stored["settings"]["scorers"]["hpsv2.1"]["weights"] == str(scorers / "hpsv2.1")
 
 
+@pytest.mark.slow
 def test_a_served_scorer_is_the_local_one_except_for_rounding(scorers):
     process = subprocess.Popen(
         [

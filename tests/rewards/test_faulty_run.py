@@ -33,7 +33,8 @@ def run_with(plan, model, tmp, retries):
     return run, Counter({kind: n for kind, n in server.injected.items() if kind != "ok"})
 
 
-@pytest.mark.parametrize("n", [60, pytest.param(1000, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("n", [60, 1000])
 def test_a_run_with_faults_is_the_run_without(tiny_flux, tmp_path, n):
     rng = random.Random(1)
     plan = rng.choices([kind for kind in KINDS if kind not in ("slow", "drip")], k=n - 2) + ["slow", "drip"] + ["ok"] * 40
