@@ -14,7 +14,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 CONSTRAINTS = ROOT / "constraints.txt"
 RUN = ("iterations=2", "prompts.per_iteration=2", "evaluate.prompts=4", "evaluate.every=0", "run_dir=run", "device=cpu")
-BUNDLED = ("model.path=scenes", "model.height=64", "model.width=64", "prompts.path=scenes", "prompts.eval_path=scenes")
+BUNDLED = ("model.path=scenes", "model.guidance_scale=null", "model.height=64", "model.width=64")
+BUNDLED += ("prompts.path=scenes", "prompts.eval_path=scenes")
 LEFT = ("config.yaml", "metrics.jsonl", "report.html", "lora", "checkpoints/000002")
 
 
