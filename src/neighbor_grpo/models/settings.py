@@ -88,6 +88,13 @@ def _listed(value: Any) -> Any:
     return [value] if isinstance(value, str | dict) else value
 
 
+def _shift(value: Any) -> Any:
+    """Return a shift of the times unless it is none: one mistake, not one for each of the types."""
+    if value != "auto" and not (isinstance(value, int | float) and 0 < value <= 1000):
+        raise ValueError("give auto, or a number above 0 and at most 1000")
+    return value
+
+
 class ModelSettings(Section):
     """Describe how a model is loaded: its files, size of its pictures, guidance, times, text length, memory and speed."""
 
@@ -109,7 +116,7 @@ class ModelSettings(Section):
         None, description="input of a guidance-distilled model, no second forward; null = the default of its pipeline"
     )
     cfg: float = Field(1.0, ge=1, description="classifier-free guidance, a second forward each time; 1 = off")
-    shift: Literal["auto"] | Annotated[float, Field(gt=0, le=1000)] = Field(
+    shift: Annotated[Literal["auto"] | float, BeforeValidator(_shift)] = Field(
         "auto",
         description="m of the times t <- m·t/(1 + (m - 1)·t): a number for every size, or auto = the pipeline's own rule",
     )
