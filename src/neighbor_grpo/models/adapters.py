@@ -136,7 +136,7 @@ def _setting(settings: Mapping[str, Any], layer: str, rank: int, name: str) -> f
     """Return the alpha of a layer by peft's settings, as if the update were scaled by alpha / r; None without settings."""
     if "lora_alpha" not in settings:
         return None
-    ranks, alphas = (_by_layer(settings, key, layer) for key in ("rank_pattern", "alpha_pattern"))
+    ranks, alphas = (by_layer(settings, key, layer) for key in ("rank_pattern", "alpha_pattern"))
     said = settings.get("r") if ranks is None else ranks
     if said != rank:
         raise UserError(f"{name} has rank {rank} for {layer} and {shown(said)} in its settings: use those that belong to it")
@@ -144,7 +144,7 @@ def _setting(settings: Mapping[str, Any], layer: str, rank: int, name: str) -> f
     return alpha * rank**0.5 if settings.get("use_rslora") else alpha
 
 
-def _by_layer(settings: Mapping[str, Any], key: str, layer: str) -> Any:
+def by_layer(settings: Mapping[str, Any], key: str, layer: str) -> Any:
     """Return a layer's own value in one of peft's patterns, None without one."""
     own = settings.get(key) or {}
     return own.get(get_pattern_key(list(own), layer))

@@ -11,12 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft.utils.other import get_pattern_key
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from neighbor_grpo.models.adapters import Pair
+from neighbor_grpo.models.adapters import Pair, by_layer
 
 FILE = "pytorch_lora_weights.safetensors"  # what `load_lora_weights` looks for in a directory
 DOWN, UP = ".lora_A.weight", ".lora_B.weight"
@@ -87,8 +86,8 @@ def _pair(stored: Any, key: str) -> Matrices:
 
 def _strength(settings: Mapping[str, Any], layer: str, rank: int) -> float:
     """Return what peft multiplies the product of a layer's matrices by."""
-    own: dict[str, float] = settings.get("alpha_pattern") or {}
-    alpha = own.get(get_pattern_key(list(own), layer), float(settings["lora_alpha"]))
+    own = by_layer(settings, "alpha_pattern", layer)
+    alpha = float(settings["lora_alpha"] if own is None else own)
     return alpha / (rank**0.5 if settings.get("use_rslora") else rank)
 
 

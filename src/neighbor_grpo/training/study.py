@@ -26,13 +26,13 @@ from neighbor_grpo.methods.rows import Rows
 from neighbor_grpo.models.conditioning import Cond
 from neighbor_grpo.planning.plan import plan
 from neighbor_grpo.run.pages import markdown_table
+from neighbor_grpo.training.doctor.gradients import BLIND
 from neighbor_grpo.training.doctor.patient import Patient, admitted, chosen, rows_of, thinned
 from neighbor_grpo.training.doctor.statistics import Direction, direction
 
 KEPT = 2**18  # numbers of a gradient that are compared
 MOVED = 0.03  # root mean square by which the step moves the first method's pictures
 CERTAIN = 0.05  # p-value of a direction that is believed
-BLIND = 0.5  # share of groups without spread that is too large
 
 
 @dataclass(frozen=True)
