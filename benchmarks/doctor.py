@@ -25,7 +25,7 @@ from neighbor_grpo.models.sources import BUNDLED
 
 REWARDS = """
 import torch
-from neighbor_grpo.scenes.verify import scenes
+from neighbor_grpo.worlds.scenes.verify import scenes
 
 def constant(images, prompts, metadata):
     return [0.5] * len(prompts)
@@ -65,7 +65,7 @@ def truncated(out: Path) -> Path:
     """Copy the bundled model without the second half of its T5 embeddings, as a download that was cut off leaves it."""
     copy = out / "truncated"
     if not copy.is_dir():
-        shutil.copytree(BUNDLED, copy)
+        shutil.copytree(BUNDLED["scenes"], copy)
         file = copy / "text_encoder_2" / "model.safetensors"
         weights = load_file(file)
         for name in weights:

@@ -12,7 +12,7 @@ import numpy as np
 from neighbor_grpo.evaluate.ledger import Ledger, short_hash
 from neighbor_grpo.prompts.reading import read_prompts
 from neighbor_grpo.rewards.registry import load_reward
-from neighbor_grpo.scenes.world import FAMILIES, parse
+from neighbor_grpo.worlds.scenes.world import FAMILIES, parse
 
 
 def main() -> None:

@@ -200,7 +200,7 @@ def warm_up() -> None:
     from neighbor_grpo.models.sources import BUNDLED
     from neighbor_grpo.run import export  # noqa: F401
 
-    load_model(BUNDLED)  # no backward: autograd refuses to work in a fork of a process that ran one
+    load_model(BUNDLED["scenes"])  # no backward: autograd refuses to work in a fork of a process that ran one
 
 
 def main() -> int:

@@ -12,7 +12,7 @@ from diffusers import (
 )
 from transformers import CLIPTextConfig, CLIPTextModelWithProjection, T5Config, T5EncoderModel, UMT5Config, UMT5EncoderModel
 
-from neighbor_grpo.scenes.pretrain import build_text
+from neighbor_grpo.worlds.scenes.pretrain import build_text
 
 
 def sd3() -> StableDiffusion3Pipeline:

@@ -13,7 +13,7 @@ from diffusers import (
 )
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, T5Config, T5EncoderModel
 
-from neighbor_grpo.scenes.pretrain import build_text
+from neighbor_grpo.worlds.scenes.pretrain import build_text
 
 CLIP_L = CLIPTextConfig(
     vocab_size=49408, hidden_size=768, intermediate_size=3072, num_hidden_layers=12, num_attention_heads=12, projection_dim=768

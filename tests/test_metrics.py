@@ -10,9 +10,9 @@ from neighbor_grpo.evaluate.metrics import (
     sharpness,
 )
 from neighbor_grpo.rewards.registry import REWARDS
-from neighbor_grpo.scenes.distance import kernel_distance, scenes_distance
-from neighbor_grpo.scenes.render import render
-from neighbor_grpo.scenes.world import sample_scene, sample_specs
+from neighbor_grpo.worlds.scenes.distance import kernel_distance, scenes_distance
+from neighbor_grpo.worlds.scenes.render import render
+from neighbor_grpo.worlds.scenes.world import sample_scene, sample_specs
 
 
 def test_kernel_distance_against_loops():

@@ -16,7 +16,7 @@ ORDER = (  # from low to high
     "console",
     "files",
     "flow",
-    "scenes",
+    "worlds",
     "prompts",
     "methods",
     "models",

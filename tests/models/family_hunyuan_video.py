@@ -16,7 +16,7 @@ from tokenizers.pre_tokenizers import Split
 from tokenizers.processors import TemplateProcessing
 from transformers import CLIPTextConfig, CLIPTextModel, LlamaConfig, LlamaModel, PreTrainedTokenizerFast
 
-from neighbor_grpo.scenes.pretrain import build_text
+from neighbor_grpo.worlds.scenes.pretrain import build_text
 
 LENGTH = 256  # text tokens of the pipeline
 SIZES = [(32, 32), (48, 32)]

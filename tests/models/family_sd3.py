@@ -10,7 +10,7 @@ from diffusers import (
 from pipelines import small_t5, small_vae, without_variance
 from transformers import CLIPTextConfig, CLIPTextModelWithProjection
 
-from neighbor_grpo.scenes.pretrain import build_text
+from neighbor_grpo.worlds.scenes.pretrain import build_text
 
 LENGTH = 16  # T5 tokens of the pipeline that is built
 SIZES = [(32, 32), (48, 32)]

@@ -10,7 +10,7 @@ from diffusers import (
 )
 from transformers import UMT5Config, UMT5EncoderModel
 
-from neighbor_grpo.scenes.pretrain import build_text
+from neighbor_grpo.worlds.scenes.pretrain import build_text
 
 LENGTH = 512  # text tokens of the pipeline
 SIZES = [(32, 32), (48, 32)]

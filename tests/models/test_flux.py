@@ -66,7 +66,7 @@ def test_bundled_model_equals_the_pipelines_call():
     model = load_model("scenes")
     noise = model.noise(2, torch.Generator().manual_seed(0))
     ours = sample(model, model.encode(PROMPTS), noise[:, None], 4, "euler")[:, 0]
-    theirs = pipeline_pictures(FluxPipeline.from_pretrained(BUNDLED), model, noise, 4, 12)
+    theirs = pipeline_pictures(FluxPipeline.from_pretrained(BUNDLED["scenes"]), model, noise, 4, 12)
     torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=0)
 
 

@@ -3,9 +3,9 @@ import pytest
 import torch
 
 from neighbor_grpo.errors import UserError
-from neighbor_grpo.scenes.render import coverage, render
-from neighbor_grpo.scenes.verify import BOLD, find, scenes, scenes_sparse, scenes_strict
-from neighbor_grpo.scenes.world import FAMILIES, OBJECTS, SHAPES, Thing, all_specs, parse, sample_scene, sample_specs
+from neighbor_grpo.worlds.scenes.render import coverage, render
+from neighbor_grpo.worlds.scenes.verify import BOLD, find, scenes, scenes_sparse, scenes_strict
+from neighbor_grpo.worlds.scenes.world import FAMILIES, OBJECTS, SHAPES, Thing, all_specs, parse, sample_scene, sample_specs
 
 
 def picture(*things):

@@ -28,7 +28,7 @@ def add(commands: Commands) -> None:
 
 def run_pretrain(arguments: argparse.Namespace) -> None:
     """Train the bundled model into an empty directory."""
-    from neighbor_grpo.scenes.pretrain import pretrain
+    from neighbor_grpo.worlds.scenes.pretrain import pretrain
 
     if arguments.out.exists() and any(arguments.out.iterdir()):
         raise UserError(f"{arguments.out} is not empty: choose another --out")
@@ -41,8 +41,8 @@ def run_render(arguments: argparse.Namespace) -> None:
     import torch
 
     from neighbor_grpo.files.images import save_png
-    from neighbor_grpo.scenes.render import render
-    from neighbor_grpo.scenes.world import parse, sample_scene
+    from neighbor_grpo.worlds.scenes.render import render
+    from neighbor_grpo.worlds.scenes.world import parse, sample_scene
 
     specs = [parse(prompt) for prompt in arguments.prompt]
     arguments.out.mkdir(parents=True, exist_ok=True)

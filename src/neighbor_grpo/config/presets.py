@@ -20,6 +20,7 @@ from neighbor_grpo.config.mistakes import nearest
 from neighbor_grpo.config.reading import read_values
 from neighbor_grpo.errors import UserError, shown
 from neighbor_grpo.models.directory import INDEX, read_index
+from neighbor_grpo.models.sources import BUNDLED
 
 ROOT = Path(__file__).parent.parent / "presets"
 TABLE = ROOT / "table.json"  # tools/presets.py counts the memory
@@ -29,7 +30,6 @@ LEVELS = {
     "bundled": "run to its end on the bundled model, with its figures in the documentation",
     "contract": "its settings are read, and its method trains an iteration on tiny random weights of the model's true layout",
 }
-BUNDLED = Path(__file__).parent.parent / "scenes" / "model"
 
 
 @dataclass(frozen=True)
@@ -101,6 +101,6 @@ def check_family(families: Mapping[str, str], path: str, family: str) -> None:
 
 
 def family_of(path: str) -> str | None:
-    """Return the pipeline class of a local pipeline directory or of the bundled model; None for anything else."""
-    index = (BUNDLED if path == "scenes" else Path(path)) / INDEX
+    """Return the pipeline class of a local pipeline directory or of a bundled model; None for anything else."""
+    index = (BUNDLED.get(path) or Path(path)) / INDEX
     return read_index(index.parent).pipeline if os.path.isfile(index) else None

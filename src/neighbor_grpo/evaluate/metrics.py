@@ -13,7 +13,7 @@ from torch import Tensor
 from neighbor_grpo.errors import UserError
 from neighbor_grpo.files.images import key_frames
 from neighbor_grpo.rewards.jpeg import jpeg_bytes
-from neighbor_grpo.scenes.distance import scenes_distance
+from neighbor_grpo.worlds.scenes.distance import scenes_distance
 
 # (pictures [P, S, 3, H, W] in [0, 1], prompts [P]) -> values [P], or [] for the whole set
 Function = Callable[[Tensor, list[str]], Tensor]

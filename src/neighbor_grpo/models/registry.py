@@ -67,7 +67,7 @@ _CONFIGURED = {  # the file with the settings of a component, and a key that eac
 def load_model(
     path_or_id: str | Path, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32, **settings: Any
 ) -> Family:
-    """Load a model: a diffusers pipeline directory, a hub id, or "scenes", the bundled model.
+    """Load a model: a diffusers pipeline directory, a hub id, or one of BUNDLED.
 
     `settings` are the fields of ModelSettings.  Raises UserError if there is no pipeline or no family for it, and where a part
     of it is damaged.
@@ -208,7 +208,8 @@ def family_of(path_or_id: str | Path, revision: str | None = None) -> tuple[type
     place = source_of(path_or_id, revision).fetch([INDEX])
     if not (place / INDEX).is_file():
         raise UserError(
-            f"no diffusers pipeline at {shown(str(path_or_id))}: give a directory with a {INDEX}, a hub id, or 'scenes'"
+            f"no diffusers pipeline at {shown(str(path_or_id))}: give a directory with a {INDEX}, a hub id, or one of "
+            f"{', '.join(BUNDLED)}"
         )
     index = check_index(place)
     return MODELS[index.pipeline], index

@@ -10,7 +10,7 @@ from neighbor_grpo.files.text import expand_home
 from neighbor_grpo.models import hub
 from neighbor_grpo.models.directory import check_shards, check_weights, weight_files
 
-BUNDLED = Path(__file__).parent.parent / "scenes" / "model"
+BUNDLED = {place.parent.name: place for place in sorted((Path(__file__).parent.parent / "worlds").glob("*/model"))}
 READ = ("*.json", "*.txt", "*.model", "*.jinja")  # configurations and tokenizers
 
 
@@ -61,12 +61,12 @@ class Source:
 
 
 def source_of(path_or_id: str | Path, revision: str | None = None) -> Source:
-    """Return the source of a pipeline: a directory, "scenes", the bundled one, or else a repository.
+    """Return the source of a pipeline: a directory, one of BUNDLED, or else a repository.
 
     Raises UserError for a file, and for a revision of what is not a repository.
     """
     name = str(path_or_id)
-    place = BUNDLED if name == "scenes" else Path(expand_home(name))
+    place = BUNDLED.get(name) or Path(expand_home(name))
     if os.path.isfile(place):
         raise UserError(
             f"{shown(name, 200)} is a file: give a pipeline in model.path, and its transformer's file in model.transformer"

@@ -21,7 +21,7 @@ from neighbor_grpo.prompts.columns import ALL, LONGEST, Choice, Table, prompts_o
 from neighbor_grpo.prompts.json_rows import columns_of, json_array, json_lines
 from neighbor_grpo.prompts.prompt import Prompt
 from neighbor_grpo.prompts.tables import csv_table, dataset_table, is_dataset, parquet_table
-from neighbor_grpo.scenes.world import PROMPTS as SCENES
+from neighbor_grpo.worlds import PROMPTS as WORLDS
 
 SETS = {file.stem: file for file in sorted((Path(__file__).parent / "sets").iterdir())}
 MOST_BYTES = 2**30  # of a file
@@ -32,13 +32,13 @@ STDIN = "-"  # the path of the standard input
 def read_prompts(path: str, held_out: bool = False, choice: Choice = ALL) -> list[Prompt]:
     """Read prompts and their metadata, the other columns.
 
-    path: a file, a dataset's directory or id, "-", "scenes" (the prompt set of the bundled model), or one of SETS (test sets of
-    the field).  The column "image" is a source picture, and "images" a list of them: files, by their paths from the prompt file
-    or absolute.  Raises UserError that names file and line.
+    path: a file, a dataset's directory or id, "-", one of WORLDS (the prompts of a bundled model), or one of SETS (test sets of
+    the field).  The column "image" is a source picture, and "images" a list of them: files, by their paths from the prompt
+    file or absolute.  Raises UserError that names file and line.
     """
     name, kind = path if path.isprintable() and len(path) <= 200 else shown(path, 200), _kind(path)
     if kind is None:
-        known = f"a file ({', '.join(FORMATS)}), a dataset, - for the standard input, scenes, {', '.join(SETS)}"
+        known = f"a file ({', '.join(FORMATS)}), a dataset, - for the standard input, {', '.join([*WORLDS, *SETS])}"
         raise UserError(f"no prompt file {shown(path, 200)}: give {known}")
     if kind == "dataset":
         return prompts_of(dataset_table(path, name, choice.split), choice)
@@ -75,8 +75,8 @@ def _kind(path: str) -> Literal["file", "dataset", "stdin"] | None:
 
 
 def _file(path: str, held_out: bool = False) -> Path:
-    if path == "scenes":
-        return SCENES / ("heldout.txt" if held_out else "train.txt")
+    if path in WORLDS:
+        return WORLDS[path] / ("heldout.txt" if held_out else "train.txt")
     return SETS.get(path) or Path(expand_home(path))
 
 

@@ -11,8 +11,8 @@ from torch import Tensor
 from neighbor_grpo.rewards.learned.images import squash
 from neighbor_grpo.rewards.score import score
 from neighbor_grpo.rewards.scorer import Scorer
-from neighbor_grpo.scenes.render import render
-from neighbor_grpo.scenes.world import SIZE, parse, sample_scene
+from neighbor_grpo.worlds.scenes.render import render
+from neighbor_grpo.worlds.scenes.world import SIZE, parse, sample_scene
 
 PROMPTS = ("a red circle left of a blue square", "three green triangles")
 WORDS = ("HELLO", "GARDEN")  # on the pictures for `ocr`

@@ -19,7 +19,7 @@ from neighbor_grpo.rewards.ocr import Ocr
 from neighbor_grpo.rewards.preference import WinRate
 from neighbor_grpo.rewards.scorer import Loadable, Reward, Scorer, make_scorer
 from neighbor_grpo.rewards.user_files import load_file, load_module, users_code
-from neighbor_grpo.scenes.verify import scenes, scenes_sparse, scenes_strict
+from neighbor_grpo.worlds.scenes.verify import scenes, scenes_sparse, scenes_strict
 
 REWARDS: dict[str, Reward] = {  # functions, and instances with their default settings
     "scenes": scenes,

@@ -1,5 +1,6 @@
 """What may be said elsewhere of the model that a run started from: its name on the hub and its licence, not its place here."""
 
+import json
 from pathlib import Path
 
 import yaml
@@ -8,25 +9,30 @@ from huggingface_hub.errors import HTTPError
 
 from neighbor_grpo.models.sources import BUNDLED, source_of
 
-BUNDLED_TOKENS = 12  # of a prompt, in the bundled model: fewer than its pipeline takes for granted
 _HUB = "https://huggingface.co"
 
 
 def hub_id(path: str) -> str | None:
-    """Return the name of a model on the hub; None for a directory and for the bundled model."""
+    """Return the name of a model on the hub; None for a directory and for a bundled model."""
     source = source_of(path)
     return None if source.place else source.name
 
 
 def is_bundled(path: str) -> bool:
-    """Return whether a model is the one that comes with this package."""
-    return source_of(path).place == BUNDLED
+    """Return whether a model comes with this package."""
+    return path in BUNDLED
+
+
+def bundled_tokens(path: str) -> int:
+    """Return the most tokens of a prompt in a bundled model: fewer than its pipeline takes for granted."""
+    config = json.loads((BUNDLED[path] / "tokenizer_2" / "tokenizer_config.json").read_text(encoding="utf-8"))
+    return int(config["model_max_length"])
 
 
 def model_name(path: str) -> str:
     """Return what a model is called: its name on the hub, or that of its directory."""
     if is_bundled(path):
-        return "the bundled model of neighbor-grpo"
+        return f"the bundled model {path} of neighbor-grpo"
     return hub_id(path) or Path(path).resolve().name
 
 

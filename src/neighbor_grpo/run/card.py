@@ -20,7 +20,7 @@ from neighbor_grpo.models.family import Family
 from neighbor_grpo.models.video import Video
 from neighbor_grpo.prompts.prompt import prompt_hash
 from neighbor_grpo.run import files
-from neighbor_grpo.run.base_model import BUNDLED_TOKENS, hub_id, is_bundled, licence, model_name
+from neighbor_grpo.run.base_model import bundled_tokens, hub_id, is_bundled, licence, model_name
 from neighbor_grpo.run.export_request import Request
 from neighbor_grpo.run.pages import markdown_table, render
 from neighbor_grpo.run.record import read_record
@@ -95,13 +95,13 @@ def _use(request: Request, family: type[Family], samples: Samples | None) -> dic
         "width": width,
         "num_frames": model.num_frames,
         "num_inference_steps": evaluate.num_steps or request.config.method.num_steps,
-        "max_sequence_length": model.max_sequence_length or (BUNDLED_TOKENS if is_bundled(model.path) else None),
+        "max_sequence_length": model.max_sequence_length or (bundled_tokens(model.path) if is_bundled(model.path) else None),
     }
     return {
         "form": kind if request.form == "diffusers" else request.form,
         "video": issubclass(family, Video),
         "starts_from_picture": bool(family.source_images),
-        "bundled": request.form != "merged" and is_bundled(model.path),
+        "bundled": model.path if request.form != "merged" and is_bundled(model.path) else None,
         "base": model_name(model.path),
         "on_hub": hub_id(model.path) is not None,
         "repo": request.push or ".",

@@ -1,8 +1,8 @@
-"""Write the prompt files that ship with the bundled model: python -m neighbor_grpo.scenes.make_prompts."""
+"""Write the prompt files that ship with the bundled model: python -m neighbor_grpo.worlds.scenes.make_prompts."""
 
 import numpy as np
 
-from neighbor_grpo.scenes.world import PROMPTS, sample_specs
+from neighbor_grpo.worlds.scenes.world import PROMPTS, sample_specs
 
 if __name__ == "__main__":
     PROMPTS.mkdir(exist_ok=True)

@@ -7,8 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from neighbor_grpo.scenes.render import render
-from neighbor_grpo.scenes.world import parse, sample_scene
+from neighbor_grpo.worlds.scenes.render import render
+from neighbor_grpo.worlds.scenes.world import parse, sample_scene
 
 BANDWIDTH = 1.0
 

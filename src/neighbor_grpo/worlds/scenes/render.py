@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from neighbor_grpo.scenes.world import BACKGROUND, COLOURS, SHAPES, SIZE, Scene
+from neighbor_grpo.worlds.scenes.world import BACKGROUND, COLOURS, SHAPES, SIZE, Scene
 
 _Y, _X = np.mgrid[0:SIZE, 0:SIZE].astype(np.float32) + 0.5  # pixel centres
 

@@ -19,8 +19,8 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from neighbor_grpo.errors import UserError
-from neighbor_grpo.scenes.render import coverage
-from neighbor_grpo.scenes.world import BACKGROUND, COLOURS, RELATIONS, SHAPES, SIZE, Spec, parse
+from neighbor_grpo.worlds.scenes.render import coverage
+from neighbor_grpo.worlds.scenes.world import BACKGROUND, COLOURS, RELATIONS, SHAPES, SIZE, Spec, parse
 
 _BACKGROUND = np.array(BACKGROUND, np.float32)
 _PAINTS = np.array(list(COLOURS.values()), np.float32) - _BACKGROUND  # a pixel at an edge is a mixture of the two

@@ -22,8 +22,8 @@ from tokenizers.trainers import BpeTrainer
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer, T5Config, T5EncoderModel, T5Tokenizer
 
 from neighbor_grpo.flow.path import shift_time
-from neighbor_grpo.scenes.render import render
-from neighbor_grpo.scenes.world import SIZE, all_specs, sample_scene, sample_specs
+from neighbor_grpo.worlds.scenes.render import render
+from neighbor_grpo.worlds.scenes.world import SIZE, all_specs, sample_scene, sample_specs
 
 TEXT_LENGTH = 12
 SHIFT = 3.0  # time shift of sampling and of training
