@@ -4,7 +4,7 @@
 
 Counted: the FLOPs of a forward, a forward-backward and a decode (by running the model in its true size on the meta device),
 the calls of an iteration, and the bytes that ranks exchange.  Assumed: the bf16 matrix rate (TFLOP/s), the share of it that
-the phases reach, the link between ranks (GB/s each) and the price; replace them by what benchmarks/flux_size.py measures on
+the phases reach, the link between ranks (GB/s each) and the price; replace them by what benchmarks/true_size.py measures on
 your GPUs.
 """
 
