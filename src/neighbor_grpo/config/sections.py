@@ -130,6 +130,9 @@ class Optimizer(Section):
     weight_decay: float = Field(1e-4, ge=0, description="weight decay")
     grad_clip: float = Field(1.0, gt=0, description="largest gradient norm")
     warmup: Times = Field(0, description="optimizer steps of linear warm-up")
+    decay: Literal["none", "linear", "cosine"] = Field(
+        "none", description="how the rate falls, to 0 at the end of `iterations`: not at all, on a line, or on half a cosine"
+    )
 
 
 class Ema(Section):

@@ -22,8 +22,8 @@ Ending = Literal["finished", "diverged"]
 # are compared.
 MAY_CHANGE = (
     "run_dir", "iterations", "seconds", "save_every", "keep_checkpoints", "device", "batch.", "evaluate.", "optimizer.lr",
-    "optimizer.weight_decay", "optimizer.grad_clip", "optimizer.warmup", "ema.decay", "reward.scorers.", "reward.overlap",
-    "reward.max_failed", "reward.watch", "prompts.path", "prompts.key", "prompts.split", "prompts.metadata",
+    "optimizer.weight_decay", "optimizer.grad_clip", "optimizer.warmup", "optimizer.decay", "ema.decay", "reward.scorers.",
+    "reward.overlap", "reward.max_failed", "reward.watch", "prompts.path", "prompts.key", "prompts.split", "prompts.metadata",
     "prompts.eval_path", "prompts.eval_key", "prompts.eval_split", "prompts.cache_dir", "prompts.cache_gb", "model.compile",
     "model.gradient_checkpointing", "model.attention", "trackers.",
 )  # fmt: skip

@@ -27,7 +27,7 @@ from neighbor_grpo.run.files import TRAINED
 from neighbor_grpo.training import checkpoint
 from neighbor_grpo.training.errors import NotFiniteError, RanksDifferError
 from neighbor_grpo.training.gradients import Step, accumulate
-from neighbor_grpo.training.optimizer import build_optimizer
+from neighbor_grpo.training.optimizer import build_optimizer, rate
 from neighbor_grpo.training.ranks import divided, on_main, reshard, whole
 
 
@@ -72,11 +72,14 @@ class Learner:
         """Return the rate of the last optimizer step."""
         return self.optimizer.param_groups[0]["lr"]
 
-    def step(self, rows: Rows, cond: Cond) -> Step:
-        """Take one optimizer step, all ranks together.  Raises NotFiniteError before anything is changed."""
+    def step(self, rows: Rows, cond: Cond, done: float = 0.0) -> Step:
+        """Take one optimizer step, all ranks together.  Raises NotFiniteError before anything is changed.
+
+        done: share of the run's iterations that are done.
+        """
         o = self.config.optimizer
         for group in self.optimizer.param_groups:
-            group["lr"] = o.lr * min(1.0, (self.updates + 1) / (o.warmup + 1))
+            group["lr"] = rate(o, self.updates, done)
         weights = list(self.weights.values())
         policy_of = self.policy_of(cond)
         step = accumulate(

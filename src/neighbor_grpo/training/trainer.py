@@ -147,7 +147,7 @@ class Trainer:
             self._stop_for_signal()
             with phases.time("update"):
                 self.learning = True
-                steps = [self.learner.step(rows, experience.cond) for rows in experience.updates]
+                steps = [self.learner.step(rows, experience.cond, n / self.config.iterations) for rows in experience.updates]
                 self.learner.follow(n + 1)
         except NotFiniteError as error:
             raise self._diverged(error, texts) from error

@@ -24,6 +24,8 @@ from neighbor_grpo.worlds.scenes.world import BACKGROUND, COLOURS, RELATIONS, SH
 
 _BACKGROUND = np.array(BACKGROUND, np.float32)
 _PAINTS = np.array(list(COLOURS.values()), np.float32) - _BACKGROUND  # a pixel at an edge is a mixture of the two
+_CROSS = ndimage.generate_binary_structure(2, 1)  # pixels of a component touch by an edge
+_PLACES = np.arange(SIZE)
 FOREGROUND = 0.22  # a pixel is an object's when a channel differs from the background by more
 MIN_AREA = 12  # pixels; smaller specks are decoding noise
 MIN_FIT = 0.72  # overlap (intersection over union) with the template from which a shape counts as drawn
@@ -50,26 +52,36 @@ class Found:
 
 
 @cache
-def _template(shape: str, dx: int, dy: int, radius: int) -> np.ndarray:
-    """Draw an ideal shape as a mask around the middle of the picture; offset and radius in quarters of a pixel."""
+def _templates(dx: int, dy: int, radius: int) -> tuple[np.ndarray, np.ndarray]:
+    """Draw the ideal shapes as masks around the middle of the picture, and count their pixels; in quarters of a pixel."""
     middle = SIZE // 2
-    return coverage(shape, middle + dx / 4, middle + dy / 4, radius / 4) > 0.5
+    masks = np.stack([coverage(shape, middle + dx / 4, middle + dy / 4, radius / 4) > 0.5 for shape in SHAPES])
+    return masks, masks.sum((1, 2))
 
 
-def _fit(mask: np.ndarray, shape: str, x: float, y: float, radius: float) -> float:
-    """Compute the intersection over union of a component, given as a mask, with the ideal shape of its centre and area."""
-    column, row = int(x), int(y)
-    middle, reach = SIZE // 2, int(np.ceil(radius * SHAPES[shape].reach)) + 2
-    template = _template(shape, round(4 * (x - column)), round(4 * (y - row)), round(4 * radius))
-    top, bottom = max(row - reach, 0), min(row + reach + 1, SIZE)
-    left, right = max(column - reach, 0), min(column + reach + 1, SIZE)
-    ideal = template[
-        max(middle + top - row, 0) : middle + bottom - row, max(middle + left - column, 0) : middle + right - column
-    ]
-    if ideal.shape != (bottom - top, right - left):  # so large that the template leaves its own picture: nothing ideal
-        return 0.0
-    both = np.count_nonzero(mask[top:bottom, left:right] & ideal)
-    return both / (np.count_nonzero(mask) + np.count_nonzero(template) - both)
+def _fits(mask: np.ndarray, top: int, left: int, area: int, x: float, y: float) -> dict[str, float]:
+    """Compute the intersection over union of a component with the ideal shapes of its centre and area.
+
+    mask: the component in its box, whose first row and column are top and left.
+    """
+    column, row, middle, radius = int(x), int(y), SIZE // 2, (area / np.pi) ** 0.5
+    templates, sizes = _templates(round(4 * (x - column)), round(4 * (y - row)), round(4 * radius))
+    down, right = top + middle - row, left + middle - column  # where the box begins in the templates' picture
+    skip_rows, skip_columns = max(-down, 0), max(-right, 0)
+    part = mask[skip_rows : SIZE - down, skip_columns : SIZE - right]
+    rows, columns = slice(down + skip_rows, down + len(mask)), slice(right + skip_columns, right + mask.shape[1])
+    both = np.count_nonzero(templates[:, rows, columns] & part, axis=(1, 2))
+    fits = (both / (area + sizes - both)).tolist()
+    return {
+        name: 0.0 if _leaves(int(np.ceil(radius * shape.reach)) + 2, column, row) else fit
+        for (name, shape), fit in zip(SHAPES.items(), fits, strict=True)
+    }
+
+
+def _leaves(reach: int, column: int, row: int) -> bool:
+    """Return whether a template of this reach leaves its own picture: it is too large for anything ideal."""
+    middle = SIZE // 2
+    return reach >= middle and any(min(reach, at) > middle or min(reach + 1, SIZE - at) > middle for at in (column, row))
 
 
 def find(image: np.ndarray) -> list[Found]:
@@ -77,25 +89,32 @@ def find(image: np.ndarray) -> list[Found]:
     if image.shape != (3, SIZE, SIZE):
         size = " x ".join(map(str, image.shape))
         raise UserError(f"scenes are pictures of 3 x {SIZE} x {SIZE}, not {size}: set height and width to {SIZE}")
-    pixels = np.moveaxis(image, 0, -1)
-    labels, _ = ndimage.label(np.abs(pixels - _BACKGROUND).max(-1) > FOREGROUND)
+    paint = image - _BACKGROUND[:, None, None]
+    labels, count = ndimage.label(np.abs(paint).max(0) > FOREGROUND, _CROSS)
+    places = np.flatnonzero(labels)  # of all objects' pixels at once: numpy's calls cost more than their work
+    label = labels.ravel()[places]
+    areas = np.bincount(label, minlength=count + 1)
+    nearest = _nearest(paint.reshape(3, -1)[:, places])
+    shares = np.bincount(label * len(COLOURS) + nearest, minlength=(count + 1) * len(COLOURS)).reshape(count + 1, -1)
     found = []
-    for label, box in enumerate(ndimage.find_objects(labels), 1):
-        mask = labels[box] == label
-        area = np.count_nonzero(mask)
+    for n, box in enumerate(ndimage.find_objects(labels), 1):
+        area = int(areas[n])
         if area < MIN_AREA:
             continue
-        rows, columns = np.nonzero(mask)
-        x, y = columns.mean() + box[1].start + 0.5, rows.mean() + box[0].start + 0.5
-        paint = pixels[box][mask] - _BACKGROUND  # [area, 3]
-        amount = np.clip(paint @ _PAINTS.T / np.square(_PAINTS).sum(1), 0, 1)  # [area, colours]
-        distance = np.square(paint[:, None] - amount[:, :, None] * _PAINTS).sum(-1)
-        share = np.bincount(distance.argmin(1), minlength=len(COLOURS)) / area
-        radius = (area / np.pi) ** 0.5
-        component = labels == label
-        fit = {shape: _fit(component, shape, x, y, radius) for shape in SHAPES}
-        found.append(Found(fit, dict(zip(COLOURS, share.tolist(), strict=True)), x, y, radius))
+        mask = labels[box] == n
+        top, left = box[0].start, box[1].start
+        x = float(mask.sum(0) @ _PLACES[: mask.shape[1]]) / area + left + 0.5
+        y = float(mask.sum(1) @ _PLACES[: len(mask)]) / area + top + 0.5
+        purity = dict(zip(COLOURS, (shares[n] / area).tolist(), strict=True))
+        found.append(Found(_fits(mask, top, left, area, x, y), purity, x, y, (area / np.pi) ** 0.5))
     return found
+
+
+def _nearest(paint: np.ndarray) -> np.ndarray:
+    """Return the colour that each pixel is nearest to, pure or mixed with the background.  [3, pixels] -> [pixels]"""
+    amount = np.clip(_PAINTS @ paint / np.square(_PAINTS).sum(1)[:, None], 0, 1)  # [colours, pixels]
+    off = paint[:, None] - amount * _PAINTS.T[:, :, None]  # [3, colours, pixels]
+    return np.square(off, out=off).sum(0).argmin(0)
 
 
 def _cosine(first: Found, second: Found, relation: str) -> float:
