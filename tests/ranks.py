@@ -88,9 +88,9 @@ def measured(settings: list[str]) -> dict:
         {name: whole(weight.grad).clone() for name, weight in learner.weights.items()}
     )
 
-    def watched(decisions, cond):
+    def watched(*given):
         with Traffic() as traffic:
-            taken = step(decisions, cond)
+            taken = step(*given)
         found["figures"].append({**taken.figures, "rows/trained": taken.trained, "rows/frozen": taken.frozen})
         found["traffic"].append(traffic.calls)
         return taken
@@ -112,8 +112,8 @@ def drift(settings: list[str]) -> tuple[str, str]:
     learner, step = run.learner, run.learner.step
     name = sorted(learner.weights)[3]
 
-    def drifting(rows, cond):
-        figures = step(rows, cond)
+    def drifting(*given):
+        figures = step(*given)
         if learner.updates == 4 and run.parts.accelerator.process_index == 1:
             learner.weights[name].data.view(-1)[0] *= 1 + 2**-22
         return figures
@@ -131,10 +131,10 @@ def killed(settings: list[str]) -> str:
     run = trainer.Trainer(load_config(None, settings))
     learner, step = run.learner, run.learner.step
 
-    def dying(rows, cond):
+    def dying(*given):
         if run.done == 3 and run.parts.accelerator.process_index == 1:
             os.kill(os.getpid(), signal.SIGKILL)
-        return step(rows, cond)
+        return step(*given)
 
     learner.step = dying
     try:

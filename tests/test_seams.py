@@ -89,8 +89,6 @@ def test_pairs_from_a_file_are_trained_without_rollouts(run_of, tiny_flux, tmp_p
     assert lines[0]["loss"] == pytest.approx(0.6931, abs=1e-4)  # -log sigmoid(0): model and reference are one at first
     assert all("nfe_old" not in line and "time/rollout" not in line for line in lines)
     assert [line["nfe_theta"] for line in lines] == [line["nfe_frozen"] for line in lines] == [1.0] * 2  # two states of two
-    with pytest.raises(UserError, match=r"model\.lora"):
-        run_of("PairsFromFile", f"method.pairs={tmp_path / 'pairs.safetensors'}", "model.lora=null", "run_dir=x")
 
 
 def test_chained_velocities_are_counted_and_trained(run_of):

@@ -1,4 +1,5 @@
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -230,29 +231,30 @@ def test_every_method_trains_a_model(tiny_flux, tmp_path, name):
     assert any(not torch.equal(before[key], after[key]) for key in before)
 
 
-def test_divergence_from_the_reference_is_zero_at_first_and_then_held(tiny_flux, tmp_path):
-    """The LoRA starts at zero; later the divergence is that of the model with and without it."""
+@pytest.mark.parametrize("trained", [(), ("model.lora=null", "optimizer.lr=1e-3")], ids=["lora", "all weights"])
+def test_divergence_from_the_reference_is_zero_at_first_and_then_held(tiny_flux, tmp_path, trained):
+    """The reference is the model before training: without its LoRA, or a copy of all weights, also in a resumed run."""
     flow = "method={{name: flow_grpo, group_size: 4, num_steps: 3, updates_per_rollout: 1, kl: {}}}"
     (tmp_path / "a").mkdir(), (tmp_path / "b").mkdir()
-    loose = metrics(train(tiny_flux, tmp_path / "a", flow.format(1e-9), "iterations=6"))
-    held = metrics(train(tiny_flux, tmp_path / "b", flow.format(1000.0), "iterations=6"))
+    loose = metrics(train(tiny_flux, tmp_path / "a", *trained, flow.format(1e-9), "iterations=6"))
+    run = train(tiny_flux, tmp_path / "b", *trained, flow.format(1000.0), "iterations=6")
+    held = metrics(run)
     assert loose[1]["kl"] == held[1]["kl"] == 0.0
     assert 0 < held[-1]["kl"] < loose[-1]["kl"]
-
-
-def test_divergence_needs_a_lora(tiny_flux, tmp_path):
-    with pytest.raises(UserError, match=r"flow_grpo needs model\.lora.*method\.kl"):
-        train(tiny_flux, tmp_path, "method={name: flow_grpo, kl: 0.1}", "model.lora=null")
+    shutil.rmtree(run / "checkpoints" / "000006")
+    (run / "report.html").unlink()
+    Trainer.resume(run).run()
+    assert without_times(metrics(run)) == without_times(held)
 
 
 def test_memory_that_runs_out_is_one_line_and_the_run_goes_on(tiny_flux, tmp_path):
     trainer = Trainer(load_config(None, settings(tiny_flux, tmp_path)))
     step = trainer.learner.step
 
-    def full(decisions, cond):
+    def full(*given):
         if trainer.learner.updates == 3:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has 1.00 GiB free.")
-        return step(decisions, cond)
+        return step(*given)
 
     trainer.learner.step = full
     said = r"after 1 iterations \(CUDA out of memory\).*plan says.*--resume .* batch\.update="

@@ -53,16 +53,16 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _check(self) -> "Config":
-        if self.method.needs_reference and not self.model.lora:
-            raise ValueError(
-                f"method {method_name(self.method)} needs model.lora: its reference, of method.kl or of the loss itself, is "
-                "the model before training, which a full fine-tune does not keep"
-            )
         if self.scouts:
             self._check_scouts(self.scouts)
         if self.method.drawn_by:
             check_copy(self.method.drawn_by, self.method.copies)
         return self
+
+    @property
+    def copies(self) -> tuple[str, ...]:
+        """Return the names of the copies of the trained weights: the method's, and the reference where all weights are trained."""
+        return (*self.method.copies, *(["reference"] if self.method.needs_reference and not self.model.lora else []))
 
     def _check_scouts(self, scouts: Scouts) -> None:
         if scouts.count < self.method.group_size:

@@ -136,7 +136,7 @@ class _Estimator:
             "LoRA": self.trial.adapter / shards,
             "optimizer": MOMENTS[c.optimizer.name] / 4 * self.weights,
             "average": self.weights if c.ema else 0,
-            "lagging copies": self.weights * len(c.method.copies),
+            "lagging copies": self.weights * len(c.copies),
         }
 
     def rollout(self) -> dict[str, float]:

@@ -51,7 +51,7 @@ class Learner:
             accelerator.prepare(self.transformer, self.optimizer)  # divides the weights of both, in place
             self.weights = checkpoint.trainable(self.transformer)
         self.ema = EMAModel(list(self.weights.values()), decay=config.ema.decay) if config.ema else None
-        self.copies = {name: [w.detach().clone() for w in self.weights.values()] for name in config.method.copies}
+        self.copies = {name: [w.detach().clone() for w in self.weights.values()] for name in config.copies}
 
     def _check_fsdp2(self) -> None:
         """Raise UserError for what cannot be divided over ranks."""
@@ -64,8 +64,8 @@ class Learner:
             raise UserError(
                 "FSDP2 divides 16 or 32 bits: leave out model.quantize, quantized transformers, fp8_rollout and adamw_8bit"
             )
-        if c.method.copies:
-            raise UserError(f"FSDP2 cannot divide the lagging copies of {method_name(c.method)}: train it without FSDP2")
+        if c.copies:
+            raise UserError(f"FSDP2 cannot divide the copies of weights of {method_name(c.method)}: train it without FSDP2")
 
     @property
     def lr(self) -> float:
