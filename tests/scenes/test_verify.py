@@ -1,11 +1,24 @@
 import numpy as np
 import pytest
 import torch
+from scipy import ndimage
 
 from neighbor_grpo.errors import UserError
 from neighbor_grpo.worlds.scenes.render import coverage, render
-from neighbor_grpo.worlds.scenes.verify import BOLD, find, scenes, scenes_sparse, scenes_strict
-from neighbor_grpo.worlds.scenes.world import FAMILIES, OBJECTS, SHAPES, Thing, all_specs, parse, sample_scene, sample_specs
+from neighbor_grpo.worlds.scenes.verify import BOLD, FOREGROUND, MIN_AREA, find, scenes, scenes_sparse, scenes_strict
+from neighbor_grpo.worlds.scenes.world import (
+    BACKGROUND,
+    COLOURS,
+    FAMILIES,
+    OBJECTS,
+    SHAPES,
+    SIZE,
+    Thing,
+    all_specs,
+    parse,
+    sample_scene,
+    sample_specs,
+)
 
 
 def picture(*things):
@@ -31,6 +44,36 @@ def test_right_on_the_renderers_own_pictures():
     others = [other for other in np.roll(np.array(specs, object), 1)]
     differ = [i for i, (a, b) in enumerate(zip(specs, others, strict=True)) if set(a.objects) != set(b.objects)]
     assert np.mean(scenes_strict(images[differ], [others[i].prompt for i in differ])) <= 0.01
+
+
+def test_fits_and_colours_are_those_of_their_definitions():
+    """Each component alone, in the whole picture: overlap with the ideal shapes there, and the colour of every pixel."""
+    rng = np.random.default_rng(2)
+    images = [render(sample_scene(spec, rng), rng) for spec in sample_specs(24, rng, held_out=False)]
+    images = [0.6 * image + 0.4 * np.roll(image, rng.integers(-40, 40, 2), (1, 2)) for image in images]  # cut by the border
+    images = [np.clip(image + rng.normal(0, 0.1, image.shape), 0, 1).astype(np.float32) for image in images]
+    background, paints = np.array(BACKGROUND), np.array(list(COLOURS.values())) - np.array(BACKGROUND)
+    seen = 0
+    for image in images:
+        pixels = np.moveaxis(image, 0, -1) - background
+        labels, count = ndimage.label(np.abs(pixels).max(-1) > FOREGROUND)
+        masks = [mask for mask in (labels == n for n in range(1, count + 1)) if mask.sum() >= MIN_AREA]
+        for mask, thing in zip(masks, find(image), strict=True):
+            rows, columns = np.nonzero(mask)
+            assert (thing.x, thing.y) == pytest.approx((columns.mean() + 0.5, rows.mean() + 0.5))
+            nearest = []
+            for paint in pixels[mask]:
+                amounts = [np.clip(paint @ one / (one @ one), 0, 1) for one in paints]
+                nearest.append(np.argmin([((paint - a * one) ** 2).sum() for a, one in zip(amounts, paints, strict=True)]))
+            share = np.bincount(nearest, minlength=len(COLOURS)) / mask.sum()
+            assert list(thing.purity.values()) == pytest.approx(share, abs=1.5 / mask.sum())
+            if 2 * thing.radius > min(thing.x, thing.y, SIZE - thing.x, SIZE - thing.y):
+                continue  # the border may cut an ideal shape
+            for shape, fit in thing.fit.items():
+                ideal = coverage(shape, *(round(4 * at) / 4 for at in (thing.x, thing.y, thing.radius))) > 0.5
+                assert fit == pytest.approx((mask & ideal).sum() / (mask | ideal).sum(), abs=1e-3)
+                seen += 1
+    assert seen > 40
 
 
 @pytest.mark.parametrize("kind", OBJECTS)

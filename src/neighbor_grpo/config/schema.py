@@ -5,7 +5,7 @@ from typing import Annotated
 
 from pydantic import Field, PlainSerializer, PlainValidator, PrivateAttr, model_validator
 
-from neighbor_grpo.config.methods import method_name, read_method, write_method
+from neighbor_grpo.config.methods import read_method, write_method
 from neighbor_grpo.config.origins import Difference, Sources, differences
 from neighbor_grpo.config.sections import (
     Batch,
@@ -61,7 +61,7 @@ class Config(Section):
 
     @property
     def copies(self) -> tuple[str, ...]:
-        """Return the names of the copies of the trained weights: the method's, and the reference where all weights are trained."""
+        """Return the names of the copies of weights: the method's, and the reference of a full fine-tune."""
         return (*self.method.copies, *(["reference"] if self.method.needs_reference and not self.model.lora else []))
 
     def _check_scouts(self, scouts: Scouts) -> None:

@@ -65,7 +65,7 @@ class ModelPolicy:
         return self._velocity(x, t)
 
     def reference(self, x: Tensor, t: Time) -> Tensor:
-        """Return the velocity of the model before training: a copy's, without its LoRA, or with the one that it started from."""
+        """Return the velocity of the model before training: a copy's, or without its LoRA, or with the one it started from."""
         if "reference" in self.copies:
             return self.lagging("reference", x, t)
         with lora_off(self.model.transformer):

@@ -1,7 +1,6 @@
 """The optimizers that settings can name."""
 
 from collections.abc import Iterable
-
 from math import cos, pi
 
 import torch
