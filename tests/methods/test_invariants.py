@@ -65,6 +65,7 @@ VARIANTS = {
         {"beta": 0.1, "decay": 2, "times": "stratified", "shared": "times"},
         {"parting": "path", "part_from": 0.2, "part_to": 1.0, "solver": "heun"},
         {"decay": 0, "updates_per_rollout": 3, "advantage_std": "group"},
+        {"decay": 0.9},
     ],
     "awm": [{"updates_per_rollout": 2, "clip": 0.1}, {"p": 1.0, "time_power": 0, "mu": 0.0, "clip": None}],
     "v_grpo": [

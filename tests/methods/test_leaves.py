@@ -74,6 +74,7 @@ def test_neighbours_correlate_as_eq_7_says():
         ("train_from: 0.8, num_train_steps: 3", "the 2 of num_steps"),
         ("updates_per_rollout: 7", "must divide group_size times num_train_steps"),
         ("decay: 3", "decay"),
+        ("decay: 1.5", "decay"),
     ],
 )
 def test_settings_that_do_not_fit_are_refused_by_name(settings, remedy):

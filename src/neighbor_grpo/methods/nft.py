@@ -12,6 +12,7 @@ The samples are drawn by a copy of the weights that lags behind,  old <- d·old 
     decay 0   d = 0: on policy; with one optimizer step per rollout v_old = v, and no copy is kept
     decay 1   d = min(0.001·n, 0.5)
     decay 2   d = 0 for n < 75, then min(0.0075·(n - 75), 0.999)
+    between 0 and 1: d itself, from the first iteration on
 
 Published for SD3.5-M: DPM-Solver++(2M) with N = 10, T = 9 of the 10 times at random, G = 24, 48 prompts, beta = 1 (0.1 for OCR
 and several rewards), C = 5, kl = 1e-4, decay 1 (2 for OCR), std of the iteration, no guidance, a LoRA at a rate of 3e-4.
@@ -20,7 +21,7 @@ and several rewards), C = 5, kl = 1e-4, decay 1 (2 for OCR), std of the iteratio
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field
 from pydantic.dataclasses import dataclass
@@ -33,7 +34,7 @@ from neighbor_grpo.methods.protocol import Decay, Policy
 if TYPE_CHECKING:
     from torch import Tensor
 
-DECAYS: dict[int, Decay] = {
+DECAYS: dict[float, Decay] = {
     0: lambda n: 0.0,
     1: lambda n: min(0.001 * n, 0.5),
     2: lambda n: min(max(0.0075 * (n - 75), 0.0), 0.999),
@@ -50,13 +51,15 @@ class NFT(ForwardProcess):
     beta: Annotated[float, Field(gt=0, description="beta, inverse length of the pull")] = 1.0
     adv_clip: Annotated[float, Field(gt=0, description="C, advantage of the full pull")] = 5.0
     decay: Annotated[
-        int, Field(ge=0, le=2, description="how the copy that draws lags: 0 = not at all, 1 = d to 0.5, 2 = d to 0.999")
+        Literal[0, 1, 2] | Annotated[float, Field(gt=0, lt=1)],
+        Field(description="how the copy that draws lags: 0 = not at all, 1 = d to 0.5, 2 = d to 0.999, a fraction = d itself"),
     ] = 1
 
     @property
     def copies(self) -> Mapping[str, Decay]:
         """Return `old`, which draws, unless the trained weights are the same."""
-        return {"old": DECAYS[self.decay]} if self.decay or self.updates_per_rollout > 1 else {}
+        d = self.decay
+        return {"old": DECAYS.get(d, lambda n: d)} if d or self.updates_per_rollout > 1 else {}
 
     @property
     def drawn_by(self) -> str | None:
