@@ -13,11 +13,13 @@ key=value: for instance model.height=512 model.quantize=nf4, model.compile=true,
 
 import argparse
 import json
+import multiprocessing
 import statistics
 import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
@@ -115,6 +117,8 @@ def profiled(wanted: bool) -> Iterator[None]:
 
 def row(name: str, config: Config, iterations: int, profile: bool) -> None:
     """Measure one configuration and print its row of the table."""
+    pool = ProcessPoolExecutor(1, multiprocessing.get_context("spawn"))  # the plan takes a while, on the CPU
+    planned = pool.submit(estimate, config, "cuda" if torch.cuda.is_available() else "cpu")
     accelerator = Accelerator(cpu=not torch.cuda.is_available(), mixed_precision="no")
     device = accelerator.device
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
@@ -149,7 +153,7 @@ def row(name: str, config: Config, iterations: int, profile: bool) -> None:
                 seconds.setdefault(phase, []).append(phases.seconds[phase])
             seconds.setdefault("all", []).append(sum(phases.seconds[phase] for phase in PHASES))
             peak = max(peak, torch.cuda.max_memory_allocated() if device.type == "cuda" else 0)
-    held, trained = estimate(config, device.type), sum(map(len, experience.updates))
+    held, trained = planned.result(), sum(map(len, experience.updates))
     forwards = round(experience.figures["nfe_old"] * config.method.group_size)
     flops = held.flops(forwards, config.method.group_size, trained)
     median = {phase: statistics.median(times) for phase, times in seconds.items()}
