@@ -23,14 +23,14 @@ from neighbor_grpo.commands import (
     report,
     rewards,
     sample,
-    scenes,
     study,
     train,
+    worlds,
 )
 from neighbor_grpo.errors import UserError
 
 COMMANDS = (
-    train, plan, probe, doctor, study, compare, presets, sample, evaluate, report, export, rewards, scenes, completion,
+    train, plan, probe, doctor, study, compare, presets, sample, evaluate, report, export, rewards, worlds, completion,
 )  # fmt: skip
 SIGNALLED = 128  # exit codes above it are those of a process that a signal ended
 STOPPED, CLOSED = SIGNALLED + 2, SIGNALLED + 13  # by SIGINT, by SIGPIPE

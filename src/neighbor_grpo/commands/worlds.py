@@ -1,0 +1,90 @@
+"""The commands `scenes` and `words`, each with `pretrain` and `render`: the bundled models' worlds."""
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from neighbor_grpo.commands.options import Commands, count, place, random_seed
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    Draw = Callable[[np.random.Generator], np.ndarray]
+
+
+def add(commands: Commands) -> None:
+    """Add the commands."""
+    _add_world(commands, "scenes", "a red circle left of a blue square", (3500, 12000), _scene)
+    _add_world(commands, "words", 'the word "KATO" in red', (3000, 12000), _word)
+
+
+def _add_world(commands: Commands, world: str, example: str, steps: tuple[int, int], drawing: "Callable[[str], Draw]") -> None:
+    parts = commands.add_parser(world, help=f"make the bundled model {world}, or draw its pictures by rule").add_subparsers(
+        required=True, metavar="COMMAND"
+    )
+    pretrain = parts.add_parser("pretrain", help="train the bundled model from random weights; goes on if it was interrupted")
+    pretrain.add_argument("--out", type=place, required=True, help="output directory of the pipeline, written every 1000 steps")
+    pretrain.add_argument("--vae-steps", type=count, default=steps[0], help="optimizer steps of the VAE (default %(default)s)")
+    pretrain.add_argument(
+        "--steps", type=count, default=steps[1], help="optimizer steps of flow matching (default %(default)s)"
+    )
+    pretrain.add_argument("--pictures", type=count, default=40000, help="training pictures (default %(default)s)")
+    pretrain.add_argument(
+        "--batch", type=count, default=64, help="pictures of a step; the VAE takes a quarter (default %(default)s)"
+    )
+    pretrain.add_argument("--keep", action="store_true", help="keep the model of each 1000 steps, in OUT/step-N")
+    pretrain.add_argument("--seed", type=random_seed, default=0, help="default %(default)s")
+    pretrain.add_argument("--device", choices=["cpu", "cuda", "mps"], default="cpu", help="default %(default)s")
+    pretrain.set_defaults(command=run_pretrain, world=world)
+    render = parts.add_parser("render", help="draw pictures of prompts by rule, as the training pictures were drawn")
+    render.add_argument("prompt", nargs="+", help=f"e.g. '{example}'")
+    render.add_argument("--seed", type=random_seed, default=0, help="default %(default)s")
+    render.add_argument("--out", type=place, default=Path(world), help="output directory (default %(default)s)")
+    render.set_defaults(command=run_render, drawing=drawing)
+
+
+def run_pretrain(arguments: argparse.Namespace) -> None:
+    """Train a bundled model into a directory that is empty, or holds what is left to do."""
+    from importlib import import_module
+
+    from neighbor_grpo.worlds.pretrain import Settings, pretrain
+
+    settings = Settings(arguments.vae_steps, arguments.steps, arguments.pictures, arguments.batch, arguments.seed)
+    recipe = import_module(f"neighbor_grpo.worlds.{arguments.world}.pretrain").RECIPE
+    pretrain(recipe, arguments.out, settings, arguments.device, arguments.keep)
+
+
+def _scene(prompt: str) -> "Draw":
+    from neighbor_grpo.worlds.scenes.render import render
+    from neighbor_grpo.worlds.scenes.world import parse, sample_scene
+
+    spec = parse(prompt)
+    return lambda rng: render(sample_scene(spec, rng), rng)
+
+
+def _word(prompt: str) -> "Draw":
+    from neighbor_grpo.worlds.words.world import parse
+
+    spec = parse(prompt)
+
+    from neighbor_grpo.worlds.words.render import render
+
+    return lambda rng: render(spec, rng)
+
+
+def run_render(arguments: argparse.Namespace) -> None:
+    """Draw every prompt and print the files."""
+    drawn = [arguments.drawing(prompt) for prompt in arguments.prompt]
+
+    import numpy as np
+    import torch
+
+    from neighbor_grpo.files.images import save_png
+
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    rng = np.random.default_rng(arguments.seed)
+    for n, (prompt, draw) in enumerate(zip(arguments.prompt, drawn, strict=True)):
+        file = arguments.out / f"{n:04d}.png"
+        save_png(torch.from_numpy(draw(rng)), file)
+        print(file, prompt)

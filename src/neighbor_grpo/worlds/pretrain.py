@@ -1,0 +1,331 @@
+"""The recipe of a bundled model: renderer -> VAE -> flow matching with the text encoders -> FluxPipeline directory.
+
+Every component is a diffusers or transformers class, so that the result loads with `DiffusionPipeline.from_pretrained` like
+any published FLUX.  A world gives its sizes, tokens and pictures as a `Recipe`; all else is the same for every world.
+"""
+
+import json
+import math
+from collections.abc import Callable, Iterable, Iterator
+from copy import deepcopy
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Protocol, TypeAlias
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, FluxPipeline, FluxTransformer2DModel
+from rich.progress import track
+from tokenizers import Tokenizer
+from tokenizers.models import BPE
+from tokenizers.pre_tokenizers import Whitespace
+from tokenizers.trainers import BpeTrainer
+from torch import Tensor
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer, T5Config, T5EncoderModel, T5Tokenizer
+
+from neighbor_grpo.errors import UserError
+from neighbor_grpo.files import atomic
+from neighbor_grpo.flow.path import shift_time
+
+SHIFT = 3.0  # time shift of sampling and of training
+SAVE_EVERY = 1000  # steps
+UNFINISHED = "unfinished.pt"  # in the directory of a recipe that has more to do
+Loss: TypeAlias = Callable[[torch.Generator], Tensor]
+Text: TypeAlias = "tuple[CLIPTokenizer, CLIPTextModel, T5Tokenizer, T5EncoderModel]"
+
+
+class Pictures(Protocol):
+    """Draw n training prompts and their pictures [n, 3, H, W], uint8."""
+
+    def __call__(self, n: int, rng: np.random.Generator) -> tuple[list[str], Tensor]:
+        """Draw them."""
+        ...
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Hold what differs between worlds."""
+
+    pictures: Pictures
+    vae: Callable[[], AutoencoderKL]
+    transformer: Callable[[], FluxTransformer2DModel]
+    text: Callable[[], Text]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Hold what the user chooses; a recipe goes on with the same only."""
+
+    vae_steps: int
+    steps: int
+    pictures: int
+    batch: int  # pictures of a step of flow matching; a step of the VAE takes a quarter
+    seed: int
+
+
+# ---------------------------------------------------------------- components
+
+
+def build_vae(channels: tuple[int, ...], latent_channels: int, sample_size: int | tuple[int, int]) -> AutoencoderKL:
+    """Build a VAE with random weights, which halves the picture between each two of `channels`."""
+    return AutoencoderKL(
+        down_block_types=("DownEncoderBlock2D",) * len(channels),
+        up_block_types=("UpDecoderBlock2D",) * len(channels),
+        block_out_channels=channels,
+        layers_per_block=1,
+        latent_channels=latent_channels,
+        norm_num_groups=8,
+        sample_size=sample_size,  # type: ignore[arg-type]  # declared as one number, but its height and width are taken too
+        use_quant_conv=False,
+        use_post_quant_conv=False,
+        mid_block_add_attention=False,
+    )
+
+
+def build_transformer(latent_channels: int, heads: int) -> FluxTransformer2DModel:
+    """Build a FLUX transformer with random weights: two double and four single blocks of `heads` heads of 32."""
+    return FluxTransformer2DModel(
+        in_channels=4 * latent_channels,
+        num_layers=2,
+        num_single_layers=4,
+        attention_head_dim=32,
+        num_attention_heads=heads,
+        joint_attention_dim=128,
+        pooled_projection_dim=64,
+        guidance_embeds=False,
+        axes_dims_rope=(8, 12, 12),
+    )
+
+
+def word_tokens(words: Iterable[str]) -> tuple[dict[str, int], list[tuple[str, str]]]:
+    """Return the vocabulary and merges of a byte-pair encoding in which each word is a token."""
+    bpe = Tokenizer(BPE(end_of_word_suffix="</w>"))
+    bpe.pre_tokenizer = Whitespace()
+    bpe.train_from_iterator(words, BpeTrainer(special_tokens=["<|startoftext|>", "<|endoftext|>"], end_of_word_suffix="</w>"))
+    return bpe.get_vocab(), [(one, other) for one, other in json.loads(bpe.to_str())["model"]["merges"]]
+
+
+def build_text(
+    vocabulary: dict[str, int], merges: list[tuple[str, str]], clip_length: int, pieces: Iterable[str], t5_length: int
+) -> Text:
+    """Build two encoders with random weights for prompts of so many tokens; what is not a token is unknown to them.
+
+    vocabulary, merges: CLIP's byte-pair encoding; pieces: T5's tokens, in which "▁" stands for the space before a word.
+    """
+    clip_tokenizer = CLIPTokenizer(
+        vocab=vocabulary,
+        merges=merges,  # type: ignore[arg-type]  # declared as strings, but it takes the pairs of a tokenizer's file
+        model_max_length=clip_length,
+    )
+    clip = CLIPTextModel(
+        CLIPTextConfig(
+            vocab_size=len(vocabulary),
+            hidden_size=64,
+            intermediate_size=128,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            max_position_embeddings=clip_length,
+            bos_token_id=0,
+            eos_token_id=1,
+            pad_token_id=1,
+        )
+    )
+    scores = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), *((piece, -1.0) for piece in pieces)]
+    t5_tokenizer = T5Tokenizer(vocab=scores, extra_ids=0, model_max_length=t5_length)
+    t5 = T5EncoderModel(
+        T5Config(
+            vocab_size=len(scores),
+            d_model=128,
+            d_kv=32,
+            d_ff=256,
+            num_layers=2,
+            num_heads=4,
+            feed_forward_proj="gated-gelu",
+            dropout_rate=0.0,
+        )
+    )
+    return clip_tokenizer, clip, t5_tokenizer, t5
+
+
+# ---------------------------------------------------------------- training
+
+
+class Phase:
+    """Train a module for some steps: AdamW, a rate that warms up and falls on a cosine, gradients clipped to a norm of 1.
+
+    What it has is in `state`, from which it goes on.  Every step draws from a generator that is seeded by the step's number.
+    """
+
+    def __init__(
+        self, name: str, module: torch.nn.Module, lr: float, steps: int, seed: int, decay: float | None = None
+    ) -> None:
+        """Begin; `decay`: that of the moving average of the weights, which is `best`."""
+        self.name, self.module, self.lr, self.steps, self.seed, self.step = name, module, lr, steps, seed, 0
+        self.optimizer = torch.optim.AdamW(module.parameters(), lr=lr, betas=(0.9, 0.98), weight_decay=1e-2)
+        self.average = decay and torch.optim.swa_utils.AveragedModel(
+            module, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(decay), use_buffers=False
+        )
+        self.losses: list[Tensor] = []
+
+    @property
+    def best(self) -> torch.nn.Module:
+        """Return the average, or the module itself where none is kept."""
+        return self.average.module if self.average else self.module
+
+    def parts(self) -> dict[str, Any]:
+        """Return what has a state."""
+        return {"module": self.module, "optimizer": self.optimizer} | ({"average": self.average} if self.average else {})
+
+    def state(self) -> dict[str, Any]:
+        """Return all that the phase goes on from."""
+        return {"step": self.step} | {name: part.state_dict() for name, part in self.parts().items()}
+
+    def run(self, loss: Loss, device: str, state: dict[str, Any] | None) -> Iterator[None]:
+        """Take the steps that are left after `state`; yield after each at which to save: every SAVE_EVERY, and the last."""
+        if state:
+            self.step = state["step"]
+            for name, part in self.parts().items():
+                part.load_state_dict(state[name])
+        generator = torch.Generator(device)
+        for step in track(range(self.step, self.steps), self.name):
+            generator.manual_seed(self.seed * 10**7 + step)
+            warm = min(1.0, (step + 1) / 200)
+            self.optimizer.param_groups[0]["lr"] = self.lr * warm * (0.51 + 0.49 * math.cos(math.pi * step / self.steps))
+            found = loss(generator)
+            self.optimizer.zero_grad()
+            found.backward()
+            torch.nn.utils.clip_grad_norm_(self.module.parameters(), 1.0)
+            self.optimizer.step()
+            if self.average:
+                self.average.update_parameters(self.module)
+            self.losses.append(found.detach())  # read at a save only: reading waits for the device
+            self.step = step + 1
+            if self.step % SAVE_EVERY == 0 or self.step == self.steps:
+                print(f"{self.name} step {self.step}: loss {torch.stack(self.losses).mean():.5f}", flush=True)
+                self.losses.clear()
+                yield
+
+
+@torch.no_grad()
+def encode(vae: AutoencoderKL, images: Tensor) -> Tensor:
+    """Encode uint8 pictures to the means of the VAE's posterior [n, c, h, w]."""
+    return torch.cat([vae.encode(chunk.float() / 127.5 - 1).latent_dist.mean for chunk in images.split(256)])
+
+
+def vae_phase(vae: AutoencoderKL, images: Tensor, settings: Settings) -> tuple[Phase, Loss]:
+    """Return the training of the VAE by mean squared error and a weak KL, with its loss."""
+
+    def loss(generator: torch.Generator) -> Tensor:
+        rows = torch.randint(len(images), (max(settings.batch // 4, 1),), generator=generator, device=images.device)
+        x = images[rows].float() / 127.5 - 1
+        posterior = vae.encode(x).latent_dist
+        error = (vae.decode(posterior.sample(generator)).sample - x).square().mean()
+        return error + 1e-5 * posterior.kl().mean() / posterior.mean[0].numel()
+
+    return Phase("VAE", vae, 2e-3, settings.vae_steps, settings.seed), loss
+
+
+def flow_phase(
+    vae: AutoencoderKL, parts: dict[str, torch.nn.Module], latents: Tensor, ids: tuple[Tensor, Tensor], settings: Settings
+) -> tuple[Phase, Loss]:
+    """Return the training of transformer and text encoders together by flow matching, with EMA, and its loss.
+
+    x = (1 - t)·x0 + t·eps, target eps - x0.  latents [n, c, h, w]; ids: CLIP's and T5's tokens [n, length].
+    """
+    n, channels, height, width = latents.shape
+    x0_of = (latents - vae.config.shift_factor) * vae.config.scaling_factor
+    x0_of = FluxPipeline._pack_latents(x0_of, n, channels, height, width)
+    model, device = torch.nn.ModuleDict(parts).to(latents.device), latents.device
+    image_ids = FluxPipeline._prepare_latent_image_ids(1, height // 2, width // 2, device, torch.float32)
+    text_ids = torch.zeros(ids[1].shape[1], 3, device=device)
+
+    def loss(generator: torch.Generator) -> Tensor:
+        rows = torch.randint(n, (settings.batch,), generator=generator, device=device)
+        x0 = x0_of[rows]
+        t = torch.as_tensor(shift_time(torch.sigmoid(torch.randn(len(rows), generator=generator, device=device)), SHIFT))
+        eps = torch.randn(x0.shape, generator=generator, device=device)
+        with torch.autocast(device.type, torch.bfloat16):
+            v = model["transformer"](
+                hidden_states=(1 - t)[:, None, None] * x0 + t[:, None, None] * eps,
+                timestep=t,
+                guidance=None,
+                img_ids=image_ids,
+                txt_ids=text_ids,
+                pooled_projections=model["text_encoder"](ids[0][rows]).pooler_output,
+                encoder_hidden_states=model["text_encoder_2"](ids[1][rows]).last_hidden_state,
+            ).sample
+        return (v.float() - (eps - x0)).square().mean()
+
+    return Phase("flow", model, 1.5e-3, settings.steps, settings.seed + 1, decay=0.9985), loss
+
+
+# ---------------------------------------------------------------- the whole recipe
+
+
+def pretrain(recipe: Recipe, out: Path, settings: Settings, device: str, keep: bool = False) -> None:
+    """Run the whole recipe, or what is left of it; `out` becomes a FluxPipeline directory, written every SAVE_EVERY steps.
+
+    keep: write the model of each save to `out`/step-N too.  Transformer and VAE are stored in half precision; they load as
+    float32.  Raises UserError where `out` holds something else.
+    """
+    state = _unfinished(out, settings)
+    torch.manual_seed(settings.seed)
+    vae = recipe.vae().to(device, memory_format=torch.channels_last)
+    clip_tokenizer, clip, t5_tokenizer, t5 = recipe.text()
+    parts = {"transformer": recipe.transformer(), "text_encoder": clip, "text_encoder_2": t5}
+    prompts, images = recipe.pictures(settings.pictures, np.random.default_rng(settings.seed))
+    images = images.to(device)
+
+    phase, loss = vae_phase(vae, images, settings)
+    for _ in phase.run(loss, device, state.get(phase.name)):
+        state[phase.name] = phase.state()
+        _save_state(out, state)
+    vae.eval().to(memory_format=torch.contiguous_format)
+    latents = encode(vae, images)
+    vae.register_to_config(shift_factor=latents.mean().item(), scaling_factor=1 / latents.std().item())
+
+    pad = {"padding": "max_length", "truncation": True, "return_tensors": "pt"}
+    ids = tuple(tokenizer(prompts, **pad).input_ids.to(device) for tokenizer in (clip_tokenizer, t5_tokenizer))
+    phase, loss = flow_phase(vae, parts, latents, ids, settings)
+    for _ in phase.run(loss, device, state.get(phase.name)):
+        for place in (out, out / f"step-{phase.step}") if keep else (out,):
+            _save_pipeline(place, vae, dict(phase.best.named_children()), clip_tokenizer, t5_tokenizer)
+        state[phase.name] = phase.state()
+        _save_state(out, state)
+    (out / UNFINISHED).unlink()
+
+
+def _unfinished(out: Path, settings: Settings) -> dict[str, Any]:
+    """Return the states of the phases that a directory holds, and the settings; those of a beginning for an empty one."""
+    file = out / UNFINISHED
+    if not file.exists():
+        if out.exists() and any(out.iterdir()):
+            raise UserError(f"{out} is not empty: choose another --out")
+        out.mkdir(parents=True, exist_ok=True)
+        return {"settings": asdict(settings)}
+    state: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True)
+    other = [f"{name}={value}" for name, value in state["settings"].items() if value != getattr(settings, name)]
+    if other:
+        raise UserError(f"{out} holds what was begun with {', '.join(other)}: give the same, or choose another --out")
+    return state
+
+
+def _save_state(out: Path, state: dict[str, Any]) -> None:
+    with atomic.writing(out / UNFINISHED) as file:
+        torch.save(state, file)
+
+
+def _save_pipeline(
+    place: Path, vae: AutoencoderKL, parts: dict[str, Any], clip_tokenizer: CLIPTokenizer, t5_tokenizer: T5Tokenizer
+) -> None:
+    FluxPipeline(
+        vae=deepcopy(vae).half(),
+        transformer=deepcopy(parts["transformer"]).half(),
+        text_encoder=parts["text_encoder"],
+        text_encoder_2=parts["text_encoder_2"],
+        tokenizer=clip_tokenizer,
+        tokenizer_2=t5_tokenizer,
+        scheduler=FlowMatchEulerDiscreteScheduler(
+            use_dynamic_shifting=True, base_shift=math.log(SHIFT), max_shift=math.log(SHIFT)
+        ),
+    ).save_pretrained(place)
