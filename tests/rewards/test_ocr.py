@@ -87,7 +87,7 @@ def test_colours_arrive_in_the_order_that_the_engine_expects():
     seen = []
     reward = Ocr()
     reward.__dict__["engine"] = lambda pixels: seen.append(pixels) or type("Lines", (), {"txts": ("a", "b")})
-    assert reward.read(torch.tensor([1.0, 0.5, 0.0]).view(3, 1, 1).expand(3, 4, 6)) == "ab"
+    assert reward.read(torch.tensor([1.0, 0.5, 0.0]).view(1, 3, 1, 1).expand(1, 3, 4, 6)) == ["ab"]
     assert seen[0].shape == (4, 6, 3) and seen[0][0, 0].tolist() == [0, 128, 255]
 
 

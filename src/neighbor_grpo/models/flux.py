@@ -41,7 +41,8 @@ class Flux(Packed[FluxCond]):
 
     def default_size(self) -> tuple[int, int]:
         """Return the size that the VAE was trained for."""
-        return (self.vae.config.sample_size,) * 2
+        size = self.vae.config.sample_size
+        return (size, size) if isinstance(size, int) else tuple(size)
 
     def embed_text(self, texts: list[str]) -> FluxCond:
         """Encode texts by T5 and CLIP."""

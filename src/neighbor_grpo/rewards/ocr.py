@@ -2,9 +2,11 @@
 
 import importlib
 import re
+from collections.abc import Callable
 from functools import cached_property
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
+import torch
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 from torch import Tensor
@@ -14,6 +16,10 @@ from neighbor_grpo.files.images import to_bytes
 
 _DOUBLE = re.compile(r'"\s*([^"\s][^"]*)"|“\s*([^”\s][^”]*)”')
 _SINGLE = re.compile(r"(?<!\w)['‘](\S.*?)(?<=\S)['’](?!\w)")  # wraps a phrase; an apostrophe has a letter before it
+
+
+_BATCH = 32  # pictures that are read at once
+_Read = TypeVar("_Read")
 
 
 class OcrError(RuntimeError):
@@ -54,39 +60,53 @@ class Ocr:
     """
 
     confidence: Annotated[float, Field(ge=0, le=1, description="least confidence of a line that is read")] = 0.5
+    detect: Annotated[bool, Field(description="look for lines first; without, each picture is read as one line")] = True
 
     @cached_property
     def engine(self) -> Any:
         """Return the engine, loaded at the first use.  Raises UserError if it is not installed."""
         for module in ("onnxruntime", "rapidfuzz.distance"):
             _extra(module)
-        return _extra("rapidocr").RapidOCR(
-            params={"Global.log_level": "critical", "Global.use_cls": False, "Global.text_score": self.confidence}
-        )
+        params = {"Global.log_level": "critical", "Global.use_cls": False, "Global.text_score": self.confidence}
+        if not self.detect:  # no wider than the pictures are, where the engine would fill them up to 320 x 48
+            params |= {"Rec.rec_img_shape": [3, 48, 48], "Rec.rec_batch_num": _BATCH}
+        # one number of threads decides for every library: processes side by side would hinder one another
+        params["EngineConfig.onnxruntime.intra_op_num_threads"] = torch.get_num_threads()
+        return _extra("rapidocr").RapidOCR(params=params)
 
     def load(self) -> None:
         """Load the engine."""
         _ = self.engine
 
-    def read(self, image: Tensor) -> str:
-        """Read the text in a picture [3, H, W].  Raises OcrError if the engine fails."""
-        bgr = to_bytes(image).flip(0).permute(1, 2, 0).contiguous().numpy()  # the engine expects blue first
-        try:
-            lines = self.engine(bgr)
-        except Exception as error:  # rapidocr, OpenCV and onnxruntime have their own exceptions without a common class
-            raise OcrError(f"{type(error).__name__}: {error}") from error
-        return "".join(lines.txts or ())
+    def read(self, images: Tensor) -> list[str | OcrError]:
+        """Read the text in pictures [N, 3, H, W]; in the place of one on which the engine fails is an OcrError."""
+        bgr = to_bytes(images).flip(1).permute(0, 2, 3, 1).contiguous().numpy()  # the engine expects blue first
+        if self.detect:
+            return [self._attempt(self._lines, picture) for picture in bgr]
+        found = self._attempt(self._whole, list(bgr))
+        return [found] * len(bgr) if isinstance(found, OcrError) else found
 
-    def _score(self, image: Tensor, prompt: str, metadata: dict[str, Any]) -> float | Exception:
-        target = metadata.get("text") or quoted(prompt)
-        if not isinstance(target, str) or not target.strip():
-            return ValueError('the prompt quotes no text: put it in double quotes, or in the metadata as "text"')
+    def _lines(self, picture: Any) -> str:
+        return "".join(self.engine(picture).txts or ())
+
+    def _whole(self, pictures: list[Any]) -> list[str]:
+        lines = self.engine.recognize_txt(pictures)
+        return [text if score >= self.confidence else "" for text, score in zip(lines.txts, lines.scores, strict=True)]
+
+    def _attempt(self, read: Callable[[Any], _Read], what: Any) -> _Read | OcrError:
         try:
-            return text_score(target, self.read(image))
-        except OcrError as error:
-            return error
+            return read(what)
+        except Exception as error:  # rapidocr, OpenCV and onnxruntime have their own exceptions without a common class
+            return OcrError(f"{type(error).__name__}: {error}")
 
     def __call__(self, images: Tensor, prompts: list[str], metadata: list[dict[str, Any]]) -> list[float | Exception]:
         """Score pictures [N, 3, H, W]."""
         self.load()
-        return [self._score(*row) for row in zip(images, prompts, metadata, strict=True)]
+        return [_score(*row) for row in zip(self.read(images), prompts, metadata, strict=True)]
+
+
+def _score(read: str | OcrError, prompt: str, metadata: dict[str, Any]) -> float | Exception:
+    target = metadata.get("text") or quoted(prompt)
+    if not isinstance(target, str) or not target.strip():
+        return ValueError('the prompt quotes no text: put it in double quotes, or in the metadata as "text"')
+    return read if isinstance(read, OcrError) else text_score(target, read)

@@ -28,7 +28,7 @@ from neighbor_grpo.files import atomic
 from neighbor_grpo.flow.path import shift_time
 
 SHIFT = 3.0  # time shift of sampling and of training
-SAVE_EVERY = 1000  # steps
+SAVE_EVERY = 500  # steps
 UNFINISHED = "unfinished.pt"  # in the directory of a recipe that has more to do
 Loss: TypeAlias = Callable[[torch.Generator], Tensor]
 Text: TypeAlias = "tuple[CLIPTokenizer, CLIPTextModel, T5Tokenizer, T5EncoderModel]"
