@@ -7,7 +7,7 @@ from neighbor_grpo.models.registry import load_model
 from neighbor_grpo.models.text_cache import TextCache
 from neighbor_grpo.prompts.prompt import Prompt
 from neighbor_grpo.prompts.reading import read_prompts
-from neighbor_grpo.prompts.schedule import scheduled
+from neighbor_grpo.training.schedule import scheduled
 
 PROMPTS = ["a red circle", "two blue stars", "a green square above a red star", "a yellow star"]
 

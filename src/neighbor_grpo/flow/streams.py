@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from torch import Generator
 
 # All streams.  The first two have no number in their key, so that results of earlier versions can be reproduced.
-#   prompt order       (seed, epoch)            prompts/schedule.py
+#   prompt order       (seed, epoch)            training/schedule.py
 #   evaluation noise   (seed, prompt)           models/sampling.py
 NOISE = 1  # (seed, 1, iteration, slot)  a group's noise
 DRAW = 2  # (seed, 2, iteration, slot)  what of a group is trained on

@@ -23,7 +23,6 @@ from neighbor_grpo.models.quantization import fp8_products
 from neighbor_grpo.models.sampling import batched_velocity, decode
 from neighbor_grpo.models.text_cache import TextCache
 from neighbor_grpo.prompts.prompt import Prompt
-from neighbor_grpo.prompts.schedule import scheduled
 from neighbor_grpo.rewards.score import Failure, Scores
 from neighbor_grpo.rewards.set import FailureCount, RewardSet, check_failed, joined
 from neighbor_grpo.run import files
@@ -31,6 +30,7 @@ from neighbor_grpo.training.errors import NotFiniteError
 from neighbor_grpo.training.experience import Experience, Group
 from neighbor_grpo.training.figures import reward_figures
 from neighbor_grpo.training.phases import Phases
+from neighbor_grpo.training.schedule import scheduled
 
 
 @dataclass(frozen=True)
