@@ -1,4 +1,4 @@
-"""The commands `scenes pretrain` and `render`: the bundled model's world."""
+"""The commands `scenes pretrain`, `distil` and `render`: the bundled model's world."""
 
 import argparse
 from pathlib import Path
@@ -19,6 +19,15 @@ def add(commands: Commands) -> None:
     pretrain.add_argument("--seed", type=random_seed, default=0, help="default %(default)s")
     pretrain.add_argument("--device", choices=["cpu", "cuda", "mps"], default="cpu", help="default %(default)s")
     pretrain.set_defaults(command=run_pretrain)
+    distil = parts.add_parser("distil", help="distil the bundled model to four steps; the same command goes on after a stop")
+    distil.add_argument("--out", type=place, required=True, help="output directory of the pipeline")
+    distil.add_argument("--rounds", type=count, default=8, help="rounds, each with new noises (default %(default)s)")
+    distil.add_argument("--steps", type=count, default=4000, help="optimizer steps of all rounds (default %(default)s)")
+    distil.add_argument("--pictures", type=count, default=16384, help="noises of a round (default %(default)s)")
+    distil.add_argument("--batch", type=count, default=256, help="pictures of an optimizer step (default %(default)s)")
+    distil.add_argument("--seed", type=random_seed, default=0, help="default %(default)s")
+    distil.add_argument("--device", choices=["cpu", "cuda", "mps"], default="cpu", help="default %(default)s")
+    distil.set_defaults(command=run_distil)
     render = parts.add_parser("render", help="draw pictures of prompts by rule, as the training pictures were drawn")
     render.add_argument("prompt", nargs="+", help="e.g. 'a red circle left of a blue square'")
     render.add_argument("--seed", type=random_seed, default=0, help="default %(default)s")
@@ -33,6 +42,32 @@ def run_pretrain(arguments: argparse.Namespace) -> None:
     if arguments.out.exists() and any(arguments.out.iterdir()):
         raise UserError(f"{arguments.out} is not empty: choose another --out")
     pretrain(arguments.out, arguments.vae_steps, arguments.steps, arguments.pictures, arguments.seed, arguments.device)
+
+
+def run_distil(arguments: argparse.Namespace) -> None:
+    """Distil the bundled model into an empty directory, or go on with a distillation that was stopped."""
+    import torch
+
+    from neighbor_grpo.files import atomic
+    from neighbor_grpo.worlds.scenes.distil import Distillation
+
+    unfinished = arguments.out / "unfinished.pt"
+    if not unfinished.is_file() and arguments.out.exists() and any(arguments.out.iterdir()):
+        raise UserError(f"{arguments.out} is not empty: choose another --out")
+    settings = {name: getattr(arguments, name) for name in ("rounds", "steps", "pictures", "batch", "seed")}
+    work = Distillation(**settings, device=arguments.device)
+    if unfinished.is_file():
+        state = torch.load(unfinished, map_location=arguments.device, weights_only=True)
+        if state["settings"] != settings:
+            raise UserError(f"{arguments.out} was begun with {state['settings']}: give the same, or choose another --out")
+        work.load_state(state)
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    while work.done < arguments.rounds:
+        work.round()
+        with atomic.writing(unfinished) as aside:
+            torch.save(work.state(), aside)
+    work.save(arguments.out)
+    unfinished.unlink()
 
 
 def run_render(arguments: argparse.Namespace) -> None:

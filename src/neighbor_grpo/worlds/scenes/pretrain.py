@@ -27,6 +27,7 @@ from neighbor_grpo.worlds.scenes.world import SIZE, all_specs, sample_scene, sam
 
 TEXT_LENGTH = 12
 SHIFT = 3.0  # time shift of sampling and of training
+FAMILY_SHARES = (0.15, 0.25, 0.25, 0.35)  # of the training prompts: more of the harder families
 
 
 def build_vae() -> AutoencoderKL:
@@ -104,7 +105,7 @@ def build_text() -> tuple[CLIPTokenizer, CLIPTextModel, T5Tokenizer, T5EncoderMo
 
 def pictures(n: int, rng: np.random.Generator) -> tuple[list[str], torch.Tensor]:
     """Draw n training prompts and their pictures [n, 3, SIZE, SIZE], uint8."""
-    specs = sample_specs(n, rng, held_out=False, shares=(0.15, 0.25, 0.25, 0.35))  # more of the harder families
+    specs = sample_specs(n, rng, held_out=False, shares=FAMILY_SHARES)
     drawn = np.stack([render(sample_scene(spec, rng), rng) for spec in specs])
     return [spec.prompt for spec in specs], torch.from_numpy((drawn * 255).round().astype(np.uint8))
 
