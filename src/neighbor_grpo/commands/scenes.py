@@ -46,20 +46,22 @@ def run_pretrain(arguments: argparse.Namespace) -> None:
 
 def run_distil(arguments: argparse.Namespace) -> None:
     """Distil the bundled model into an empty directory, or go on with a distillation that was stopped."""
+    unfinished = arguments.out / "unfinished.pt"
+    begun = unfinished.is_file()
+    if not begun and arguments.out.exists() and any(arguments.out.iterdir()):
+        raise UserError(f"{arguments.out} is not empty: choose another --out")
     import torch
 
+    settings = {name: getattr(arguments, name) for name in ("rounds", "steps", "pictures", "batch", "seed")}
+    state = torch.load(unfinished, map_location=arguments.device, weights_only=True) if begun else None
+    if state and state["settings"] != settings:
+        given = " ".join(f"--{name} {value}" for name, value in state["settings"].items())
+        raise UserError(f"{arguments.out} was begun with {given}: give the same, or choose another --out")
     from neighbor_grpo.files import atomic
     from neighbor_grpo.worlds.scenes.distil import Distillation
 
-    unfinished = arguments.out / "unfinished.pt"
-    if not unfinished.is_file() and arguments.out.exists() and any(arguments.out.iterdir()):
-        raise UserError(f"{arguments.out} is not empty: choose another --out")
-    settings = {name: getattr(arguments, name) for name in ("rounds", "steps", "pictures", "batch", "seed")}
     work = Distillation(**settings, device=arguments.device)
-    if unfinished.is_file():
-        state = torch.load(unfinished, map_location=arguments.device, weights_only=True)
-        if state["settings"] != settings:
-            raise UserError(f"{arguments.out} was begun with {state['settings']}: give the same, or choose another --out")
+    if state:
         work.load_state(state)
     arguments.out.mkdir(parents=True, exist_ok=True)
     while work.done < arguments.rounds:
