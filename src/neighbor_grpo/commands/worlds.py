@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from neighbor_grpo.commands.options import Commands, count, place, random_seed
+from neighbor_grpo.errors import UserError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -15,11 +16,13 @@ if TYPE_CHECKING:
 
 def add(commands: Commands) -> None:
     """Add the commands."""
-    _add_world(commands, "scenes", "a red circle left of a blue square", (3500, 12000), _scene)
+    _add_distil(_add_world(commands, "scenes", "a red circle left of a blue square", (3500, 12000), _scene))
     _add_world(commands, "words", 'the word "KATO" in red', (3000, 12000), _word)
 
 
-def _add_world(commands: Commands, world: str, example: str, steps: tuple[int, int], drawing: "Callable[[str], Draw]") -> None:
+def _add_world(
+    commands: Commands, world: str, example: str, steps: tuple[int, int], drawing: "Callable[[str], Draw]"
+) -> Commands:
     parts = commands.add_parser(world, help=f"make the bundled model {world}, or draw its pictures by rule").add_subparsers(
         required=True, metavar="COMMAND"
     )
@@ -42,6 +45,19 @@ def _add_world(commands: Commands, world: str, example: str, steps: tuple[int, i
     render.add_argument("--seed", type=random_seed, default=0, help="default %(default)s")
     render.add_argument("--out", type=place, default=Path(world), help="output directory (default %(default)s)")
     render.set_defaults(command=run_render, drawing=drawing)
+    return parts
+
+
+def _add_distil(parts: Commands) -> None:
+    distil = parts.add_parser("distil", help="distil the bundled model to four steps; the same command goes on after a stop")
+    distil.add_argument("--out", type=place, required=True, help="output directory of the pipeline")
+    distil.add_argument("--rounds", type=count, default=8, help="rounds, each with new noises (default %(default)s)")
+    distil.add_argument("--steps", type=count, default=4000, help="optimizer steps of all rounds (default %(default)s)")
+    distil.add_argument("--pictures", type=count, default=16384, help="noises of a round (default %(default)s)")
+    distil.add_argument("--batch", type=count, default=256, help="pictures of an optimizer step (default %(default)s)")
+    distil.add_argument("--seed", type=random_seed, default=0, help="default %(default)s")
+    distil.add_argument("--device", choices=["cpu", "cuda", "mps"], default="cpu", help="default %(default)s")
+    distil.set_defaults(command=run_distil)
 
 
 def run_pretrain(arguments: argparse.Namespace) -> None:
@@ -53,6 +69,34 @@ def run_pretrain(arguments: argparse.Namespace) -> None:
     settings = Settings(arguments.vae_steps, arguments.steps, arguments.pictures, arguments.batch, arguments.seed)
     recipe = import_module(f"neighbor_grpo.worlds.{arguments.world}.pretrain").RECIPE
     pretrain(recipe, arguments.out, settings, arguments.device, arguments.keep)
+
+
+def run_distil(arguments: argparse.Namespace) -> None:
+    """Distil the bundled model into an empty directory, or go on with a distillation that was stopped."""
+    unfinished = arguments.out / "unfinished.pt"
+    begun = unfinished.is_file()
+    if not begun and arguments.out.exists() and any(arguments.out.iterdir()):
+        raise UserError(f"{arguments.out} is not empty: choose another --out")
+    import torch
+
+    settings = {name: getattr(arguments, name) for name in ("rounds", "steps", "pictures", "batch", "seed")}
+    state = torch.load(unfinished, map_location=arguments.device, weights_only=True) if begun else None
+    if state and state["settings"] != settings:
+        given = " ".join(f"--{name} {value}" for name, value in state["settings"].items())
+        raise UserError(f"{arguments.out} was begun with {given}: give the same, or choose another --out")
+    from neighbor_grpo.files import atomic
+    from neighbor_grpo.worlds.scenes.distil import Distillation
+
+    work = Distillation(**settings, device=arguments.device)
+    if state:
+        work.load_state(state)
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    while work.done < arguments.rounds:
+        work.round()
+        with atomic.writing(unfinished) as aside:
+            torch.save(work.state(), aside)
+    work.save(arguments.out)
+    unfinished.unlink()
 
 
 def _scene(prompt: str) -> "Draw":

@@ -97,7 +97,8 @@ class Config(Section):
         """Return the names of the rewards and metrics that are evaluated but not trained on."""
         if self.reward.watch is not None:
             return [name for name in self.reward.watch if name not in self.reward.train]
-        scenes = ["scenes_strict", "scenes_distance"] if self.model.path == self.prompts.path == "scenes" else []
+        drawn = self.prompts.path == "scenes" and self.model.path in ("scenes", "scenes_4")
+        scenes = ["scenes_strict", "scenes_distance"] if drawn else []
         several = ["diversity"] if self.evaluate.seeds > 1 else []
         names = [*scenes, *several, "jpeg_size", "grid_artefacts", "saturation", "sharpness"]
         return [name for name in names if name not in self.reward.train]

@@ -16,7 +16,7 @@ Name = Annotated[str, Field(min_length=1, max_length=4096)]
 class Model(ModelSettings):
     """Describe the model that is trained, and what of it."""
 
-    path: Place = Field("scenes", description="diffusers pipeline directory, hub id, or a bundled model: scenes")
+    path: Place = Field("scenes", description="diffusers pipeline directory, hub id, or a bundled model: scenes, scenes_4")
     lora: Lora | None = Field(Lora(), description="null = full fine-tuning")
     dtype: Literal["auto", "float32", "bfloat16"] = Field("auto", description="auto: bfloat16 on a GPU, float32 on a CPU")
     gradient_checkpointing: bool = Field(False, description="recompute activations: a third more compute for much less memory")

@@ -11,6 +11,7 @@ from neighbor_grpo.worlds.scenes.render import render
 from neighbor_grpo.worlds.scenes.world import SIZE, all_specs, sample_scene, sample_specs
 
 TEXT_LENGTH = 12
+FAMILY_SHARES = (0.15, 0.25, 0.25, 0.35)  # of the training prompts: more of the harder families
 
 
 def build_text() -> pretrain.Text:
@@ -21,7 +22,7 @@ def build_text() -> pretrain.Text:
 
 def pictures(n: int, rng: np.random.Generator) -> tuple[list[str], Tensor]:
     """Draw n training prompts and their pictures [n, 3, SIZE, SIZE], uint8."""
-    specs = sample_specs(n, rng, held_out=False, shares=(0.15, 0.25, 0.25, 0.35))  # more of the harder families
+    specs = sample_specs(n, rng, held_out=False, shares=FAMILY_SHARES)
     drawn = [(render(sample_scene(spec, rng), rng) * 255).round().astype(np.uint8) for spec in specs]
     return [spec.prompt for spec in specs], torch.from_numpy(np.stack(drawn))
 
