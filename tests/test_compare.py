@@ -78,7 +78,8 @@ def test_the_rate_is_chosen_on_the_other_seed(whole):
 def test_finished_runs_are_not_run_again(whole, capsys):
     before = {path: path.stat().st_mtime_ns for path in whole.glob("*/*/metrics.jsonl")}
     assert compare(whole.parent / "compare.yaml") == 0
-    assert "begins" not in capsys.readouterr().out and len(before) == 8
+    said = capsys.readouterr().out
+    assert said.startswith("neighbor, dance: seeds 0, 1, in ") and "begins" not in said and len(before) == 8
     assert before == {path: path.stat().st_mtime_ns for path in whole.glob("*/*/metrics.jsonl")}
 
 
@@ -178,3 +179,13 @@ def test_the_grid_grows_until_the_best_rate_is_inside(tiny_flux, tmp_path):
     assert compare(file) == 0
     tried = sorted(path.name for path in (tmp_path / "out" / "neighbor").glob("lr-*"))
     assert len(tried) == 3 and ("lr-0.01" in tried or "lr-1e-05" in tried)
+
+
+def test_a_try_ends_where_it_leaves_the_bounds_and_a_reported_seed_does_not(tiny_flux, tmp_path):
+    """The only diversity within the bounds is that before training, and training changes it at once."""
+    methods = [{"run": "neighbor", "method": SMALL["neighbor"]}]
+    bounds = {"diversity": {"fall": 0.0, "times": 1.0}}
+    file = comparison(tmp_path, tiny_flux, methods, tune={"lr": [1e-2], "seed": 7}, seeds=[0], bounds=bounds)
+    assert compare(file) == 0
+    ends = {name: files.read_metrics(tmp_path / "out" / "neighbor" / name)[-1]["iteration"] for name in ("lr-0.01", "seed-0")}
+    assert ends == {"lr-0.01": 1, "seed-0": 3} and files.finished(tmp_path / "out" / "neighbor" / "lr-0.01")

@@ -5,7 +5,7 @@ import re
 import sys
 
 from neighbor_grpo.commands.options import Commands, comparison_of, comparison_options, key_lines
-from neighbor_grpo.compare.settings import Comparison
+from neighbor_grpo.compare.settings import Comparison, with_budgets
 from neighbor_grpo.config import describe
 from neighbor_grpo.console import say
 from neighbor_grpo.errors import UserError
@@ -36,13 +36,17 @@ def run(arguments: argparse.Namespace) -> int:
     match = re.fullmatch(r"([1-9]\d*)/([1-9]\d*)", arguments.part)
     if not match or int(match[1]) > int(match[2]):
         raise UserError(f"--part takes K/N with K from 1 to N, for instance 2/4, not {arguments.part!r}")
+    nth = slice(int(match[1]) - 1, None, int(match[2]))
     comparison, entries = comparison_of(arguments)
+    names = ", ".join(entry.name for entry in entries[nth])
+    say(f"{names or 'no method in this part'}: seeds {', '.join(map(str, comparison.seeds))}, in {comparison.run_dir}")
+    entries = with_budgets(comparison, entries)  # libraries load here, for seconds
     from neighbor_grpo.compare.page import write
     from neighbor_grpo.compare.runs import run_all
     from neighbor_grpo.training.signals import SignalError
 
     try:
-        run_all(comparison, entries[int(match[1]) - 1 :: int(match[2])])
+        run_all(comparison, entries[nth])
     except SignalError as stop:
         say(f"neighbor-grpo: {stop}", sys.stderr)
         return 128 + stop.signum

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from neighbor_grpo.compare.settings import Comparison, Entry, read_comparison, with_budgets
+from neighbor_grpo.compare.settings import Comparison, Entry, read_comparison
 from neighbor_grpo.config import Config, Key, check_names, load_config
 from neighbor_grpo.config.keys import written
 from neighbor_grpo.config.reading import parse
@@ -131,11 +131,11 @@ def comparison_options(parser: argparse.ArgumentParser, example: str) -> None:
 
 
 def comparison_of(arguments: argparse.Namespace) -> tuple[Comparison, list[Entry]]:
-    """Return a comparison and its rows; all that they name is checked before a library is loaded."""
+    """Return a comparison and its rows, before their budgets are counted; all that they name is checked."""
     comparison, entries = read_comparison(arguments.config, arguments.overrides)
     for entry in entries:
         check_names(entry.config)
-    return comparison, with_budgets(comparison, entries)
+    return comparison, entries
 
 
 def key_lines(keys: "list[Key]") -> str:

@@ -5,6 +5,7 @@ import json
 from dataclasses import asdict
 
 from neighbor_grpo.commands.options import Commands, comparison_of, comparison_options, new_file, number
+from neighbor_grpo.compare.settings import with_budgets
 from neighbor_grpo.console import say
 from neighbor_grpo.files import atomic
 
@@ -32,6 +33,7 @@ def add(commands: Commands) -> None:
 def run(arguments: argparse.Namespace) -> None:
     """Print the tables and the advice."""
     comparison, entries = comparison_of(arguments)
+    entries = with_budgets(comparison, entries)
     from neighbor_grpo.training.study import advice, study, tables
 
     runs = {entry.name: entry.config for entry in entries}

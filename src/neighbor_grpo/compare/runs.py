@@ -1,13 +1,15 @@
 """The runs of a comparison: which to begin, to resume, or to leave as they are.
 
 Each is an ordinary run in its own directory, <run_dir>/<name>/seed-<n>, so the same command resumes a comparison that was
-stopped.  With `tune`, each method first runs with every learning rate of the grid on a seed of its own, in
-<run_dir>/<name>/lr-<rate>; the reported seeds use the best rate.
+stopped.  With `tune`, each method first tries every learning rate of the grid on a seed of its own, in
+<run_dir>/<name>/lr-<rate>; the reported seeds use the best rate.  A try ends where it leaves the bounds, since nothing after
+counts; reported seeds go on to the end.
 """
 
 import gc
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import redirect_stdout
+from functools import partial
 from math import ceil, inf
 from pathlib import Path
 
@@ -59,13 +61,19 @@ def tune_rate(entry: Entry, comparison: Comparison, say: Callable[[str], None]) 
     for _ in range(tune.extend + 1):
         for lr in more:
             runs[lr] = Path(comparison.run_dir) / entry.name / f"lr-{lr:g}"
-            train(with_rate(config, lr), runs[lr], tune.seed, say)
+            train(with_rate(config, lr), runs[lr], tune.seed, say, partial(has_left, runs[lr], comparison))
         chosen = choose_rate(runs, comparison)
         more = beyond(sorted(runs), chosen)
         if not more:
             break
     say(f"{entry.name}: optimizer.lr = {chosen:g}")
     return chosen
+
+
+def has_left(run: Path, comparison: Comparison) -> bool:
+    """Return whether a run has left the bounds."""
+    row = row_of("", [run], comparison)
+    return row.kept < row.measures["reward"].shape[1]
 
 
 def beyond(rates: Sequence[float], best: float) -> list[float]:
@@ -94,8 +102,11 @@ def choose_rate(runs: Mapping[float, Path], comparison: Comparison) -> float:
     return min(kept, key=merit) if kept else min(runs)
 
 
-def train(config: Config, run: Path, seed: int, say: Callable[[str], None]) -> None:
-    """Begin or resume a run unless it is finished or has diverged; write what it prints to <run>/log.txt."""
+def train(config: Config, run: Path, seed: int, say: Callable[[str], None], enough: Callable[[], bool] | None = None) -> None:
+    """Begin or resume a run unless it is finished or has diverged; write what it prints to <run>/log.txt.
+
+    enough: asked after every evaluation whether the run ends there.
+    """
     config = config.model_copy(update={"run_dir": str(run), "seed": seed})
     begun = (run / "config.yaml").is_file()
     if begun and files.read_config(run) != config:
@@ -105,7 +116,7 @@ def train(config: Config, run: Path, seed: int, say: Callable[[str], None]) -> N
     run.mkdir(parents=True, exist_ok=True)
     say(f"{run}: {'resumes' if begun else 'begins'}, {config.iterations} iterations at most")
     try:
-        _train_logged(config, run, begun)
+        _train_logged(config, run, begun, enough)
     except SignalError as stop:
         raise SignalError(stop.signum, THE_COMMAND) from stop
     except TrainingError:
@@ -117,10 +128,11 @@ def train(config: Config, run: Path, seed: int, say: Callable[[str], None]) -> N
         torch.cuda.empty_cache()
 
 
-def _train_logged(config: Config, run: Path, begun: bool) -> None:
+def _train_logged(config: Config, run: Path, begun: bool, enough: Callable[[], bool] | None) -> None:
     """Train and write what is printed to log.txt; also stop for a signal that came during the last iteration."""
     with (run / "log.txt").open("a") as log, redirect_stdout(log):
         trainer = Trainer.resume(run) if begun else Trainer(config)
+        trainer.enough = enough
         trainer.run()
     if trainer.stop.signum is not None:
         raise SignalError(trainer.stop.signum, THE_COMMAND)

@@ -4,7 +4,7 @@ Nothing random is kept between iterations (flow.streams), so a resumed run is th
 """
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Self
@@ -47,8 +47,8 @@ class Trainer:
             parts.leave()
             raise
         self.base = begun.base  # figures of the evaluation that later ones are compared with
-        self.learning = False  # the weights are between two iterations
-        self.hacked = False
+        self.enough: Callable[[], bool] | None = None  # asked after every evaluation: whether the run ends there
+        self.learning = self.ended = False  # the weights are between two iterations; the run stops early
         self.early = EarlyWarnings(self.config)
 
     @classmethod
@@ -115,15 +115,17 @@ class Trainer:
     def _conclude(self, figures: dict[str, float]) -> None:
         """Evaluate where it is time; record the last iteration; save where it is time."""
         self.unrecorded, every = figures, self.config.evaluate.every
-        if self._over() or (every and self.done % every == 0):
+        if evaluated := self._over() or bool(every and self.done % every == 0):
             figures |= self._evaluate(self.done)
-            self.hacked = self._is_hacked(figures)
+            self.ended = self._is_hacked(figures)
         self.stop.finished()
         line = {"iteration": self.done, **figures}
         if self.main:
             files.record(self.run_dir, line)
         self.trackers.figures(line)
         self.unrecorded = None
+        if evaluated and self.enough:
+            self.ended |= broadcast_object_list([self.enough()])[0]
         if self._over() or self.done % self.config.save_every == 0:
             self._save(self.done)
 
@@ -173,18 +175,17 @@ class Trainer:
 
     def _over(self) -> bool:
         """Return whether the run has had its iterations or its seconds, or stops early; the main rank's clock decides."""
-        if self.hacked or self.done >= self.config.iterations or self.config.seconds is None:
-            return self.hacked or self.done >= self.config.iterations
+        over = self.ended or self.done >= self.config.iterations
+        if over or self.config.seconds is None:
+            return over
         return broadcast_object_list([self.spent >= self.config.seconds])[0]
 
     def _is_hacked(self, figures: dict[str, float]) -> bool:
         """Return whether the trained reward has left a watched one behind by more than the run allows."""
-        limit = self.config.evaluate.early_stop
-        hacked = limit is not None and figures.get("eval/gap", 0.0) > limit
+        limit, gap = self.config.evaluate.early_stop, figures.get("eval/gap", 0.0)
+        hacked = limit is not None and gap > limit
         if hacked:
-            self.display.say(
-                f"stopped early: the trained reward has risen by {figures['eval/gap']:.2f} stds more than a watched one"
-            )
+            self.display.say(f"stopped early: the trained reward has risen by {gap:.2f} stds more than a watched one")
         return hacked
 
     # ---------------------------------------------------------------- evaluation
