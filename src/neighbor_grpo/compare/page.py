@@ -83,7 +83,7 @@ def draw_curves(rows: Sequence[Row], reward: float, file: Path) -> None:
     figure = Figure(figsize=(13.5, 3.6 * height), layout="constrained")
     axes = figure.subplots(height, 3, squeeze=False).flatten()
     for axis, (name, x) in zip(axes, panels, strict=False):
-        _draw_panel(axis, rows, name, x)
+        draw_panel(axis, rows, name, x)
         if name == "reward":
             axis.axhline(reward, color="gray", lw=0.8, ls=":")
         for limit in limits.get(x, ()):
@@ -96,7 +96,7 @@ def draw_curves(rows: Sequence[Row], reward: float, file: Path) -> None:
         figure.savefig(aside, dpi=110, format="png")
 
 
-def _draw_panel(axis: Axes, rows: Sequence[Row], name: str, against: str) -> None:
+def draw_panel(axis: Axes, rows: Sequence[Row], name: str, against: str) -> None:
     """Draw a measure of all methods against a cost or another measure."""
     for n, row in enumerate(rows):
         x = {**row.measures, **row.costs}[against].mean(0)
