@@ -224,7 +224,6 @@ def group(model: Any, config: Any, prompts: int = 2) -> tuple[list[str], Any, An
     from neighbor_grpo.methods.advantage import combine, quasi_norm
     from neighbor_grpo.models.sampling import decode
     from neighbor_grpo.models.text_cache import TextCache, cache_directory
-    from neighbor_grpo.prompts.schedule import scheduled
     from neighbor_grpo.rewards.set import load_rewards
     from neighbor_grpo.training.collector import Collector
     from neighbor_grpo.training.phases import Phases
@@ -234,14 +233,13 @@ def group(model: Any, config: Any, prompts: int = 2) -> tuple[list[str], Any, An
     rewards = load_rewards(list(config.reward.train), config.reward.scorers)
     accelerator = Accelerator(cpu=model.device.type == "cpu", mixed_precision="no")
     collector = Collector(model, texts, read, rewards, range(prompts), config, accelerator, Phases(model.device))
-    got = collector.collect(0)
+    got, prompts_of = collector.collect(0), collector.experience(0).texts
     weights = torch.tensor(list(config.reward.train.values()))
     credit = partial(config.method.credit, got.tree)
     advantages = quasi_norm(combine(credit, got.rewards, got.pool, weights, config.reward.aggregate), config.method.p)
-    indices = scheduled(len(read), config.prompts.per_iteration, 0, config.seed)[:prompts]
     images = decode(model, got.tree.leaves, config.batch.decode)
     return (
-        [read[n].text for n in indices],
+        list(prompts_of),
         images.float().clamp(0, 1),
         torch.einsum("m,mpg->pg", weights.double(), got.rewards.double()),
         advantages,
