@@ -5,7 +5,7 @@
 --model: a preset of a model: flux_dev, sd35_medium, qwen_image, z_image_turbo, wan21_t2v, ... (`neighbor-grpo presets`).
 ROW: a preset of a method, or of FLUX.1-dev a row of the paper's table (default: the paper's three rows, DanceGRPO and
 MixGRPO), with one prompt for each GPU and blank conditioning.  The reward is the brightness of a picture, which costs nothing.
-Utilisation (MFU): the plan's FLOPs per second over the bf16 matrix rate measured on the same device.
+Memory: the largest of all phases after the prompts are encoded, which is left out here.  Utilisation (MFU): the plan's FLOPs per second over the bf16 matrix rate measured on the same device.
 key=value: for instance model.height=512 model.quantize=nf4, model.compile=true, model.fp8_rollout=true.
 --profile: also the share of the time in which the device works, the host's waits for it, and the kernels that take most.
 --tiny: one layer of each kind with two heads instead, at 64 x 64 pixels, on any device, to try the benchmark itself.
@@ -37,6 +37,7 @@ from presets import PUBLISHED  # noqa: E402
 
 from neighbor_grpo.config import Config, load_config, preset_names, read_preset  # noqa: E402
 from neighbor_grpo.console import silence_libraries  # noqa: E402
+from neighbor_grpo.models.backends import choose_attention, leave_out_cudnn  # noqa: E402
 from neighbor_grpo.models.family import Family  # noqa: E402
 from neighbor_grpo.models.quantization import quantization, quantize_loaded  # noqa: E402
 from neighbor_grpo.models.registry import Parts  # noqa: E402
@@ -81,7 +82,11 @@ def model_of(config: Config, device: torch.device, dtype: torch.dtype) -> Family
         return kind.from_pretrained(place, dtype=dtype, quantization_config=config)
 
     torch.manual_seed(0)
-    return parts.build(component, device, dtype, chosen)
+    model = parts.build(component, device, dtype, chosen)
+    leave_out_cudnn()
+    if chosen.attention:
+        choose_attention(model.transformer, chosen.attention)
+    return model
 
 
 def make_tiny(place: Path) -> None:
@@ -162,7 +167,7 @@ def row(name: str, config: Config, iterations: int, profile: bool) -> None:
     print(
         f"| {name} | {forwards} | {trained} | {median['all']:.2f} ({min(seconds['all']):.2f} to "
         f"{max(seconds['all']):.2f}) | {', '.join(f'{phase} {median[phase]:.2f}' for phase in PHASES)} | "
-        f"{share['rollout']:.0%} | {share['update']:.0%} | {memory} | {held.peak / 1e9:.1f} GB |",
+        f"{share['rollout']:.0%} | {share['update']:.0%} | {memory} | {max(map(held.bytes, held.phases.keys() - {'encode'})) / 1e9:.2f} GB |",
         flush=True,
     )
 

@@ -1,5 +1,7 @@
 """Faster kernels for a transformer: attention backends and torch.compile."""
 
+import torch
+
 from neighbor_grpo.errors import UserError
 from neighbor_grpo.models.experts import Transformer
 
@@ -13,6 +15,16 @@ def choose_attention(transformer: Transformer, name: str) -> None:
         transformer.set_attention_backend(name)
     except (ValueError, ImportError, RuntimeError) as error:
         raise UserError(f"model.attention={name}: {' '.join(str(error).split())}") from error
+
+
+def leave_out_cudnn() -> None:
+    """Take cuDNN's attention out of what torch chooses from, for all models of the process.
+
+    Since torch 2.11 it comes first on an H100, and there its backward reads outside of its tensors for FLUX in bfloat16 (an
+    illegal memory access), or returns NaN (pytorch issue 196678).  Flash attention is as fast; `model.attention=_native_cudnn`
+    still takes cuDNN's.
+    """
+    torch.backends.cuda.enable_cudnn_sdp(False)
 
 
 def compile_blocks(transformer: Transformer) -> None:

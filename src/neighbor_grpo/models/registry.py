@@ -14,7 +14,7 @@ from diffusers import ModelMixin, SchedulerMixin
 
 from neighbor_grpo.errors import UserError, shown
 from neighbor_grpo.models.adapters import read_loras
-from neighbor_grpo.models.backends import choose_attention
+from neighbor_grpo.models.backends import choose_attention, leave_out_cudnn
 from neighbor_grpo.models.directory import INDEX, Index, check_directory, read_index, read_object
 from neighbor_grpo.models.errors import failing
 from neighbor_grpo.models.family import Family
@@ -95,6 +95,7 @@ def load_model(
     with reading(path_or_id):
         model = parts.build(component, torch.device(device), dtype, chosen)
     attach_base(model.transformer, chosen.base_loras)
+    leave_out_cudnn()
     if chosen.attention:
         choose_attention(model.transformer, chosen.attention)
     return model
