@@ -5,7 +5,8 @@
 --model: a preset of a model: flux_dev, sd35_medium, qwen_image, z_image_turbo, wan21_t2v, ... (`neighbor-grpo presets`).
 ROW: a preset of a method, or of FLUX.1-dev a row of the paper's table (default: the paper's three rows, DanceGRPO and
 MixGRPO), with one prompt for each GPU and blank conditioning.  The reward is the brightness of a picture, which costs nothing.
-Memory: the largest of all phases after the prompts are encoded, which is left out here.  Utilisation (MFU): the plan's FLOPs per second over the bf16 matrix rate measured on the same device.
+Planned: memory of the largest phase but the encoders', which have no weights here.  Utilisation (MFU): the plan's FLOPs per
+second over the bf16 matrix rate measured on the same device.
 key=value: for instance model.height=512 model.quantize=nf4, model.compile=true, model.fp8_rollout=true.
 --profile: also the share of the time in which the device works, the host's waits for it, and the kernels that take most.
 --tiny: one layer of each kind with two heads instead, at 64 x 64 pixels, on any device, to try the benchmark itself.
@@ -163,11 +164,12 @@ def row(name: str, config: Config, iterations: int, profile: bool) -> None:
     flops = held.flops(forwards, config.method.group_size, trained)
     median = {phase: statistics.median(times) for phase, times in seconds.items()}
     share = {phase: work / median[phase] / matrix_rate(device, dtype) for phase, work in flops.items()}
+    plan = max(map(held.bytes, held.phases.keys() - {"encode"}))
     memory = f"{peak / 1e9:.2f} GB" if peak else "not a GPU"
     print(
         f"| {name} | {forwards} | {trained} | {median['all']:.2f} ({min(seconds['all']):.2f} to "
         f"{max(seconds['all']):.2f}) | {', '.join(f'{phase} {median[phase]:.2f}' for phase in PHASES)} | "
-        f"{share['rollout']:.0%} | {share['update']:.0%} | {memory} | {max(map(held.bytes, held.phases.keys() - {'encode'})) / 1e9:.2f} GB |",
+        f"{share['rollout']:.0%} | {share['update']:.0%} | {memory} | {plan / 1e9:.2f} GB |",
         flush=True,
     )
 
