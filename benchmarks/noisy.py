@@ -16,7 +16,7 @@ from torch import Tensor
 
 from neighbor_grpo.worlds.scenes.verify import scenes, scenes_strict
 
-HIGH = 0.3  # graded score from which `scarce` is 1
+HIGH = 0.275  # graded score from which `scarce` is 1
 
 
 def chances(images: Tensor) -> list[float]:

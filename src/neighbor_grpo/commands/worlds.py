@@ -50,10 +50,10 @@ def _add_world(
 
 def _add_distil(parts: Commands) -> None:
     distil = parts.add_parser("distil", help="distil the bundled model to four steps; the same command goes on after a stop")
-    distil.add_argument("--out", type=place, required=True, help="output directory of the pipeline")
+    distil.add_argument("--out", type=place, required=True, help="output directory of the pipeline, written every round")
     distil.add_argument("--rounds", type=count, default=8, help="rounds, each with new noises (default %(default)s)")
-    distil.add_argument("--steps", type=count, default=4000, help="optimizer steps of all rounds (default %(default)s)")
-    distil.add_argument("--pictures", type=count, default=16384, help="noises of a round (default %(default)s)")
+    distil.add_argument("--steps", type=count, default=3200, help="optimizer steps of all rounds (default %(default)s)")
+    distil.add_argument("--pictures", type=count, default=8192, help="noises of a round (default %(default)s)")
     distil.add_argument("--batch", type=count, default=256, help="pictures of an optimizer step (default %(default)s)")
     distil.add_argument("--seed", type=random_seed, default=0, help="default %(default)s")
     distil.add_argument("--device", choices=["cpu", "cuda", "mps"], default="cpu", help="default %(default)s")
@@ -93,9 +93,9 @@ def run_distil(arguments: argparse.Namespace) -> None:
     arguments.out.mkdir(parents=True, exist_ok=True)
     while work.done < arguments.rounds:
         work.round()
+        work.save(arguments.out)
         with atomic.writing(unfinished) as aside:
             torch.save(work.state(), aside)
-    work.save(arguments.out)
     unfinished.unlink()
 
 

@@ -84,7 +84,7 @@ class Ocr:
         if self.detect:
             return [self._attempt(self._lines, picture) for picture in bgr]
         found = self._attempt(self._whole, list(bgr))
-        return [found] * len(bgr) if isinstance(found, OcrError) else found
+        return [found] * len(bgr) if isinstance(found, OcrError) else [*found]
 
     def _lines(self, picture: Any) -> str:
         return "".join(self.engine(picture).txts or ())

@@ -75,7 +75,7 @@ def build_vae(channels: tuple[int, ...], latent_channels: int, sample_size: int 
         layers_per_block=1,
         latent_channels=latent_channels,
         norm_num_groups=8,
-        sample_size=sample_size,  # type: ignore[arg-type]  # declared as one number, but its height and width are taken too
+        sample_size=sample_size,
         use_quant_conv=False,
         use_post_quant_conv=False,
         mid_block_add_attention=False,

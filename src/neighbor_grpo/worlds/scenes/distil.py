@@ -155,6 +155,5 @@ class Distillation:
 
     def save(self, out: Path) -> None:
         """Write the averaged student as a FluxPipeline directory, transformer and VAE in half precision."""
-        self.pipe.transformer = self.average.module.half()
-        self.pipe.vae.half()
-        self.pipe.save_pretrained(out)
+        parts = {"transformer": deepcopy(self.average.module).half(), "vae": deepcopy(self.pipe.vae).half()}
+        FluxPipeline(**self.pipe.components | parts).save_pretrained(out)
