@@ -42,6 +42,7 @@ def test_a_distillation_that_was_stopped_ends_with_the_same_weights(tmp_path, ca
     with monkeypatch.context() as patch:
         patch.setattr(Distillation, "round", stopped_after_one(Distillation.round))
         assert cli.main([*command, str(stopped)]) == 130
+    DiffusionPipeline.from_pretrained(stopped)  # the student of the first round
     assert cli.main([*command[:-1], "--seed", "1", "--out", str(stopped)]) == 2
     assert "give the same, or choose another --out" in capsys.readouterr().err
     assert cli.main([*command, str(stopped)]) == 0
