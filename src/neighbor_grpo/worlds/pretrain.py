@@ -21,6 +21,7 @@ from tokenizers.models import BPE
 from tokenizers.pre_tokenizers import Whitespace
 from tokenizers.trainers import BpeTrainer
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer, T5Config, T5EncoderModel, T5Tokenizer
 
 from neighbor_grpo.errors import UserError
@@ -29,6 +30,8 @@ from neighbor_grpo.flow.path import shift_time
 
 SHIFT = 3.0  # time shift of sampling and of training
 SAVE_EVERY = 500  # steps
+# Not cuDNN's attention, which some torch prefers on an H100: with torch 2.11 its backward fails in bfloat16.
+ATTENTION = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 UNFINISHED = "unfinished.pt"  # in the directory of a recipe that has more to do
 Loss: TypeAlias = Callable[[torch.Generator], Tensor]
 Text: TypeAlias = "tuple[CLIPTokenizer, CLIPTextModel, T5Tokenizer, T5EncoderModel]"
@@ -287,11 +290,12 @@ def pretrain(recipe: Recipe, out: Path, settings: Settings, device: str, keep: b
     pad = {"padding": "max_length", "truncation": True, "return_tensors": "pt"}
     ids = tuple(tokenizer(prompts, **pad).input_ids.to(device) for tokenizer in (clip_tokenizer, t5_tokenizer))
     phase, loss = flow_phase(vae, parts, latents, ids, settings)
-    for _ in phase.run(loss, device, state.get(phase.name)):
-        for place in (out, out / f"step-{phase.step}") if keep else (out,):
-            _save_pipeline(place, vae, dict(phase.best.named_children()), clip_tokenizer, t5_tokenizer)
-        state[phase.name] = phase.state()
-        _save_state(out, state)
+    with sdpa_kernel(ATTENTION):
+        for _ in phase.run(loss, device, state.get(phase.name)):
+            for place in (out, out / f"step-{phase.step}") if keep else (out,):
+                _save_pipeline(place, vae, dict(phase.best.named_children()), clip_tokenizer, t5_tokenizer)
+            state[phase.name] = phase.state()
+            _save_state(out, state)
     (out / UNFINISHED).unlink()
 
 
