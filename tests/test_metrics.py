@@ -10,7 +10,8 @@ from neighbor_grpo.evaluate.metrics import (
     sharpness,
 )
 from neighbor_grpo.rewards.registry import REWARDS
-from neighbor_grpo.worlds.scenes.distance import kernel_distance, scenes_distance
+from neighbor_grpo.worlds.distance import kernel_distance
+from neighbor_grpo.worlds.scenes.distance import scenes_distance
 from neighbor_grpo.worlds.scenes.render import render
 from neighbor_grpo.worlds.scenes.world import sample_scene, sample_specs
 

@@ -23,6 +23,7 @@ from neighbor_grpo.methods.neighbor import Neighbor
 from neighbor_grpo.methods.protocol import check_copy
 from neighbor_grpo.models.settings import Device, Place, Positive, Section, Seed
 
+_OF_WORLDS = {"scenes": ["scenes_strict", "scenes_distance"], "words": ["words_exact", "words_distance"]}
 AnyMethod = Annotated[Method, PlainValidator(read_method), PlainSerializer(write_method)]
 
 
@@ -97,8 +98,8 @@ class Config(Section):
         """Return the names of the rewards and metrics that are evaluated but not trained on."""
         if self.reward.watch is not None:
             return [name for name in self.reward.watch if name not in self.reward.train]
-        drawn = self.prompts.path == "scenes" and self.model.path in ("scenes", "scenes_4")
-        scenes = ["scenes_strict", "scenes_distance"] if drawn else []
+        drawn = self.model.path.removesuffix("_4") == self.prompts.path  # scenes_4 draws scenes too
+        own = _OF_WORLDS.get(self.prompts.path, []) if drawn else []
         several = ["diversity"] if self.evaluate.seeds > 1 else []
-        names = [*scenes, *several, "jpeg_size", "grid_artefacts", "saturation", "sharpness"]
+        names = [*own, *several, "jpeg_size", "grid_artefacts", "saturation", "sharpness"]
         return [name for name in names if name not in self.reward.train]

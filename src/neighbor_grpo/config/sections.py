@@ -16,7 +16,9 @@ Name = Annotated[str, Field(min_length=1, max_length=4096)]
 class Model(ModelSettings):
     """Describe the model that is trained, and what of it."""
 
-    path: Place = Field("scenes", description="diffusers pipeline directory, hub id, or a bundled model: scenes, scenes_4")
+    path: Place = Field(
+        "scenes", description="diffusers pipeline directory, hub id, or a bundled model: scenes, scenes_4, words"
+    )
     lora: Lora | None = Field(Lora(), description="null = full fine-tuning")
     dtype: Literal["auto", "float32", "bfloat16"] = Field("auto", description="auto: bfloat16 on a GPU, float32 on a CPU")
     gradient_checkpointing: bool = Field(False, description="recompute activations: a third more compute for much less memory")
@@ -40,7 +42,7 @@ class Prompts(Section):
     path: Place = Field(
         "scenes",
         description=".txt, .jsonl, .json, .csv, .tsv or .parquet file, a dataset (directory or hub id), - for the standard "
-        "input, or 'scenes'",
+        "input, or a bundled world's: scenes, words",
     )
     key: Name | None = Field(None, description="column of the texts; null = prompt, or the only one that can be it")
     split: Name | None = Field(None, description="split of a dataset; null = the only one")

@@ -14,6 +14,7 @@ from neighbor_grpo.errors import UserError
 from neighbor_grpo.files.images import key_frames
 from neighbor_grpo.rewards.jpeg import jpeg_bytes
 from neighbor_grpo.worlds.scenes.distance import scenes_distance
+from neighbor_grpo.worlds.words.distance import words_distance
 
 # (pictures [P, S, 3, H, W] in [0, 1], prompts [P]) -> values [P], or [] for the whole set
 Function = Callable[[Tensor, list[str]], Tensor]
@@ -120,6 +121,7 @@ _ALL = (
     Metric("diversity", diversity),
     Metric("jpeg_size", jpeg_size),
     Metric("scenes_distance", scenes_distance, whole_set=True),
+    Metric("words_distance", words_distance, whole_set=True),
     Metric("grid_artefacts", grid_artefacts),
     Metric("saturation", saturation),
     Metric("sharpness", sharpness),

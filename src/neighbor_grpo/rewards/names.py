@@ -16,6 +16,7 @@ REWARDS = (
     "scenes",
     "scenes_strict",
     "scenes_sparse",
+    "words_exact",
     "jpeg_compressibility",
     "jpeg_incompressibility",
     "hpsv2.1",
@@ -27,7 +28,16 @@ REWARDS = (
     "ocr",
     "geneval",
 )
-METRICS = ("diversity", "jpeg_size", "scenes_distance", "grid_artefacts", "saturation", "sharpness", "motion")
+METRICS = (
+    "diversity",
+    "jpeg_size",
+    "scenes_distance",
+    "words_distance",
+    "grid_artefacts",
+    "saturation",
+    "sharpness",
+    "motion",
+)
 WIN_RATE = "win_rate:"  # before the name of a reward: the share of its group that a picture beats
 
 

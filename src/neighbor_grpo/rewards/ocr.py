@@ -3,7 +3,7 @@
 import importlib
 import re
 from collections.abc import Callable
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Annotated, Any, TypeVar
 
 import torch
@@ -19,6 +19,7 @@ _SINGLE = re.compile(r"(?<!\w)['‘](\S.*?)(?<=\S)['’](?!\w)")  # wraps a phra
 
 
 _BATCH = 32  # pictures that are read at once
+_LAST: dict[tuple[float, bytes], "list[str | OcrError]"] = {}  # what was read last: `ocr` and `words_exact` ask for the same
 _Read = TypeVar("_Read")
 
 
@@ -37,11 +38,15 @@ def text_score(target: str, read: str) -> float:
 
     Both texts are compared in lower case and without spaces.
     """
-    target, read = ("".join(text.lower().split()) for text in (target, read))
+    target, read = _plain(target), _plain(read)
     if target in read:
         return 1.0
     distance = _extra("rapidfuzz.distance").Levenshtein.distance(target, read)
     return 1 - min(distance, len(target)) / len(target)
+
+
+def _plain(text: str) -> str:
+    return "".join(text.lower().split())
 
 
 def _extra(module: str) -> Any:
@@ -49,6 +54,18 @@ def _extra(module: str) -> Any:
         return importlib.import_module(module)
     except ImportError as error:
         raise UserError(f"the reward ocr cannot import {module} ({error}): pip install 'neighbor-grpo[ocr]'") from error
+
+
+@lru_cache(maxsize=2)
+def _engine(confidence: float, detect: bool) -> Any:
+    for module in ("onnxruntime", "rapidfuzz.distance"):
+        _extra(module)
+    params = {"Global.log_level": "critical", "Global.use_cls": False, "Global.text_score": confidence}
+    if not detect:  # no wider than the pictures are, where the engine would fill them up to 320 x 48
+        params |= {"Rec.rec_img_shape": [3, 48, 48], "Rec.rec_batch_num": _BATCH}
+    # one number of threads decides for every library: processes side by side would hinder one another
+    params["EngineConfig.onnxruntime.intra_op_num_threads"] = torch.get_num_threads()
+    return _extra("rapidocr").RapidOCR(params=params)
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -61,18 +78,12 @@ class Ocr:
 
     confidence: Annotated[float, Field(ge=0, le=1, description="least confidence of a line that is read")] = 0.5
     detect: Annotated[bool, Field(description="look for lines first; without, each picture is read as one line")] = True
+    exact: Annotated[bool, Field(description="score 1 where exactly the text is read, else 0")] = False
 
     @cached_property
     def engine(self) -> Any:
         """Return the engine, loaded at the first use.  Raises UserError if it is not installed."""
-        for module in ("onnxruntime", "rapidfuzz.distance"):
-            _extra(module)
-        params = {"Global.log_level": "critical", "Global.use_cls": False, "Global.text_score": self.confidence}
-        if not self.detect:  # no wider than the pictures are, where the engine would fill them up to 320 x 48
-            params |= {"Rec.rec_img_shape": [3, 48, 48], "Rec.rec_batch_num": _BATCH}
-        # one number of threads decides for every library: processes side by side would hinder one another
-        params["EngineConfig.onnxruntime.intra_op_num_threads"] = torch.get_num_threads()
-        return _extra("rapidocr").RapidOCR(params=params)
+        return _engine(self.confidence, self.detect)
 
     def load(self) -> None:
         """Load the engine."""
@@ -83,8 +94,12 @@ class Ocr:
         bgr = to_bytes(images).flip(1).permute(0, 2, 3, 1).contiguous().numpy()  # the engine expects blue first
         if self.detect:
             return [self._attempt(self._lines, picture) for picture in bgr]
-        found = self._attempt(self._whole, list(bgr))
-        return [found] * len(bgr) if isinstance(found, OcrError) else [*found]
+        key = (self.confidence, bgr.tobytes())
+        if key not in _LAST:
+            found = self._attempt(self._whole, list(bgr))
+            _LAST.clear()
+            _LAST[key] = [found] * len(bgr) if isinstance(found, OcrError) else [*found]
+        return _LAST[key]
 
     def _lines(self, picture: Any) -> str:
         return "".join(self.engine(picture).txts or ())
@@ -102,11 +117,12 @@ class Ocr:
     def __call__(self, images: Tensor, prompts: list[str], metadata: list[dict[str, Any]]) -> list[float | Exception]:
         """Score pictures [N, 3, H, W]."""
         self.load()
-        return [_score(*row) for row in zip(self.read(images), prompts, metadata, strict=True)]
+        return [self._score(*row) for row in zip(self.read(images), prompts, metadata, strict=True)]
 
-
-def _score(read: str | OcrError, prompt: str, metadata: dict[str, Any]) -> float | Exception:
-    target = metadata.get("text") or quoted(prompt)
-    if not isinstance(target, str) or not target.strip():
-        return ValueError('the prompt quotes no text: put it in double quotes, or in the metadata as "text"')
-    return read if isinstance(read, OcrError) else text_score(target, read)
+    def _score(self, read: str | OcrError, prompt: str, metadata: dict[str, Any]) -> float | Exception:
+        target = metadata.get("text") or quoted(prompt)
+        if not isinstance(target, str) or not target.strip():
+            return ValueError('the prompt quotes no text: put it in double quotes, or in the metadata as "text"')
+        if isinstance(read, OcrError):
+            return read
+        return float(_plain(target) == _plain(read)) if self.exact else text_score(target, read)

@@ -25,6 +25,7 @@ REWARDS: dict[str, Reward] = {  # functions, and instances with their default se
     "scenes": scenes,
     "scenes_strict": scenes_strict,
     "scenes_sparse": scenes_sparse,
+    "words_exact": Ocr(confidence=0.0, detect=False, exact=True),
     "jpeg_compressibility": jpeg_compressibility,
     "jpeg_incompressibility": jpeg_incompressibility,
     "hpsv2.1": HPSv21(),

@@ -1,62 +1,19 @@
 """The distance of pictures to the renderer's own."""
 
-from functools import lru_cache
-
 import numpy as np
-import torch
-import torch.nn.functional as F
 from torch import Tensor
 
+from neighbor_grpo.worlds.distance import renderer_distance
 from neighbor_grpo.worlds.scenes.render import render
 from neighbor_grpo.worlds.scenes.world import parse, sample_scene
 
 BANDWIDTH = 1.0
 
 
-def kernel_distance(a: Tensor, b: Tensor, bandwidth: float, within_b: float | None = None) -> float:
-    """Estimate the maximum mean discrepancy with the kernel exp(-||x - y||^2 / (2·bandwidth^2)).
-
-    a [n, d], b [m, d]; within_b: `within(b, bandwidth)` where it is known.  Returns the root of the unbiased estimate of its
-    square, 0 where that estimate is negative.  KID is the square itself.
-    """
-    if within_b is None:
-        within_b = within(b, bandwidth)
-    return max(within(a, bandwidth) + within_b - 2 * _kernel_sum(a, b, bandwidth) / (len(a) * len(b)), 0.0) ** 0.5
-
-
-def within(x: Tensor, bandwidth: float) -> float:
-    """Return the mean of the kernel over pairs of different rows of x [n, d]."""
-    return (_kernel_sum(x, x, bandwidth) - len(x)) / (len(x) * (len(x) - 1))
-
-
-def _kernel_sum(x: Tensor, y: Tensor, bandwidth: float) -> float:
-    scale = -1 / (2 * bandwidth**2)
-    parts = (torch.cdist(rows, y).square_().mul_(scale).exp_().sum(dtype=torch.float64) for rows in x.split(1024))
-    return float(sum(parts))
-
-
-def _patches(images: Tensor, n: int = 6000) -> Tensor:
-    """Take n of the pictures' 8 x 8 patches, at fixed places for each number of pictures, [N, 3, H, W] -> [n, 192]."""
-    patches = F.unfold(images.float(), 8, stride=4).transpose(1, 2).flatten(0, 1)
-    return patches[torch.randperm(len(patches), generator=torch.Generator().manual_seed(0))[:n]]
-
-
 def scenes_distance(images: Tensor, prompts: list[str]) -> Tensor:
-    """Measure the kernel distance, times 100, to the renderer's own pictures of the same prompts.
-
-    Features: the pixels of 8 x 8 patches.  The reference holds four of the renderer's pictures for each given
-    picture, with fixed seeds.
-    """
-    # Patches show what a hacked reward changes first (colours, smears, textures), wherever an object lies.  They do not show
-    # that all pictures have become alike: `diversity` does.
-    reference, inside = _reference(tuple(prompts), 4 * images.shape[1])
-    return torch.tensor(100 * kernel_distance(_patches(images.flatten(0, 1)), reference, BANDWIDTH, inside))
+    """Measure the kernel distance to the renderer's scenes of the same prompts; see `renderer_distance`."""
+    return renderer_distance(images, prompts, _draw, BANDWIDTH)
 
 
-@lru_cache(maxsize=2)  # every evaluation of a run asks for the same
-def _reference(prompts: tuple[str, ...], pictures: int) -> tuple[Tensor, float]:
-    """Return patches of the renderer's pictures of each prompt, and the kernel's mean within them."""
-    rng = np.random.default_rng(0)
-    specs = [parse(prompt) for prompt in prompts for _ in range(pictures)]
-    patches = _patches(torch.from_numpy(np.stack([render(sample_scene(spec, rng), rng) for spec in specs])))
-    return patches, within(patches, BANDWIDTH)
+def _draw(prompt: str, rng: np.random.Generator) -> np.ndarray:
+    return render(sample_scene(parse(prompt), rng), rng)
