@@ -2,4 +2,5 @@
 
 from neighbor_grpo.cli import entry
 
-entry()
+if __name__ == "__main__":  # a process that this one spawns imports the module too
+    entry()

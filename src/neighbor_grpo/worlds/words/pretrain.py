@@ -4,14 +4,18 @@ Its VAE halves the picture twice only, so that thin letters stay readable, and l
 spell words that it never saw.
 """
 
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+
 import numpy as np
 import torch
 from torch import Tensor
 
 from neighbor_grpo.worlds import pretrain
-from neighbor_grpo.worlds.words.render import render
+from neighbor_grpo.worlds.words.render import render_all
 from neighbor_grpo.worlds.words.world import COLOURS, HEIGHT, LETTERS, WIDTH, sample_specs
 
+PART = 1000  # pictures that a process draws at a time
 CLIP_LENGTH, T5_LENGTH = 32, 16  # CLIP takes the other words letter by letter too
 
 
@@ -29,9 +33,10 @@ def build_text() -> pretrain.Text:
 def pictures(n: int, rng: np.random.Generator) -> tuple[list[str], Tensor]:
     """Draw n training prompts and their pictures [n, 3, HEIGHT, WIDTH], uint8."""
     specs = sample_specs(n, rng, held_out=False)
-    drawn = np.empty((n, 3, HEIGHT, WIDTH), np.uint8)
-    for row, spec in enumerate(specs):
-        drawn[row] = (render(spec, rng) * 255).round()
+    parts = [specs[at : at + PART] for at in range(0, n, PART)]
+    seeds = rng.bit_generator.seed_seq.spawn(len(parts))  # type: ignore[attr-defined]  # one of each part: any processes will do
+    with ProcessPoolExecutor(mp_context=get_context("spawn")) as pool:  # not forked: a GPU may be in use
+        drawn = np.concatenate(list(pool.map(render_all, parts, seeds)))
     return [spec.prompt for spec in specs], torch.from_numpy(drawn)
 
 

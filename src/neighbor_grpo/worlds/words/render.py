@@ -1,5 +1,6 @@
 """The renderer: a word in one of the DejaVu typefaces that matplotlib ships, at any place of the picture."""
 
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
@@ -17,6 +18,15 @@ _MARGIN = 2  # pixels kept free at the border
 @cache
 def _font(face: str, size: int) -> ImageFont.FreeTypeFont:
     return ImageFont.truetype(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / f"{face}.ttf", size)
+
+
+def render_all(specs: Sequence[Spec], seed: np.random.SeedSequence) -> np.ndarray:
+    """Draw words as bytes [n, 3, HEIGHT, WIDTH]."""
+    rng = np.random.default_rng(seed)
+    drawn = np.empty((len(specs), 3, HEIGHT, WIDTH), np.uint8)
+    for row, spec in enumerate(specs):
+        drawn[row] = (render(spec, rng) * 255).round()
+    return drawn
 
 
 def render(spec: Spec, rng: np.random.Generator) -> np.ndarray:
