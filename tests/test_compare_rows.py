@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from comparisons import comparison
 
-from neighbor_grpo.compare.rows import Nfe, Row, crossing
+from neighbor_grpo.compare.rows import Nfe, Reached, Row, crossing
 from neighbor_grpo.compare.runs import beyond, choose_rate
 from neighbor_grpo.compare.settings import Bound, Rise, load_comparison
 from neighbor_grpo.compare.tables import Target, final_table, target
@@ -71,7 +71,7 @@ def test_the_reward_to_reach_is_the_highest_of_the_best_named_run_within_the_bou
     strict = {"strict": Bound(least=0.8)}
     assert reached(["hacks", "keeps"]).reward == 5.0
     assert reached(["hacks", "keeps"], strict) == Target(3.0, "3, which keeps reaches within the bounds")
-    assert reached("hacks", strict).reward == 0.0  # it leaves the bounds at once
+    assert reached("hacks", strict).reward == pytest.approx(1.25)  # strict falls from 1 to 0.2: a quarter of the way
     assert reached("ours").reward == reached(None).reward == reached(["not finished"]).reward == 9.0
     assert reached(4.5) == Target(4.5, "4.5")
     assert reached(Rise(times=1.5)).reward == 0.0  # all start at 0
@@ -80,14 +80,17 @@ def test_the_reward_to_reach_is_the_highest_of_the_best_named_run_within_the_bou
 
 
 def test_a_run_counts_until_its_mean_leaves_the_bounds():
-    """Reward 0, 1, 2, 3; the mean of the damage over seeds 0, 1, 3, 1: it leaves [., 2] at the third point and stays out."""
+    """Reward 0, 1, 2, 3; the mean of the damage over seeds 0, 1, 3, 1: it leaves [., 2] half of the way to the third point."""
     measures = {
         "reward": np.array([[0.0, 1.0, 2.0, 3.0]] * 2),
         "damage": np.array([[0.0, 2.0, 2.0, 1.0], [0.0, 0.0, 4.0, 1.0]]),
     }
     one = replace(row("a", {"pictures": np.array([[0.0, 10, 20, 30]] * 2)}, measures), bounds={"damage": Bound(most=2.0)})
-    assert one.kept == 2 and one.highest == 1.0
-    assert one.cost_to_reach(0.5, "pictures").by_mean == 5.0 and one.cost_to_reach(1.5, "pictures").by_mean is None
+    assert one.kept == 2.5 and one.highest == 1.5
+    assert one.cost_to_reach(0.5, "pictures").by_mean == 5.0 and one.cost_to_reach(1.6, "pictures").by_mean is None
+    assert one.cost_to_reach(1.25, "pictures") == Reached(12.5, [12.5, 12.5])
+    lost = replace(one, measures=measures | {"damage": np.array([[0.0, 1.0, math.nan, 0.0]] * 2)})
+    assert lost.kept == 2 and lost.highest == 1.0
     free = replace(one, bounds={})
     assert free.kept == 4 and free.cost_to_reach(1.5, "pictures").by_mean == 15.0
     never = replace(one, bounds={"damage": Bound(least=1.0)})

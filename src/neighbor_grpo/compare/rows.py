@@ -65,13 +65,18 @@ class Row:
         return mean(values), stdev(values) if len(values) > 1 else 0.0
 
     @cached_property
-    def kept(self) -> int:
-        """Return how many points, from the first, keep the bounds by the mean over seeds."""
-        outside = np.zeros(self.measures["reward"].shape[1], dtype=bool)
-        for name, (low, high) in self.limits.items():
-            mean = self.measures[name].mean(0)
-            outside |= ~((low <= mean) & (mean <= high))  # NaN is outside
-        return int(outside.argmax()) if outside.any() else len(outside)
+    def kept(self) -> float:
+        """Return how many points, from the first, keep the bounds by the mean over seeds; 2.5: half of the way to the third too.
+
+        Measures are linear between points, so that what a fast run reaches does not depend on how often it is evaluated.
+        """
+        points, inside, share = self.measures["reward"].shape[1], 0, 0.0
+        means = {name: self.measures[name].mean(0) for name in self.limits}
+        while inside < points and all(low <= means[name][inside] <= high for name, (low, high) in self.limits.items()):
+            inside += 1  # NaN is outside
+        if 0 < inside < points:
+            share = min(_way(*means[name][inside - 1 : inside + 1], *limits) for name, limits in self.limits.items())
+        return inside + share
 
     @property
     def limits(self) -> dict[str, tuple[float, float]]:
@@ -80,8 +85,14 @@ class Row:
 
     @property
     def highest(self) -> float:
-        """Return the highest mean reward among the points that are kept, of which there must be one."""
-        return float(self.measures["reward"].mean(0)[: self.kept].max())
+        """Return the highest mean reward within the bounds, in which the first point must lie."""
+        return float(np.nanmax(self._within(self.measures["reward"]).mean(0)))
+
+    def _within(self, curves: np.ndarray) -> np.ndarray:
+        """Cut curves [S, points] where the bounds are left.  -> [S, points that are kept, and one on the way to the next]"""
+        whole = int(self.kept)
+        inside, share = curves[:, :whole], self.kept - whole
+        return np.column_stack([inside, inside[:, -1] + share * (curves[:, whole] - inside[:, -1])]) if share else inside
 
     def level(self, reach: float | Rise) -> float:
         """Return the reward to reach as a number."""
@@ -89,7 +100,7 @@ class Row:
 
     def cost_to_reach(self, reward: float, cost: str) -> Reached:
         """Return what it costs to reach a reward before the bounds are left."""
-        x, y = self.costs[cost][:, : self.kept], self.measures["reward"][:, : self.kept]
+        x, y = self._within(self.costs[cost]), self._within(self.measures["reward"])
         if not self.kept:
             return Reached(None, [None] * len(x))
         seeds = [crossing(*curve, reward) for curve in zip(x, y, strict=True)]
@@ -102,6 +113,14 @@ class Row:
             name: None if evaluations is None else float(np.interp(evaluations, x, y.mean(0)))
             for name, y in self.measures.items()
         }
+
+
+def _way(inside: float, next_: float, low: float, high: float) -> float:
+    """Return the share of the way from a value inside of an interval to the next one at which the interval is left, else 1."""
+    if np.isnan(next_):
+        return 0.0
+    edge = min(max(next_, low), high)
+    return 1.0 if edge == next_ else float((edge - inside) / (next_ - inside))
 
 
 def crossing(x: np.ndarray, y: np.ndarray, level: float) -> float | None:
