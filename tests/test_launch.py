@@ -9,12 +9,13 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
 import yaml
 from accelerate.utils import DistributedType
 from ranks import CONFIGS, launched
 
 from neighbor_grpo.errors import UserError
-from neighbor_grpo.training.ranks import slots_of_rank
+from neighbor_grpo.training.ranks import accelerator_on, slots_of_rank
 
 
 @pytest.mark.parametrize(
@@ -91,3 +92,9 @@ def test_a_job_that_is_warned_of_its_end_is_queued_again_and_resumes(tmp_path):
     assert launched[0].endswith(f"train run_dir={tmp_path} mine.yaml iterations=9")
     assert launched[1].endswith(f"train --resume {tmp_path}")
     assert (tmp_path / "queued").read_text() == "requeue 42\n"
+
+
+def test_a_process_that_has_trained_on_one_device_refuses_another():
+    assert accelerator_on(torch.device("cpu")).device.type == "cpu"
+    with pytest.raises(UserError, match="new process for device=cuda"):
+        accelerator_on(torch.device("cuda"))

@@ -66,7 +66,7 @@ class Row:
 
     @cached_property
     def kept(self) -> float:
-        """Return how many points, from the first, keep the bounds by the mean over seeds; 2.5: half of the way to the third too.
+        """Return how many points, from the first, keep the bounds by the mean over seeds; 2.5: half the way to the third too.
 
         Measures are linear between points, so that what a fast run reaches does not depend on how often it is evaluated.
         """

@@ -31,7 +31,7 @@ from neighbor_grpo.training.collector import Collector
 from neighbor_grpo.training.experience import Source
 from neighbor_grpo.training.learner import Learner
 from neighbor_grpo.training.phases import Phases
-from neighbor_grpo.training.ranks import by_main, slots_of_rank
+from neighbor_grpo.training.ranks import accelerator_on, by_main, slots_of_rank
 from neighbor_grpo.training.scouting import Scouting
 from neighbor_grpo.training.trackers import Trackers
 
@@ -63,7 +63,7 @@ class Parts:
     @classmethod
     def assemble(cls, config: Config, resume: bool = False) -> Self:
         """Claim the run directory and make the parts.  Raises UserError before weights are loaded wherever possible."""
-        accelerator = Accelerator(cpu=pick_device(config.device).type == "cpu", mixed_precision="no")
+        accelerator = accelerator_on(pick_device(config.device))
         slots = slots_of_rank(config.prompts.per_iteration, accelerator)
         locks: list[Lock] = []
 

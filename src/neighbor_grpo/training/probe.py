@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
-from accelerate import Accelerator
 
 from neighbor_grpo.config import Config
 from neighbor_grpo.errors import UserError
@@ -21,6 +20,7 @@ from neighbor_grpo.rewards.set import RewardSet
 from neighbor_grpo.training.collector import Collector
 from neighbor_grpo.training.figures import reward_figures
 from neighbor_grpo.training.phases import Phases
+from neighbor_grpo.training.ranks import accelerator_on
 
 SIGMAS = (0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 1.0)
 
@@ -40,7 +40,7 @@ def probe(
 ) -> list[Probed]:
     """Return a row for each sigma, over the prompts of the run's first iteration; the method is Neighbor."""
     assert isinstance(config.method, Neighbor)
-    rows, accelerator = [], Accelerator(cpu=model.device.type == "cpu", mixed_precision="no")
+    rows, accelerator = [], accelerator_on(model.device)
     for sigma in sigmas:
         tried = config.model_copy(update={"method": replace(config.method, sigma=sigma)})
         collector = Collector(

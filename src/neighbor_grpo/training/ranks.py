@@ -22,6 +22,20 @@ T = TypeVar("T")
 CHUNK = 2**28  # bytes of gradients that go at once
 
 
+def accelerator_on(device: torch.device) -> Accelerator:
+    """Return accelerate's record of this process and the others.
+
+    accelerate keeps the device of the first one made in a process, whatever is asked for later.  Raises UserError then.
+    """
+    try:
+        accelerator = Accelerator(cpu=device.type == "cpu", mixed_precision="no")
+    except ValueError:
+        accelerator = None
+    if accelerator is None or accelerator.device.type != device.type:
+        raise UserError(f"this process has trained on another device already: start a new process for device={device.type}")
+    return accelerator
+
+
 def slots_of_rank(prompts: int, accelerator: Accelerator) -> range:
     """Return this rank's groups of an iteration.  Raises UserError on every rank if the ranks cannot work together."""
     processes, rank = accelerator.num_processes, accelerator.process_index
