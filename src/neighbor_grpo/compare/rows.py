@@ -75,7 +75,7 @@ class Row:
         while inside < points and all(low <= means[name][inside] <= high for name, (low, high) in self.limits.items()):
             inside += 1  # NaN is outside
         if 0 < inside < points:
-            share = min(_way(*means[name][inside - 1 : inside + 1], *limits) for name, limits in self.limits.items())
+            share = min(_way(mean[inside - 1], mean[inside], self.limits[name]) for name, mean in means.items())
         return inside + share
 
     @property
@@ -115,12 +115,12 @@ class Row:
         }
 
 
-def _way(inside: float, next_: float, low: float, high: float) -> float:
-    """Return the share of the way from a value inside of an interval to the next one at which the interval is left, else 1."""
-    if np.isnan(next_):
+def _way(inside: float, after: float, interval: tuple[float, float]) -> float:
+    """Return the share of the way from a value inside of an interval to the one after it at which it leaves, else 1."""
+    if np.isnan(after):
         return 0.0
-    edge = min(max(next_, low), high)
-    return 1.0 if edge == next_ else float((edge - inside) / (next_ - inside))
+    edge = min(max(after, interval[0]), interval[1])
+    return 1.0 if edge == after else float((edge - inside) / (after - inside))
 
 
 def crossing(x: np.ndarray, y: np.ndarray, level: float) -> float | None:
