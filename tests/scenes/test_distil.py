@@ -65,5 +65,6 @@ def test_a_distillation_that_was_stopped_ends_with_the_same_weights(tmp_path, ca
     one, other = (DiffusionPipeline.from_pretrained(place).transformer.state_dict() for place in (whole, stopped))
     assert all(torch.equal(one[name], other[name]) for name in one)
     assert not (stopped / "unfinished.pt").exists()
+    assert not any(str(BUNDLED["scenes"]) in file.read_text() for file in stopped.rglob("*.json"))
     assert cli.main([*command, str(whole)]) == 2
     assert "not empty" in capsys.readouterr().err

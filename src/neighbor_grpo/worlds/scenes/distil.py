@@ -9,6 +9,7 @@ then they are those that the student reaches, from which the teacher goes on, so
 A state has one target, whatever the noise of a picture was, hence nothing is averaged and pictures stay sharp.
 """
 
+import json
 import math
 from copy import deepcopy
 from itertools import pairwise
@@ -21,6 +22,7 @@ from diffusers import FluxPipeline, FluxTransformer2DModel
 from rich.progress import track
 from torch import Tensor
 
+from neighbor_grpo.files import atomic
 from neighbor_grpo.flow.path import shift_time
 from neighbor_grpo.flow.solvers import euler, solve
 from neighbor_grpo.worlds.pretrain import SHIFT
@@ -157,3 +159,7 @@ class Distillation:
         """Write the averaged student as a FluxPipeline directory, transformer and VAE in half precision."""
         parts = {"transformer": deepcopy(self.average.module).half(), "vae": deepcopy(self.pipe.vae).half()}
         FluxPipeline(**self.pipe.components | parts).save_pretrained(out)
+        for file in out.glob("*/config.json"):
+            settings = json.loads(file.read_bytes())
+            settings.pop("_name_or_path", None)  # where the teacher lies on this machine
+            atomic.write(file, json.dumps(settings, indent=2) + "\n")
