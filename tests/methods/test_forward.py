@@ -178,6 +178,11 @@ def test_dgpo_is_its_formula_and_cuts_one_side():
     torch.testing.assert_close(g, expected, rtol=1e-4, atol=1e-7)
 
 
+def test_the_copy_that_draws_keeps_a_fraction_of_itself_from_the_first_iteration_on():
+    (lag,) = NFT(decay=0.9).copies.values()
+    assert [lag(n) for n in (0, 1, 1000)] == [0.9] * 3
+
+
 def test_nft_on_policy_takes_the_first_step_of_v_grpo():
     """The same samples, advantages and pairs: the rows of V-GRPO, each state a row for NFT."""
     rows, u = drawn(rows=6)

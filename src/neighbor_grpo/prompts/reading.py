@@ -23,7 +23,8 @@ from neighbor_grpo.prompts.prompt import Prompt
 from neighbor_grpo.prompts.tables import csv_table, dataset_table, is_dataset, parquet_table
 from neighbor_grpo.worlds import PROMPTS as WORLDS
 
-SETS = {file.stem: file for file in sorted((Path(__file__).parent / "sets").iterdir())}
+SETS = {"scenes_hard": WORLDS["scenes"] / "hard.txt"}  # training prompts of scenes with few single objects
+SETS |= {file.stem: file for file in sorted((Path(__file__).parent / "sets").iterdir())}
 MOST_BYTES = 2**30  # of a file
 FORMATS = (".txt", ".jsonl", ".json", ".csv", ".tsv", ".parquet")
 STDIN = "-"  # the path of the standard input
@@ -32,8 +33,8 @@ STDIN = "-"  # the path of the standard input
 def read_prompts(path: str, held_out: bool = False, choice: Choice = ALL) -> list[Prompt]:
     """Read prompts and their metadata, the other columns.
 
-    path: a file, a dataset's directory or id, "-", one of WORLDS (the prompts of a bundled model), or one of SETS (test sets of
-    the field).  The column "image" is a source picture, and "images" a list of them: files, by their paths from the prompt
+    path: a file, a dataset's directory or id, "-", one of WORLDS (the prompts of a bundled model), or one of SETS (test sets
+    of the field).  The column "image" is a source picture, and "images" a list of them: files, by their paths from the prompt
     file or absolute.  Raises UserError that names file and line.
     """
     name, kind = path if path.isprintable() and len(path) <= 200 else shown(path, 200), _kind(path)

@@ -129,7 +129,7 @@ def sample_specs(
     return [by_family[family][rng.integers(len(by_family[family]))] for family in families]
 
 
-PROMPTS = Path(__file__).parent / "prompts"  # train.txt and heldout.txt, written by make_prompts.py
+PROMPTS = Path(__file__).parent / "prompts"  # written by make_prompts.py
 
 
 @dataclass(frozen=True)
