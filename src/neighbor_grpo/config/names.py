@@ -1,4 +1,4 @@
-"""The check of all that a configuration names: model, prompt files, rewards, metrics and the measure that is kept as the best."""
+"""The check of all that a configuration names: model, prompt files, rewards, metrics and the measure that is the best."""
 
 from collections.abc import Iterable
 from importlib.util import find_spec
