@@ -19,9 +19,8 @@ from neighbor_grpo.errors import UserError
 from neighbor_grpo.files.images import to_bytes
 from neighbor_grpo.rewards.ocr import quoted
 
-ENLARGED = 4  # times; it misreads letters below about 20 pixels
-# One line of text; and no dictionary, which would turn invented words into English ones.
-OPTIONS = ("--psm", "7", "-l", "eng", "-c", "load_system_dawg=0", "-c", "load_freq_dawg=0")
+ENLARGED = 4  # times; it is made for scans, whose letters are larger
+OPTIONS = ("--psm", "7", "-l", "eng")  # one line of text
 SECONDS = 2  # at most for a picture
 
 if shutil.which("tesseract") is None:  # known as the file loads, before any weights

@@ -40,7 +40,8 @@ def memory(config: Config, places: Path) -> float:
         if not (places / name).exists():
             getattr(__import__(module), name)(places / name)
         config = config.model_copy(update={"model": config.model.model_copy(update={"path": str(places / name)})})
-    peak = estimate(config, "cuda" if "/" in path else "cpu").peak / 1e9
+    device = "cuda" if "/" in path else "cpu"  # a published model has the name of a repository
+    peak = estimate(config, device).peak / 1e9
     return float(f"{peak:.2g}") if peak < 10 else round(peak)
 
 
