@@ -38,7 +38,9 @@ def words(place: Path) -> Path:
     """The model that `words pretrain` makes, with random weights: 4 million parameters."""
     tokenizer, clip, t5_tokenizer, t5 = WORDS.text()
     parts = {"transformer": WORDS.transformer(), "text_encoder": clip, "text_encoder_2": t5}
-    save_pipeline(place, WORDS.vae(), parts, tokenizer, t5_tokenizer)
+    vae = WORDS.vae()
+    vae.register_to_config(shift_factor=0.0, scaling_factor=1.0)
+    save_pipeline(place, vae, parts, tokenizer, t5_tokenizer)
     return place
 
 

@@ -76,7 +76,7 @@ def test_pictures_are_read_alike_together_and_one_by_one(drawn):
 
 
 def test_words_distance_grows_with_damage(drawn):
-    prompts, true = drawn
+    prompts, true = drawn[0][:12], drawn[1][:12]
     noise = torch.randn(true.shape, generator=torch.Generator().manual_seed(0))
     faint, noisy = 0.7 * true + 0.3 * BACKGROUND, (true + 0.1 * noise).clamp(0, 1)
     assert words_distance(true, prompts) < 0.5 * min(words_distance(faint, prompts), words_distance(noisy, prompts))
