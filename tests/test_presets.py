@@ -19,6 +19,7 @@ from neighbor_grpo.run.record import Record
 COMPARISONS = json.loads((Path(__file__).parent / "comparisons.json").read_text())  # what their runs were before presets
 MODEL_PRESETS = {
     "scenes",
+    "words",
     "flux_dev",
     "flux_schnell",
     "sd35_medium",

@@ -16,7 +16,8 @@ from neighbor_grpo.config import Config, load_config, preset_names, read_preset 
 from neighbor_grpo.config.presets import LEVELS, TABLE  # noqa: E402
 
 PAGE = ROOT / "docs" / "presets.md"
-PUBLISHED = {  # model.path of a preset: where its configuration is built
+BUILT = {  # model.path of a preset: where its configuration is built
+    "words": "published.words",
     "black-forest-labs/FLUX.1-dev": "published.flux_dev",
     "stabilityai/stable-diffusion-3.5-medium": "published.sd35_medium",
     "black-forest-labs/FLUX.1-schnell": "published_large.flux_schnell",
@@ -30,16 +31,17 @@ PUBLISHED = {  # model.path of a preset: where its configuration is built
 
 
 def memory(config: Config, places: Path) -> float:
-    """Return the peak of a configuration's plan in GB (10^9 bytes): on a GPU, or of the bundled model on a CPU."""
+    """Return the peak of a configuration's plan in GB (10^9 bytes): on a GPU, or of a bundled world's model on a CPU."""
     from neighbor_grpo.planning.estimate import estimate
 
     path = config.model.path
-    if path in PUBLISHED:
-        module, _, name = PUBLISHED[path].partition(".")
+    if path in BUILT:
+        module, _, name = BUILT[path].partition(".")
         if not (places / name).exists():
             getattr(__import__(module), name)(places / name)
         config = config.model_copy(update={"model": config.model.model_copy(update={"path": str(places / name)})})
-    peak = estimate(config, "cuda" if path in PUBLISHED else "cpu").peak / 1e9
+    device = "cuda" if "/" in path else "cpu"  # a published model has the name of a repository
+    peak = estimate(config, device).peak / 1e9
     return float(f"{peak:.2g}") if peak < 10 else round(peak)
 
 

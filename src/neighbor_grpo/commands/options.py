@@ -16,6 +16,7 @@ from neighbor_grpo.flow.solvers import SOLVERS
 from neighbor_grpo.methods.fields import MOST_STEPS
 from neighbor_grpo.models.adapter_files import check_adapter
 from neighbor_grpo.models.settings import known_device
+from neighbor_grpo.models.sources import check_made
 from neighbor_grpo.prompts.prompt import Prompt
 from neighbor_grpo.prompts.reading import ALL, Choice, read_prompts
 
@@ -61,6 +62,15 @@ def place(text: str) -> Path:
     """Return a path with its ~ replaced by the home directory, an argparse type."""
     try:
         return Path(expand_home(text))
+    except UserError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def model(text: str) -> str:
+    """Return the name of a model, an argparse type; whether one of the package's worlds was made is looked at."""
+    try:
+        check_made(text)
+        return text
     except UserError as error:
         raise argparse.ArgumentTypeError(str(error)) from None
 
@@ -153,7 +163,7 @@ def key_lines(keys: "list[Key]") -> str:
 
 def model_options(parser: argparse.ArgumentParser) -> None:
     """Add the options of commands that sample from a model."""
-    parser.add_argument("--model", help="pipeline directory, hub id or 'scenes' (default: the run's, or scenes)")
+    parser.add_argument("--model", type=model, help="pipeline directory, hub id or 'scenes' (default: the run's, or scenes)")
     parser.add_argument("--run", type=place, help="a finished run: its model with the weights that it learned")
     parser.add_argument("--best", action="store_true", help="with --run: the best weights by evaluate.best, not the last")
     parser.add_argument(

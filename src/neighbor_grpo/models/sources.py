@@ -8,9 +8,11 @@ from pathlib import Path
 from neighbor_grpo.errors import UserError, shown
 from neighbor_grpo.files.text import expand_home
 from neighbor_grpo.models import hub
-from neighbor_grpo.models.directory import check_shards, check_weights, weight_files
+from neighbor_grpo.models.directory import INDEX, check_shards, check_weights, weight_files
 
-BUNDLED = {place.parent.name: place for place in sorted((Path(__file__).parent.parent / "worlds").glob("*/model"))}
+_WORLDS = Path(__file__).parent.parent / "worlds"
+BUNDLED = {place.parent.name: place for place in sorted(_WORLDS.glob("*/model"))}
+UNMADE = {place.parent.name for place in _WORLDS.glob("*/pretrain.py")} - BUNDLED.keys()  # a recipe, and no weights
 READ = ("*.json", "*.txt", "*.model", "*.jinja")  # configurations and tokenizers
 
 
@@ -60,12 +62,21 @@ class Source:
         return [path.rpartition("/")[2] for path in parents if path.rpartition("/")[0] == folder]
 
 
+def check_made(path: str) -> None:
+    """Raise UserError for a model whose recipe comes with the package, but no weights, where it was not made yet."""
+    if path in UNMADE and not os.path.isfile(Path(path) / INDEX):
+        raise UserError(
+            f"no model {path} here, and none comes with neighbor-grpo: neighbor-grpo {path} pretrain --out {path} makes it"
+        )
+
+
 def source_of(path_or_id: str | Path, revision: str | None = None) -> Source:
     """Return the source of a pipeline: a directory, one of BUNDLED, or else a repository.
 
-    Raises UserError for a file, and for a revision of what is not a repository.
+    Raises UserError for a file, for a revision of what is not a repository, and for one of UNMADE.
     """
     name = str(path_or_id)
+    check_made(name)
     place = BUNDLED.get(name) or Path(expand_home(name))
     if os.path.isfile(place):
         raise UserError(

@@ -4,9 +4,8 @@ Every component is a diffusers or transformers class, so that the result loads w
 any published FLUX.  A world gives its sizes, tokens and pictures as a `Recipe`; all else is the same for every world.
 """
 
-import json
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from copy import deepcopy
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -16,17 +15,14 @@ import numpy as np
 import torch
 from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, FluxPipeline, FluxTransformer2DModel
 from rich.progress import track
-from tokenizers import Tokenizer
-from tokenizers.models import BPE
-from tokenizers.pre_tokenizers import Whitespace
-from tokenizers.trainers import BpeTrainer
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer, T5Config, T5EncoderModel, T5Tokenizer
+from transformers import CLIPTokenizer, T5Tokenizer
 
 from neighbor_grpo.errors import UserError
 from neighbor_grpo.files import atomic
 from neighbor_grpo.flow.path import shift_time
+from neighbor_grpo.worlds.components import Text
 
 SHIFT = 3.0  # time shift of sampling and of training
 SAVE_EVERY = 500  # steps
@@ -34,7 +30,6 @@ SAVE_EVERY = 500  # steps
 ATTENTION = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 UNFINISHED = "unfinished.pt"  # in the directory of a recipe that has more to do
 Loss: TypeAlias = Callable[[torch.Generator], Tensor]
-Text: TypeAlias = "tuple[CLIPTokenizer, CLIPTextModel, T5Tokenizer, T5EncoderModel]"
 
 
 class Pictures(Protocol):
@@ -64,90 +59,6 @@ class Settings:
     pictures: int
     batch: int  # pictures of a step of flow matching; a step of the VAE takes a quarter
     seed: int
-
-
-# ---------------------------------------------------------------- components
-
-
-def build_vae(channels: tuple[int, ...], latent_channels: int, sample_size: int | tuple[int, int]) -> AutoencoderKL:
-    """Build a VAE with random weights, which halves the picture between each two of `channels`."""
-    return AutoencoderKL(
-        down_block_types=("DownEncoderBlock2D",) * len(channels),
-        up_block_types=("UpDecoderBlock2D",) * len(channels),
-        block_out_channels=channels,
-        layers_per_block=1,
-        latent_channels=latent_channels,
-        norm_num_groups=8,
-        sample_size=sample_size,
-        use_quant_conv=False,
-        use_post_quant_conv=False,
-        mid_block_add_attention=False,
-    )
-
-
-def build_transformer(latent_channels: int, heads: int) -> FluxTransformer2DModel:
-    """Build a FLUX transformer with random weights: two double and four single blocks of `heads` heads of 32."""
-    return FluxTransformer2DModel(
-        in_channels=4 * latent_channels,
-        num_layers=2,
-        num_single_layers=4,
-        attention_head_dim=32,
-        num_attention_heads=heads,
-        joint_attention_dim=128,
-        pooled_projection_dim=64,
-        guidance_embeds=False,
-        axes_dims_rope=(8, 12, 12),
-    )
-
-
-def word_tokens(words: Iterable[str]) -> tuple[dict[str, int], list[tuple[str, str]]]:
-    """Return the vocabulary and merges of a byte-pair encoding in which each word is a token."""
-    bpe = Tokenizer(BPE(end_of_word_suffix="</w>"))
-    bpe.pre_tokenizer = Whitespace()
-    bpe.train_from_iterator(words, BpeTrainer(special_tokens=["<|startoftext|>", "<|endoftext|>"], end_of_word_suffix="</w>"))
-    return bpe.get_vocab(), [(one, other) for one, other in json.loads(bpe.to_str())["model"]["merges"]]
-
-
-def build_text(
-    vocabulary: dict[str, int], merges: list[tuple[str, str]], clip_length: int, pieces: Iterable[str], t5_length: int
-) -> Text:
-    """Build two encoders with random weights for prompts of so many tokens; what is not a token is unknown to them.
-
-    vocabulary, merges: CLIP's byte-pair encoding; pieces: T5's tokens, in which "▁" stands for the space before a word.
-    """
-    clip_tokenizer = CLIPTokenizer(
-        vocab=vocabulary,
-        merges=merges,  # type: ignore[arg-type]  # declared as strings, but it takes the pairs of a tokenizer's file
-        model_max_length=clip_length,
-    )
-    clip = CLIPTextModel(
-        CLIPTextConfig(
-            vocab_size=len(vocabulary),
-            hidden_size=64,
-            intermediate_size=128,
-            num_hidden_layers=2,
-            num_attention_heads=2,
-            max_position_embeddings=clip_length,
-            bos_token_id=0,
-            eos_token_id=1,
-            pad_token_id=1,
-        )
-    )
-    scores = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), *((piece, -1.0) for piece in pieces)]
-    t5_tokenizer = T5Tokenizer(vocab=scores, extra_ids=0, model_max_length=t5_length)
-    t5 = T5EncoderModel(
-        T5Config(
-            vocab_size=len(scores),
-            d_model=128,
-            d_kv=32,
-            d_ff=256,
-            num_layers=2,
-            num_heads=4,
-            feed_forward_proj="gated-gelu",
-            dropout_rate=0.0,
-        )
-    )
-    return clip_tokenizer, clip, t5_tokenizer, t5
 
 
 # ---------------------------------------------------------------- training
@@ -293,7 +204,7 @@ def pretrain(recipe: Recipe, out: Path, settings: Settings, device: str, keep: b
     with sdpa_kernel(ATTENTION):
         for _ in phase.run(loss, device, state.get(phase.name)):
             for place in (out, out / f"step-{phase.step}") if keep else (out,):
-                _save_pipeline(place, vae, dict(phase.best.named_children()), clip_tokenizer, t5_tokenizer)
+                save_pipeline(place, vae, dict(phase.best.named_children()), clip_tokenizer, t5_tokenizer)
             state[phase.name] = phase.state()
             _save_state(out, state)
     (out / UNFINISHED).unlink()
@@ -319,9 +230,10 @@ def _save_state(out: Path, state: dict[str, Any]) -> None:
         torch.save(state, file)
 
 
-def _save_pipeline(
+def save_pipeline(
     place: Path, vae: AutoencoderKL, parts: dict[str, Any], clip_tokenizer: CLIPTokenizer, t5_tokenizer: T5Tokenizer
 ) -> None:
+    """Write the pipeline of a VAE, two tokenizers, and `parts`: transformer, text_encoder and text_encoder_2."""
     FluxPipeline(
         vae=deepcopy(vae).half(),
         transformer=deepcopy(parts["transformer"]).half(),

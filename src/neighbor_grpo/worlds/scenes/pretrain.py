@@ -6,7 +6,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from neighbor_grpo.worlds import pretrain
+from neighbor_grpo.worlds import components
+from neighbor_grpo.worlds.pretrain import Recipe
 from neighbor_grpo.worlds.scenes.render import render
 from neighbor_grpo.worlds.scenes.world import SIZE, all_specs, sample_scene, sample_specs
 
@@ -14,10 +15,10 @@ TEXT_LENGTH = 12
 FAMILY_SHARES = (0.15, 0.25, 0.25, 0.35)  # of the training prompts: more of the harder families
 
 
-def build_text() -> pretrain.Text:
+def build_text() -> components.Text:
     """Build two encoders whose tokens are the words of the prompts; other words are unknown to them."""
     words = sorted(set(re.findall(r"\w+", " ".join(spec.prompt for spec in all_specs()))))
-    return pretrain.build_text(*pretrain.word_tokens(words), TEXT_LENGTH, [f"▁{word}" for word in words], TEXT_LENGTH)
+    return components.build_text(*components.word_tokens(words), TEXT_LENGTH, [f"▁{word}" for word in words], TEXT_LENGTH)
 
 
 def pictures(n: int, rng: np.random.Generator) -> tuple[list[str], Tensor]:
@@ -27,9 +28,9 @@ def pictures(n: int, rng: np.random.Generator) -> tuple[list[str], Tensor]:
     return [spec.prompt for spec in specs], torch.from_numpy(np.stack(drawn))
 
 
-RECIPE = pretrain.Recipe(
+RECIPE = Recipe(
     pictures,
-    vae=lambda: pretrain.build_vae((16, 16, 32, 64), 16, SIZE),
-    transformer=lambda: pretrain.build_transformer(16, heads=4),
+    vae=lambda: components.build_vae((16, 16, 32, 64), 16, SIZE),
+    transformer=lambda: components.build_transformer(16, heads=4),
     text=build_text,
 )

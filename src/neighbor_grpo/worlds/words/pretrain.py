@@ -1,7 +1,8 @@
 """The bundled model `words`: 48 image tokens and 16 text tokens, 3.4 M parameters and a VAE of 0.7 M.
 
-Its VAE halves the picture twice only, so that thin letters stay readable, and letters are tokens, so that it can learn to
-spell words that it never saw.
+Its VAE halves the picture twice, and RapidOCR reads every word after it; a VAE that halves it three times would leave 12
+image tokens and make a step about half as dear, and whether letters stay readable after it was not tried.  Letters are tokens,
+so that the model can learn to spell words that it never saw.
 """
 
 from concurrent.futures import ProcessPoolExecutor
@@ -11,7 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from neighbor_grpo.worlds import pretrain
+from neighbor_grpo.worlds import components
+from neighbor_grpo.worlds.pretrain import Recipe
 from neighbor_grpo.worlds.words.render import render_all
 from neighbor_grpo.worlds.words.world import COLOURS, HEIGHT, LETTERS, WIDTH, sample_specs
 
@@ -19,7 +21,7 @@ PART = 1000  # pictures that a process draws at a time
 CLIP_LENGTH, T5_LENGTH = 32, 16  # CLIP takes the other words letter by letter too
 
 
-def build_text() -> pretrain.Text:
+def build_text() -> components.Text:
     """Build two encoders: letters are CLIP's tokens, which knows no capitals; letters and the prompts' other words are T5's."""
     words = ("the", "word", "in", *COLOURS)
     letters = [chr(code) for code in range(ord("a"), ord("z") + 1)] + ['"']
@@ -27,7 +29,7 @@ def build_text() -> pretrain.Text:
     vocabulary = [*special, *letters, *(f"{letter}</w>" for letter in letters)]
     pieces = [*(f"▁{word}" for word in words), "▁", '▁"', '"', *LETTERS, *LETTERS.upper()]
     numbered = {token: n for n, token in enumerate(vocabulary)}
-    return pretrain.build_text(numbered, [], CLIP_LENGTH, pieces, T5_LENGTH)
+    return components.build_text(numbered, [], CLIP_LENGTH, pieces, T5_LENGTH)
 
 
 def pictures(n: int, rng: np.random.Generator) -> tuple[list[str], Tensor]:
@@ -40,9 +42,9 @@ def pictures(n: int, rng: np.random.Generator) -> tuple[list[str], Tensor]:
     return [spec.prompt for spec in specs], torch.from_numpy(drawn)
 
 
-RECIPE = pretrain.Recipe(
+RECIPE = Recipe(
     pictures,
-    vae=lambda: pretrain.build_vae((16, 32, 64), 4, (HEIGHT, WIDTH)),
-    transformer=lambda: pretrain.build_transformer(4, heads=5),
+    vae=lambda: components.build_vae((16, 32, 64), 4, (HEIGHT, WIDTH)),
+    transformer=lambda: components.build_transformer(4, heads=5),
     text=build_text,
 )
