@@ -35,7 +35,8 @@ from torch.utils._pytree import tree_leaves
 
 from neighbor_grpo.cli import main
 from neighbor_grpo.config import load_config
-from neighbor_grpo.training import parts, trainer
+from neighbor_grpo.training import ranks as shared_by_ranks
+from neighbor_grpo.training import trainer
 from neighbor_grpo.training.ranks import divided, whole
 
 CONFIGS = Path(__file__).parent.parent / "configs" / "accelerate"
@@ -150,7 +151,7 @@ def work(job: dict, rank: int) -> None:
         os.environ |= {name: str(value) for name, value in ranks.items()}
         dist.init_process_group("gloo", init_method=f"file://{job['out']}.store", rank=rank, world_size=n)
     if job["sharded"]:
-        parts.Accelerator = Sharding
+        shared_by_ranks.Accelerator = Sharding
     if "measured" in job:
         found = {case: measured(settings) for case, settings in job["measured"].items()}
     elif "drift" in job:

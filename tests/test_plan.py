@@ -140,6 +140,7 @@ def test_sharding_divides_weights_gradients_and_optimizer(flux):
     assert eighth.phases["rollout"] == whole.phases["rollout"]
 
 
+@pytest.mark.slow
 def test_all_weights_of_flux_dev_are_planned_for_fsdp2(capsys, flux):
     """Advice names nothing that FSDP2 refuses."""
     keys, ranks = ["--preset", *FLUX, f"model.path={flux}", "model.lora=null"], ["--processes", 8, "--fsdp2"]

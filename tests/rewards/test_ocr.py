@@ -6,6 +6,7 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 
 from neighbor_grpo.errors import UserError
+from neighbor_grpo.rewards import ocr
 from neighbor_grpo.rewards.ocr import Ocr, quoted, text_score
 
 
@@ -107,6 +108,7 @@ def test_an_engine_that_fails_on_one_picture_costs_no_other_its_score():
 @pytest.mark.parametrize("module", ["rapidocr", "onnxruntime", "rapidfuzz.distance"])
 def test_a_missing_engine_says_what_to_install(module, monkeypatch):
     monkeypatch.setitem(sys.modules, module, None)
+    ocr._engine.cache_clear()
     with pytest.raises(UserError, match=r"neighbor-grpo\[ocr\]") as error:
         Ocr().load()
     assert "\n" not in str(error.value)

@@ -21,7 +21,7 @@ and several rewards), C = 5, kl = 1e-4, decay 1 (2 for OCR), std of the iteratio
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 from pydantic import Field
 from pydantic.dataclasses import dataclass
@@ -51,7 +51,7 @@ class NFT(ForwardProcess):
     beta: Annotated[float, Field(gt=0, description="beta, inverse length of the pull")] = 1.0
     adv_clip: Annotated[float, Field(gt=0, description="C, advantage of the full pull")] = 5.0
     decay: Annotated[
-        Literal[0, 1, 2] | Annotated[float, Field(gt=0, lt=1)],
+        Annotated[int, Field(ge=0, le=2)] | Annotated[float, Field(gt=0, lt=1)],
         Field(description="how the copy that draws lags: 0 = not at all, 1 = d to 0.5, 2 = d to 0.999, a fraction = d itself"),
     ] = 1
 
