@@ -129,6 +129,7 @@ def test_flux_dev_is_as_published(flux):
         refuse(load_config(None, [f"model.path={flux}", "model.lora=null"], FLUX), held, "cuda", 80e9)
 
 
+@pytest.mark.slow
 def test_sharding_divides_weights_gradients_and_optimizer(flux):
     config = load_config(None, [f"model.path={flux}", "model.lora=null"], FLUX)
     whole, eighth = estimate(config, "cuda", 8), estimate(config, "cuda", 8, sharded=True)
