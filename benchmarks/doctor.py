@@ -21,7 +21,7 @@ from pathlib import Path
 
 from safetensors.torch import load_file, save_file
 
-from neighbor_grpo.models.sources import BUNDLED
+from neighbor_grpo.models.bundled import BUNDLED
 
 REWARDS = """
 import torch

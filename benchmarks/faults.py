@@ -196,8 +196,8 @@ def warm_up() -> None:
 
     from neighbor_grpo.compare import page, runs  # noqa: F401
     from neighbor_grpo.evaluate import evaluation  # noqa: F401
+    from neighbor_grpo.models.bundled import BUNDLED
     from neighbor_grpo.models.registry import load_model
-    from neighbor_grpo.models.sources import BUNDLED
     from neighbor_grpo.run import export  # noqa: F401
 
     load_model(BUNDLED["scenes"])  # no backward: autograd refuses to work in a fork of a process that ran one

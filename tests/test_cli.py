@@ -10,7 +10,7 @@ from PIL import Image
 from runs import settings
 
 from neighbor_grpo.cli import main
-from neighbor_grpo.models.sources import BUNDLED
+from neighbor_grpo.models.bundled import BUNDLED
 
 
 def run(capsys, *args):

@@ -131,6 +131,8 @@ def test_the_package_is_imported_in_an_instant():
         f"import sys, neighbor_grpo as n; print([m for m in {SLOW} + ('pydantic', 'numpy') if m in sys.modules], n.__version__)"
     )
     assert run(program=("-c", code))[0].split()[0] == "[]"
+    code = f"import sys, neighbor_grpo.cli; print([m for m in {SLOW} + ('huggingface_hub',) if m in sys.modules])"
+    assert run(program=("-c", code))[0].split() == ["[]"]  # so that they are told to be quiet before they are imported
     package = __import__("neighbor_grpo")
     assert all(getattr(package, name) for name in package.__all__) and set(package.__all__) <= set(dir(package))
     with pytest.raises(AttributeError):

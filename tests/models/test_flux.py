@@ -5,9 +5,9 @@ from pipelines import build_flux
 
 from neighbor_grpo.errors import UserError
 from neighbor_grpo.models.attach import add_lora
+from neighbor_grpo.models.bundled import BUNDLED
 from neighbor_grpo.models.registry import load_model
 from neighbor_grpo.models.sampling import sample
-from neighbor_grpo.models.sources import BUNDLED
 
 PROMPTS = ["a red circle left of a blue square", "three green triangles"]
 

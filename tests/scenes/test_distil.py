@@ -4,7 +4,7 @@ from diffusers import DiffusionPipeline, FluxTransformer2DModel
 
 from neighbor_grpo import cli
 from neighbor_grpo.flow.solvers import solve
-from neighbor_grpo.models.sources import BUNDLED
+from neighbor_grpo.models.bundled import BUNDLED
 from neighbor_grpo.worlds.scenes.distil import STEPS, Distillation, grid
 
 SIZES = ("--rounds", "2", "--steps", "2", "--pictures", "2", "--batch", "1")

@@ -15,8 +15,8 @@ from neighbor_grpo.files.text import expand_home
 from neighbor_grpo.flow.solvers import SOLVERS
 from neighbor_grpo.methods.fields import MOST_STEPS
 from neighbor_grpo.models.adapter_files import check_adapter
+from neighbor_grpo.models.bundled import check_made
 from neighbor_grpo.models.settings import known_device
-from neighbor_grpo.models.sources import check_made
 from neighbor_grpo.prompts.prompt import Prompt
 from neighbor_grpo.prompts.reading import ALL, Choice, read_prompts
 

@@ -7,7 +7,7 @@ from neighbor_grpo.config.prompts import evaluation_prompts, training_prompts
 from neighbor_grpo.config.schema import Config
 from neighbor_grpo.errors import UserError
 from neighbor_grpo.models.adapter_files import check_adapter
-from neighbor_grpo.models.sources import check_made
+from neighbor_grpo.models.bundled import check_made
 from neighbor_grpo.prompts.reading import exists
 from neighbor_grpo.rewards.names import check_measures, check_rewards, check_scorers
 

@@ -19,8 +19,8 @@ from typing import Any
 from neighbor_grpo.config.mistakes import nearest
 from neighbor_grpo.config.reading import read_values
 from neighbor_grpo.errors import UserError, shown
+from neighbor_grpo.models.bundled import BUNDLED
 from neighbor_grpo.models.directory import INDEX, read_index
-from neighbor_grpo.models.sources import BUNDLED
 
 ROOT = Path(__file__).parent.parent / "presets"
 TABLE = ROOT / "table.json"  # tools/presets.py counts the memory

@@ -15,6 +15,7 @@ from diffusers import ModelMixin, SchedulerMixin
 from neighbor_grpo.errors import UserError, shown
 from neighbor_grpo.models.adapters import read_loras
 from neighbor_grpo.models.backends import choose_attention, leave_out_cudnn
+from neighbor_grpo.models.bundled import BUNDLED as BUNDLED
 from neighbor_grpo.models.directory import INDEX, Index, check_directory, read_index, read_object
 from neighbor_grpo.models.errors import failing
 from neighbor_grpo.models.family import Family
@@ -28,7 +29,6 @@ from neighbor_grpo.models.quantization import quantization
 from neighbor_grpo.models.qwen_image import QwenImage
 from neighbor_grpo.models.sd3 import SD3
 from neighbor_grpo.models.settings import ModelSettings
-from neighbor_grpo.models.sources import BUNDLED as BUNDLED
 from neighbor_grpo.models.sources import READ, source_of
 from neighbor_grpo.models.tokenizers import check_tokenizers
 from neighbor_grpo.models.wan import Wan

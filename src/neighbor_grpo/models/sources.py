@@ -8,11 +8,9 @@ from pathlib import Path
 from neighbor_grpo.errors import UserError, shown
 from neighbor_grpo.files.text import expand_home
 from neighbor_grpo.models import hub
-from neighbor_grpo.models.directory import INDEX, check_shards, check_weights, weight_files
+from neighbor_grpo.models.bundled import BUNDLED, check_made
+from neighbor_grpo.models.directory import check_shards, check_weights, weight_files
 
-_WORLDS = Path(__file__).parent.parent / "worlds"
-BUNDLED = {place.parent.name: place for place in sorted(_WORLDS.glob("*/model"))}
-UNMADE = {place.parent.name for place in _WORLDS.glob("*/pretrain.py")} - BUNDLED.keys()  # a recipe, and no weights
 READ = ("*.json", "*.txt", "*.model", "*.jinja")  # configurations and tokenizers
 
 
@@ -60,14 +58,6 @@ class Source:
             return [path.name for path in (place / folder).iterdir() if path.is_file()]
         parents = hub.names_in(place, self.name, self.revision)
         return [path.rpartition("/")[2] for path in parents if path.rpartition("/")[0] == folder]
-
-
-def check_made(path: str) -> None:
-    """Raise UserError for a model whose recipe comes with the package, but no weights, where it was not made yet."""
-    if path in UNMADE and not os.path.isfile(Path(path) / INDEX):
-        raise UserError(
-            f"no model {path} here, and none comes with neighbor-grpo: neighbor-grpo {path} pretrain --out {path} makes it"
-        )
 
 
 def source_of(path_or_id: str | Path, revision: str | None = None) -> Source:

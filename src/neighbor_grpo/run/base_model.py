@@ -7,7 +7,8 @@ import yaml
 from huggingface_hub import ModelCard
 from huggingface_hub.errors import HTTPError
 
-from neighbor_grpo.models.sources import BUNDLED, source_of
+from neighbor_grpo.models.bundled import BUNDLED
+from neighbor_grpo.models.sources import source_of
 
 _HUB = "https://huggingface.co"
 
