@@ -42,7 +42,8 @@ def work(method: Method, prompts: int, iteration: int) -> tuple[list[int], list[
     here = Iteration(iteration)
     tree = method.rollout(still, lambda n: torch.randn(prompts, n, 1, generator=rng), times, here)
     rewards = torch.randn(prompts, method.group_size, generator=rng)
-    return forwards, [len(d) for d in method.updates(tree, method.credit(tree, rewards, rewards), [rng] * prompts, here)]
+    updates = method.updates(tree, method.credit(tree, rewards, rewards), [rng] * prompts, here)
+    return forwards, [len(rows) * rows.states for rows in updates]
 
 
 def clock(function: Callable[[], object]) -> float:
