@@ -15,6 +15,8 @@ from pathlib import Path
 import numpy as np
 from scipy import stats
 
+from neighbor_grpo.compare.rows import crossing
+
 MEASURES = ("sharpness", "scenes_distance", "diversity", "scenes_strict", "evaluations")
 FAMILIES = {
     "forward process": ("nft", "awm", "v_grpo", "dgpo"),
@@ -26,10 +28,8 @@ Curves = dict[str, list[list[float]]]
 def measured_at(curves: Curves, level: float) -> Iterator[dict[str, float]]:
     """Yield the measures of each seed that reaches a reward, where it first does."""
     for seed, reward in enumerate(np.array(curves["reward"])):
-        above = np.flatnonzero(reward >= level)
-        if len(above):
-            n = int(above[0])
-            place = n if n == 0 else n - 1 + (level - reward[n - 1]) / (reward[n] - reward[n - 1])
+        place = crossing(np.arange(len(reward)), reward, level)
+        if place is not None:
             yield {name: float(np.interp(place, range(len(reward)), curves[name][seed])) for name in MEASURES}
 
 

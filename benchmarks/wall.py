@@ -13,14 +13,13 @@ from collections import defaultdict
 from pathlib import Path
 from statistics import mean, stdev
 
-from neighbor_grpo.compare.rows import Nfe
+from neighbor_grpo.compare.rows import COSTS, evaluated_with_costs
 from neighbor_grpo.files import atomic
 from neighbor_grpo.run import files
 
 ROOT = Path(__file__).resolve().parents[1]
 RUNS, PICTURE = ROOT / "benchmarks" / "results" / "wall" / "runs.json", ROOT / "docs" / "strict.png"
 LONG, SHORT = "long", "short"  # folders of runs
-COSTS = ("iterations", "evaluations", "pictures", "seconds")
 STRICT, DISTANCE = "scenes_strict", "scenes_distance"
 Line = dict[str, float]
 
@@ -29,18 +28,11 @@ def kept(run: Path) -> list[Line]:
     """Return the evaluated lines of a run: iterations, evaluations, pictures and seconds up to there, and two measures."""
     config = files.read_config(run)
     samples = config.prompts.per_iteration * config.method.group_size
-    spent: Line = dict.fromkeys(COSTS, 0)
-    lines: list[Line] = []
-    for line in files.read_metrics(run):
-        if line["iteration"]:
-            spent["iterations"] += 1
-            spent["evaluations"] += round(samples * Nfe.of([line]).evaluations)
-            spent["pictures"] += samples
-            spent["seconds"] += files.training_seconds(line)
-        if f"eval/{STRICT}" in line:
-            measured = {name: round(line[f"eval/{name}"], 4) for name in (STRICT, DISTANCE)}
-            lines.append(spent | {"seconds": round(spent["seconds"])} | measured)
-    return lines
+    lines = evaluated_with_costs(files.read_metrics(run), samples)
+    return [
+        {cost: round(line[cost]) for cost in COSTS} | {name: round(line[f"eval/{name}"], 4) for name in (STRICT, DISTANCE)}
+        for line in lines
+    ]
 
 
 def rows(runs: dict[str, list[Line]], folder: str) -> dict[str, list[list[Line]]]:

@@ -5,7 +5,7 @@ import torch
 from diffusers import FluxPipeline
 
 from neighbor_grpo.cli import main
-from neighbor_grpo.worlds import pretrain
+from neighbor_grpo.worlds import pretrain, unfinished
 
 SIZES = ("--vae-steps", "2", "--steps", "2", "--pictures", "4", "--batch", "2")
 
@@ -16,7 +16,7 @@ def test_an_interrupted_recipe_ends_with_the_same_weights(tmp_path, capsys, monk
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
     command = ["words", "pretrain", *SIZES, "--out"]
     assert main([*command, str(whole)]) == 0
-    save = pretrain._save_state
+    save = unfinished.save
     for phase in ("VAE", "flow"):  # stopped in each
 
         def save_and_stop(out, state, phase=phase):
@@ -25,7 +25,7 @@ def test_an_interrupted_recipe_ends_with_the_same_weights(tmp_path, capsys, monk
                 raise KeyboardInterrupt
 
         with monkeypatch.context() as patch:
-            patch.setattr(pretrain, "_save_state", save_and_stop)
+            patch.setattr(unfinished, "save", save_and_stop)
             assert main([*command, str(stopped)]) == 130
     assert main([*command, str(stopped), "--seed", "1"]) == 2
     assert "seed=0" in capsys.readouterr().err.strip().splitlines()[-1]
@@ -34,6 +34,6 @@ def test_an_interrupted_recipe_ends_with_the_same_weights(tmp_path, capsys, monk
     for name in ("vae", "transformer", "text_encoder", "text_encoder_2"):
         weights = other[name].state_dict()
         assert all(torch.equal(value, weights[key]) for key, value in one[name].state_dict().items()), name
-    assert not (stopped / pretrain.UNFINISHED).exists()
+    assert not (stopped / unfinished.FILE).exists()
     assert main([*command, str(stopped)]) == 2
     assert "not empty" in capsys.readouterr().err

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from neighbor_grpo.commands.options import Commands, count, place, random_seed
-from neighbor_grpo.errors import UserError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -72,31 +71,21 @@ def run_pretrain(arguments: argparse.Namespace) -> None:
 
 
 def run_distil(arguments: argparse.Namespace) -> None:
-    """Distil the bundled model into an empty directory, or go on with a distillation that was stopped."""
-    unfinished = arguments.out / "unfinished.pt"
-    begun = unfinished.is_file()
-    if not begun and arguments.out.exists() and any(arguments.out.iterdir()):
-        raise UserError(f"{arguments.out} is not empty: choose another --out")
-    import torch
+    """Distil the bundled model into an empty directory, or resume a distillation that was stopped."""
+    from neighbor_grpo.worlds import unfinished
 
     settings = {name: getattr(arguments, name) for name in ("rounds", "steps", "pictures", "batch", "seed")}
-    state = torch.load(unfinished, map_location=arguments.device, weights_only=True) if begun else None
-    if state and state["settings"] != settings:
-        given = " ".join(f"--{name} {value}" for name, value in state["settings"].items())
-        raise UserError(f"{arguments.out} was begun with {given}: give the same, or choose another --out")
-    from neighbor_grpo.files import atomic
+    state = unfinished.begin(arguments.out, settings)
     from neighbor_grpo.worlds.scenes.distil import Distillation
 
     work = Distillation(**settings, device=arguments.device)
-    if state:
+    if "done" in state:
         work.load_state(state)
-    arguments.out.mkdir(parents=True, exist_ok=True)
     while work.done < arguments.rounds:
         work.round()
         work.save(arguments.out)
-        with atomic.writing(unfinished) as aside:
-            torch.save(work.state(), aside)
-    unfinished.unlink()
+        unfinished.save(arguments.out, work.state())
+    unfinished.end(arguments.out)
 
 
 def _scene(prompt: str) -> "Draw":

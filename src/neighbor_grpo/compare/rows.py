@@ -145,7 +145,7 @@ def row_of(name: str, runs: Sequence[Path], comparison: Comparison) -> Row:
     """Read runs that differ by their seeds alone."""
     lines, config = [files.read_metrics(run) for run in runs], files.read_config(runs[0])
     iterations = [line for run in lines for line in run[1:]]
-    series = [_evaluated_with_costs(run, config.prompts.per_iteration * config.method.group_size) for run in lines]
+    series = [evaluated_with_costs(run, config.prompts.per_iteration * config.method.group_size) for run in lines]
     points = min(len(run) for run in series)  # they differ only with a budget of seconds
     names = [key for key in series[0][0] if key.startswith("eval/")]
     measures = {key.removeprefix("eval/"): _stack(series, key, points) for key in names}
@@ -164,7 +164,7 @@ def row_of(name: str, runs: Sequence[Path], comparison: Comparison) -> Row:
     )
 
 
-def _evaluated_with_costs(lines: Sequence[Figures], samples: int) -> list[Figures]:
+def evaluated_with_costs(lines: Sequence[Figures], samples: int) -> list[Figures]:
     """Return the evaluated lines of a run, each with the costs up to there; the last line is always evaluated."""
     spent = dict.fromkeys(COSTS, 0.0)
     evaluated: list[Figures] = []

@@ -19,16 +19,14 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import CLIPTokenizer, T5Tokenizer
 
-from neighbor_grpo.errors import UserError
-from neighbor_grpo.files import atomic
 from neighbor_grpo.flow.path import shift_time
+from neighbor_grpo.worlds import unfinished
 from neighbor_grpo.worlds.components import Text
 
 SHIFT = 3.0  # time shift of sampling and of training
 SAVE_EVERY = 500  # steps
 # Not cuDNN's attention, which some torch prefers on an H100: with torch 2.11 its backward fails in bfloat16.
 ATTENTION = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
-UNFINISHED = "unfinished.pt"  # in the directory of a recipe that has more to do
 Loss: TypeAlias = Callable[[torch.Generator], Tensor]
 
 
@@ -52,7 +50,7 @@ class Recipe:
 
 @dataclass(frozen=True)
 class Settings:
-    """Hold what the user chooses; a recipe goes on with the same only."""
+    """Hold what the user chooses; a recipe resumes with the same ones only."""
 
     vae_steps: int
     steps: int
@@ -64,10 +62,15 @@ class Settings:
 # ---------------------------------------------------------------- training
 
 
-class Phase:
-    """Train a module for some steps: AdamW, a rate that warms up and falls on a cosine, gradients clipped to a norm of 1.
+def rate_at(step: int, steps: int) -> float:
+    """Return the share of the learning rate at a step: it warms up over 200 steps and falls to 2 % on a cosine."""
+    return min(1.0, (step + 1) / 200) * (0.51 + 0.49 * math.cos(math.pi * step / steps))
 
-    What it has is in `state`, from which it goes on.  Every step draws from a generator that is seeded by the step's number.
+
+class Phase:
+    """Train a module for some steps: AdamW, the rate of `rate_at`, gradients clipped to a norm of 1.
+
+    It resumes from `state`.  Every step draws from a generator that is seeded by the step's number.
     """
 
     def __init__(
@@ -91,7 +94,7 @@ class Phase:
         return {"module": self.module, "optimizer": self.optimizer} | ({"average": self.average} if self.average else {})
 
     def state(self) -> dict[str, Any]:
-        """Return all that the phase goes on from."""
+        """Return all that the phase resumes from."""
         return {"step": self.step} | {name: part.state_dict() for name, part in self.parts().items()}
 
     def run(self, loss: Loss, device: str, state: dict[str, Any] | None) -> Iterator[None]:
@@ -103,8 +106,7 @@ class Phase:
         generator = torch.Generator(device)
         for step in track(range(self.step, self.steps), self.name):
             generator.manual_seed(self.seed * 10**7 + step)
-            warm = min(1.0, (step + 1) / 200)
-            self.optimizer.param_groups[0]["lr"] = self.lr * warm * (0.51 + 0.49 * math.cos(math.pi * step / self.steps))
+            self.optimizer.param_groups[0]["lr"] = self.lr * rate_at(step, self.steps)
             found = loss(generator)
             self.optimizer.zero_grad()
             found.backward()
@@ -182,7 +184,7 @@ def pretrain(recipe: Recipe, out: Path, settings: Settings, device: str, keep: b
     keep: write the model of each save to `out`/step-N too.  Transformer and VAE are stored in half precision; they load as
     float32.  Raises UserError where `out` holds something else.
     """
-    state = _unfinished(out, settings)
+    state = unfinished.begin(out, asdict(settings))
     torch.manual_seed(settings.seed)
     vae = recipe.vae().to(device, memory_format=torch.channels_last)
     clip_tokenizer, clip, t5_tokenizer, t5 = recipe.text()
@@ -193,7 +195,7 @@ def pretrain(recipe: Recipe, out: Path, settings: Settings, device: str, keep: b
     phase, loss = vae_phase(vae, images, settings)
     for _ in phase.run(loss, device, state.get(phase.name)):
         state[phase.name] = phase.state()
-        _save_state(out, state)
+        unfinished.save(out, state)
     vae.eval().to(memory_format=torch.contiguous_format)
     latents = encode(vae, images)
     vae.register_to_config(shift_factor=latents.mean().item(), scaling_factor=1 / latents.std().item())
@@ -206,28 +208,8 @@ def pretrain(recipe: Recipe, out: Path, settings: Settings, device: str, keep: b
             for place in (out, out / f"step-{phase.step}") if keep else (out,):
                 save_pipeline(place, vae, dict(phase.best.named_children()), clip_tokenizer, t5_tokenizer)
             state[phase.name] = phase.state()
-            _save_state(out, state)
-    (out / UNFINISHED).unlink()
-
-
-def _unfinished(out: Path, settings: Settings) -> dict[str, Any]:
-    """Return the states of the phases that a directory holds, and the settings; those of a beginning for an empty one."""
-    file = out / UNFINISHED
-    if not file.exists():
-        if out.exists() and any(out.iterdir()):
-            raise UserError(f"{out} is not empty: choose another --out")
-        out.mkdir(parents=True, exist_ok=True)
-        return {"settings": asdict(settings)}
-    state: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True)
-    other = [f"{name}={value}" for name, value in state["settings"].items() if value != getattr(settings, name)]
-    if other:
-        raise UserError(f"{out} holds what was begun with {', '.join(other)}: give the same, or choose another --out")
-    return state
-
-
-def _save_state(out: Path, state: dict[str, Any]) -> None:
-    with atomic.writing(out / UNFINISHED) as file:
-        torch.save(state, file)
+            unfinished.save(out, state)
+    unfinished.end(out)
 
 
 def save_pipeline(

@@ -10,7 +10,6 @@ A state has one target, whatever the noise of a picture was, hence nothing is av
 """
 
 import json
-import math
 from copy import deepcopy
 from itertools import pairwise
 from pathlib import Path
@@ -25,7 +24,7 @@ from torch import Tensor
 from neighbor_grpo.files import atomic
 from neighbor_grpo.flow.path import shift_time
 from neighbor_grpo.flow.solvers import euler, solve
-from neighbor_grpo.worlds.pretrain import SHIFT
+from neighbor_grpo.worlds.pretrain import SHIFT, rate_at
 from neighbor_grpo.worlds.scenes.pretrain import FAMILY_SHARES, TEXT_LENGTH
 from neighbor_grpo.worlds.scenes.world import sample_specs
 
@@ -63,9 +62,7 @@ class Distillation:
             self.student, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(0.998)
         )
         self.optimizer = torch.optim.AdamW(self.student.parameters(), lr=1e-3, betas=(0.9, 0.98), weight_decay=1e-2)
-        self.scheduler = torch.optim.lr_scheduler.LambdaLR(
-            self.optimizer, lambda n: min(1.0, (n + 1) / 200) * (0.51 + 0.49 * math.cos(math.pi * n / steps))
-        )
+        self.scheduler = torch.optim.lr_scheduler.LambdaLR(self.optimizer, lambda n: rate_at(n, steps))
         self.image_ids = self.pipe._prepare_latent_image_ids(1, 4, 4, device, torch.float32)
         self.text_ids = torch.zeros(TEXT_LENGTH, 3, device=device)
         self.times = torch.tensor(grid(STEPS)[:-1], device=device)
@@ -150,7 +147,7 @@ class Distillation:
         return {"settings": self.settings, "done": self.done, **parts}
 
     def load_state(self, state: dict[str, Any]) -> None:
-        """Go on from a state of the same settings."""
+        """Resume from a state of the same settings."""
         self.done = state["done"]
         for name in ("student", "average", "optimizer", "scheduler"):
             getattr(self, name).load_state_dict(state[name])
