@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from neighbor_grpo.cli import _parser
+from neighbor_grpo.commands.main import parser
 from neighbor_grpo.config import load_config
 
 NOTEBOOKS = sorted((Path(__file__).parents[1] / "notebooks").glob("*.ipynb"))
@@ -55,12 +55,12 @@ def test_the_commands_of_a_notebook_are_accepted(path, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for name, text in files(path).items():
         Path(name).write_text(text)
-    parser, read, runs = _parser(), 0, set()
+    known, read, runs = parser(), 0, set()
     assert commands(path)
     for words in commands(path):
         if words == ["--version"]:
             continue
-        arguments = parser.parse_args(words)
+        arguments = known.parse_args(words)
         items = getattr(arguments, "config", [])
         if isinstance(items, list) and (items or getattr(arguments, "preset", [])) and not set(items) & runs:
             settings = [item for item in items if "=" in item]

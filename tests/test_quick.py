@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 from runs import settings
 
-from neighbor_grpo import cli
+from neighbor_grpo.cli import main
+from neighbor_grpo.commands.main import parser
 from neighbor_grpo.errors import UserError
 
 SLOW = ("torch", "diffusers", "transformers", "accelerate", "rich", "matplotlib", "scipy")
@@ -170,10 +171,10 @@ def test_a_reader_that_leaves_is_not_an_error(arguments):
     "arguments", [["iterations=3", "--preset", "demo", "seed=7"], ["--preset", "demo", "iterations=3", "seed=7"]]
 )
 def test_keys_may_stand_before_and_behind_options(arguments):
-    parsed = cli._parser().parse_args(["train", *arguments])
+    parsed = parser().parse_args(["train", *arguments])
     assert (sorted(parsed.config), parsed.preset) == (["iterations=3", "seed=7"], ["demo"])
     with pytest.raises(UserError, match="--sed"):
-        cli._parser().parse_args(["train", *arguments, "--sed", "3"])
+        parser().parse_args(["train", *arguments, "--sed", "3"])
 
 
 def every_argument(parser):
@@ -186,7 +187,7 @@ def every_argument(parser):
 
 
 def test_numbers_and_places_of_every_command_are_checked():
-    for action in every_argument(cli._parser()):
+    for action in every_argument(parser()):
         name = (action.option_strings or [action.dest])[0]
         assert action.type not in (int, float, Path), name  # which take any number, and leave ~ as it is
         if name in ("--seed", "--json", "--out", "run"):
@@ -205,6 +206,6 @@ def test_numbers_and_places_of_every_command_are_checked():
     ],
 )
 def test_a_number_or_place_that_cannot_be_is_one_line(arguments, remedy, capsys):
-    assert cli.main(arguments) == 2
+    assert main(arguments) == 2
     said = capsys.readouterr().err
     assert remedy in said and len(said.splitlines()) == 1

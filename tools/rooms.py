@@ -24,6 +24,7 @@ ORDER = (  # from low to high
     "config",
     "run",
     "evaluate",
+    "arena",
     "planning",
     "training",
     "compare",

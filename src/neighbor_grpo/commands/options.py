@@ -4,7 +4,7 @@ import argparse
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias, get_args
 
 from neighbor_grpo.compare.settings import Comparison, Entry, read_comparison
 from neighbor_grpo.config import Config, Key, check_names, load_config
@@ -12,8 +12,7 @@ from neighbor_grpo.config.keys import written
 from neighbor_grpo.config.reading import parse
 from neighbor_grpo.errors import UserError, shown
 from neighbor_grpo.files.text import expand_home
-from neighbor_grpo.flow.solvers import SOLVERS
-from neighbor_grpo.methods.fields import MOST_STEPS
+from neighbor_grpo.methods.fields import MOST_STEPS, SolverName
 from neighbor_grpo.models.adapter_files import check_adapter
 from neighbor_grpo.models.bundled import check_made
 from neighbor_grpo.models.settings import known_device
@@ -186,7 +185,7 @@ def model_options(parser: argparse.ArgumentParser) -> None:
         help="a column that is kept for the rewards; may be repeated (default: all)",
     )
     parser.add_argument("--steps", type=steps, help=f"transitions of the sampling (default {STEPS})")
-    parser.add_argument("--solver", choices=list(SOLVERS), help=f"solver of the sampling (default {SOLVER})")
+    parser.add_argument("--solver", choices=get_args(SolverName), help=f"solver of the sampling (default {SOLVER})")
     parser.add_argument("--device", type=device, default="auto", help="auto, cuda, mps or cpu (default %(default)s)")
     parser.add_argument("--revision", metavar="NAME", help="branch, tag or commit of a hub id (default: the run's, or main)")
     parser.add_argument("--variant", metavar="NAME", help="files of weights, for instance fp16 (default: the run's, or none)")

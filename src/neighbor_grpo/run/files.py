@@ -4,7 +4,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from neighbor_grpo.errors import UserError
 from neighbor_grpo.files import atomic
@@ -15,7 +15,19 @@ from neighbor_grpo.run.record import Record
 
 if TYPE_CHECKING:  # imported only where needed: these bring torch and transformers, which take seconds to load
     from neighbor_grpo.config import Config
-    from neighbor_grpo.rewards.score import Failure
+
+
+class Failed(Protocol):
+    """Describe a picture without a score."""
+
+    @property
+    def prompt(self) -> str:
+        """Return its prompt."""
+
+    @property
+    def reason(self) -> str:
+        """Return why, in one line."""
+
 
 TRAINED = "trained weights"  # kind of the directories lora/ and transformer/
 PROMPTS = "prompts-from-stdin.txt"  # kept, because it is read once
@@ -140,7 +152,7 @@ def record(run: Path, figures: Figures) -> None:
     atomic.append(run / "metrics.jsonl", json.dumps(figures))
 
 
-def record_failures(run: Path, iteration: int, failures: "Mapping[str, Sequence[Failure]]", evaluation: bool = False) -> None:
+def record_failures(run: Path, iteration: int, failures: Mapping[str, Sequence[Failed]], evaluation: bool = False) -> None:
     """Write a line to failures.jsonl for each picture that a reward, by name, could not score.
 
     An evaluation that is done again replaces its lines.

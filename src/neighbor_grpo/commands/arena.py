@@ -1,0 +1,9 @@
+"""The commands of `arena`: blind human evaluation, from the pictures of several models to a table."""
+
+from neighbor_grpo.commands.options import Commands
+
+
+def add(commands: Commands) -> None:
+    """Add the commands."""
+    arena = commands.add_parser("arena", help="let people choose between models' pictures, blindly")
+    arena.add_subparsers(required=True, metavar="COMMAND")
