@@ -24,6 +24,7 @@ def render(template: Path, values: Mapping[str, Any]) -> str:
         trim_blocks=True,
         keep_trailing_newline=True,
     )
+    environment.globals["nonce"] = ""  # of scripts and styles, for a page that a server sends under a strict policy
     environment.globals["web"] = lambda name: Markup((_WEB / name).read_text(encoding="utf-8"))  # as it is, not escaped
     return environment.get_template(template.name).render(values)
 
