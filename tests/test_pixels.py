@@ -5,7 +5,8 @@ from PIL import Image
 
 from neighbor_grpo.errors import UserError
 from neighbor_grpo.evaluate.metrics import METRICS
-from neighbor_grpo.files.images import FRAMES, gallery, key_frames, read_file, save_png, to_bytes
+from neighbor_grpo.files.frames import gallery
+from neighbor_grpo.files.images import FRAMES, key_frames, read_file, save_png, to_bytes, to_pil
 from neighbor_grpo.rewards.preference import WinRate
 from neighbor_grpo.rewards.score import score
 from neighbor_grpo.rewards.scorer import make_scorer
@@ -117,5 +118,5 @@ def test_metrics_of_pictures_are_means_over_frames_and_motion_is_of_the_frames()
 def test_the_gallery_shows_three_frames_of_a_video():
     x = torch.zeros(1, 1, 5, 3, 16, 16)
     x[0, 0, 2, 0], x[0, 0, 4, 1] = 1.0, 1.0  # black, red in the middle, green at the end
-    page = gallery({"before": x}, ["a film"], height=16)
+    page = gallery({"before": [[[to_pil(frame) for frame in x[0, 0]]]]}, ["a film"], height=16)
     assert [page.getpixel((8 + 16 * n + 8, 18 + 8)) for n in range(3)] == [(0, 0, 0), (255, 0, 0), (0, 255, 0)]

@@ -13,9 +13,9 @@ from neighbor_grpo.compare.settings import Comparison, Entry
 from neighbor_grpo.compare.tables import as_csv, final_table, other_measures, reach_table, records, target
 from neighbor_grpo.errors import UserError
 from neighbor_grpo.files import atomic
-from neighbor_grpo.files.images import gallery
+from neighbor_grpo.files.frames import gallery
 from neighbor_grpo.run.pages import data_url, markdown_table, render
-from neighbor_grpo.run.report import all_samples
+from neighbor_grpo.run.samples import all_samples
 
 _PAGE = Path(__file__).parent / "page.html"
 
@@ -117,7 +117,7 @@ def draw_pictures(rows: Sequence[Row], file: Path) -> bool:
     if before is None:
         return False
     after = {name: found[-1] for name, found in first.items() if found and found[-1].prompts == before.prompts}
-    columns = {"before": before.images[:, :2]} | {name: found.images[:, :2] for name, found in after.items()}
+    columns = {name: [row[:2] for row in found.frames()] for name, found in {"before": before, **after}.items()}
     with atomic.writing(file) as aside:
         gallery(columns, before.prompts).save(aside, "PNG")
     return True

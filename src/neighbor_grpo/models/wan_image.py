@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from neighbor_grpo.errors import UserError
-from neighbor_grpo.files.images import read_frames
+from neighbor_grpo.files.frames import read_frames
 from neighbor_grpo.flow.path import Time, per_row
 from neighbor_grpo.models.conditioning import Cond
 from neighbor_grpo.models.placement import on_device

@@ -15,7 +15,7 @@ from neighbor_grpo.config import Prompts, training_prompts
 from neighbor_grpo.config.sections import Model
 from neighbor_grpo.errors import UserError, printable
 from neighbor_grpo.files import atomic
-from neighbor_grpo.files.images import gallery
+from neighbor_grpo.files.frames import gallery
 from neighbor_grpo.models.family import Family
 from neighbor_grpo.models.video import Video
 from neighbor_grpo.prompts.prompt import prompt_hash
@@ -24,7 +24,7 @@ from neighbor_grpo.run.base_model import bundled_tokens, hub_id, is_bundled, lic
 from neighbor_grpo.run.export_request import Request
 from neighbor_grpo.run.pages import markdown_table, render
 from neighbor_grpo.run.record import read_record
-from neighbor_grpo.run.report import Samples, all_samples, titled
+from neighbor_grpo.run.samples import Samples, all_samples, titled
 
 _CARD = Path(__file__).parent / "card.md"
 _PICTURES = "images"  # folder of the pictures
@@ -74,12 +74,12 @@ def _kind(family: type[Family]) -> str:
 
 def _draw(samples: Sequence[Samples], folder: Path) -> list[dict[str, Any]]:
     """Draw the first and the last picture of each prompt side by side; return the hub's gallery of them."""
-    shown = []
+    shown, columns = [], titled(samples)
     for n, prompt in enumerate(samples[0].prompts if samples else []):
-        columns = {title: images[n : n + 1, :1] for title, images in titled(samples).items()}
+        firsts = {title: [rows[n][:1]] for title, rows in columns.items()}
         file = folder / _PICTURES / f"{n:02d}.png"
         file.parent.mkdir(exist_ok=True)
-        gallery(columns, [prompt], min(max(samples[0].images.shape[-2], 128), 512)).save(file, "PNG")
+        gallery(firsts, [prompt], min(max(samples[0].shape[-2], 128), 512)).save(file, "PNG")
         shown.append({"text": prompt, "output": {"url": file.relative_to(folder).as_posix()}})
     return shown
 
@@ -88,7 +88,7 @@ def _use(request: Request, family: type[Family], samples: Samples | None) -> dic
     """Return the values of the section that loads the weights and draws with them."""
     model, evaluate = request.config.model, request.config.evaluate
     kind = "lora" if request.lora else "transformer"
-    height, width = samples.images.shape[-2:] if samples else (model.height, model.width)
+    height, width = samples.shape[-2:] if samples else (model.height, model.width)
     arguments = {
         "prompt": samples.prompts[0] if samples else "a red circle",
         "height": height,

@@ -16,6 +16,7 @@ from neighbor_grpo.config import Config
 from neighbor_grpo.rewards.score import RewardError
 from neighbor_grpo.run import files, record, report
 from neighbor_grpo.run.findings import EarlyWarnings
+from neighbor_grpo.run.samples import save_samples
 from neighbor_grpo.run.weights import keep_adapters
 from neighbor_grpo.training import checkpoint
 from neighbor_grpo.training.beginning import check_recorded
@@ -202,7 +203,7 @@ class Trainer:
         if self.main:
             prompts = [prompt.text for prompt in self.parts.evaluation_prompts]
             pictures = evaluated.pictures[: e.gallery, :4]
-            report.save_samples(self.run_dir / "samples", iteration, pictures, prompts)
+            save_samples(self.run_dir / "samples", iteration, pictures, prompts)
             self.trackers.evaluation(iteration, pictures, prompts)
             files.record_failures(self.run_dir, iteration, evaluated.failures, evaluation=True)
         self.display.evaluation(iteration, figures)

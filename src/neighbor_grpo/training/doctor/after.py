@@ -12,8 +12,8 @@ from safetensors import safe_open
 
 from neighbor_grpo.run import files
 from neighbor_grpo.run.findings import MOST_CLIPPED, ROUNDING, TRIAL, Finding, Verdict, floor_finding
-from neighbor_grpo.training.doctor.history import History, growth
-from neighbor_grpo.training.doctor.outcome import drift, hacking, throughput
+from neighbor_grpo.run.history import History, growth
+from neighbor_grpo.run.outcome import drift, hacking, throughput
 from neighbor_grpo.training.doctor.statistics import change
 
 REASON = 300  # characters of a reason that are shown

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from neighbor_grpo.files.images import read_frames
+from neighbor_grpo.files.frames import read_frames
 from neighbor_grpo.models.family import Family
 from neighbor_grpo.models.placement import on_device
 from neighbor_grpo.models.sampling import sample

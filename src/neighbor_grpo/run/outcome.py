@@ -6,7 +6,7 @@ import numpy as np
 
 from neighbor_grpo.run import files
 from neighbor_grpo.run.findings import Finding, Verdict
-from neighbor_grpo.training.doctor.history import History, growth
+from neighbor_grpo.run.history import History, growth
 
 CERTAIN = 3.3  # standard errors: p = 0.001, two-sided
 FALLEN = 2.5  # of a watched reward, p = 0.006 at most: its errors are counted as if the noises differed
