@@ -25,12 +25,13 @@ from neighbor_grpo.commands import (
     sample,
     study,
     train,
+    watch,
     worlds,
 )
 from neighbor_grpo.errors import UserError
 
 COMMANDS = (
-    train, plan, probe, doctor, study, compare, presets, sample, evaluate, report, export, rewards, worlds, completion,
+    train, plan, probe, doctor, study, compare, presets, sample, evaluate, report, watch, export, rewards, worlds, completion,
 )  # fmt: skip
 SIGNALLED = 128  # exit codes above it are those of a process that a signal ended
 STOPPED, CLOSED = SIGNALLED + 2, SIGNALLED + 13  # by SIGINT, by SIGPIPE

@@ -67,6 +67,19 @@ class Lock:
         self.release()
 
 
+def owner_of(directory: Path) -> str | None:
+    """Name the process that has a directory, without touching its lock; None where none is known to live."""
+    try:
+        descriptor = os.open(directory / LOCK, os.O_RDONLY)
+    except OSError:
+        return None
+    try:
+        owner = _owner(descriptor)
+    finally:
+        os.close(descriptor)
+    return _worded(owner) if _lives(owner) else None
+
+
 def _owner(descriptor: int) -> dict[str, object]:
     try:
         found = json.loads(os.pread(descriptor, 4096, 0))

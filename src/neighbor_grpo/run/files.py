@@ -185,16 +185,19 @@ def read_lines(file: Path) -> list[Figures]:
     Raises DamagedError for any other line that cannot be read.
     """
     *whole, _ = file.read_bytes().split(b"\n") if file.is_file() else [b""]
-    lines: list[Figures] = []
-    for number, text in enumerate(whole, 1):
-        try:
-            lines.append(json.loads(text))
-            lines[-1]["iteration"] + 0
-        except (ValueError, RecursionError, TypeError, KeyError) as error:
-            raise atomic.DamagedError(
-                f"{file}, line {number} is damaged: remove the line, or put back a copy of the file"
-            ) from error
-    return lines
+    return [parse_line(text, file, number) for number, text in enumerate(whole, 1)]
+
+
+def parse_line(text: bytes, file: Path, number: int) -> Figures:
+    """Parse a line of a file.  Raises DamagedError where it cannot be read."""
+    try:
+        line = json.loads(text)
+        line["iteration"] + 0
+    except (ValueError, RecursionError, TypeError, KeyError) as error:
+        raise atomic.DamagedError(
+            f"{file}, line {number} is damaged: remove the line, or put back a copy of the file"
+        ) from error
+    return line  # type: ignore[no-any-return]
 
 
 def read_metrics(run: Path) -> list[Figures]:

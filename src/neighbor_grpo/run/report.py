@@ -20,9 +20,8 @@ def write(run: Path) -> Path:
     draw_before_after(run, run / PICTURES)
     addresses, compressed = data_urls(view.pictures)
     charts = {"curves": curves.thinned(curves.charts(view.lines)), "run0-against": view.against}
-    body = macro("run.html", "body")(
-        [view], [view.parts(addresses.__getitem__)], len(view.lines) > 4 * curves.POINTS, compressed
-    )
+    parts = view.parts(addresses.__getitem__)
+    body = macro("run.html", "body")([view], [parts], curves.is_long(view.lines), compressed)
     title = f"{view.name}: {view.lines[-1]['iteration']} iterations"
     atomic.write(run / "report.html", render(PAGE, {"title": title, "body": body, "charts": charts}))
     return run / "report.html"

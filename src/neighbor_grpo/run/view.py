@@ -119,11 +119,9 @@ class View:
 
     @property
     def differences(self) -> list[dict[str, str]]:
-        """Return {key, value, default, origin} of each setting that is not its default."""
-        return [
-            {"key": one.key, "value": written(one.value), "default": written(one.default), "origin": one.origin}
-            for one in self.config.differences()
-        ]
+        """Return {key, value, default} of each setting that is not its default."""
+        found = [one for one in self.config.differences() if one.key != "run_dir"]
+        return [{"key": one.key, "value": written(one.value), "default": written(one.default)} for one in found]
 
     @property
     def command(self) -> str:

@@ -1,0 +1,116 @@
+"""Pages over HTTP that only those see who may: on this machine by default, elsewhere with a token; under a strict policy."""
+
+import secrets
+import signal
+import socket
+from contextlib import suppress
+from http.cookies import SimpleCookie
+from ipaddress import ip_address
+from urllib.parse import parse_qs, urlsplit
+
+import uvicorn
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.responses import PlainTextResponse, RedirectResponse, Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from neighbor_grpo.errors import UserError
+
+_CONNECTIONS = 256  # at once; others get 503
+_COOKIE = "neighbor-grpo-token"
+_HEADERS = {
+    "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",  # of an answer that does not bring its own
+    "X-Content-Type-Options": "nosniff",
+    "X-Frame-Options": "DENY",
+    "Referrer-Policy": "no-referrer",
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "Cross-Origin-Resource-Policy": "same-origin",
+}
+
+
+class Guard:
+    """Answer only who may ask, and send every answer with headers that forbid a browser what the pages do not need.
+
+    token None: only requests that name this machine are answered, so that no page of another site reaches it under a name of
+    its own.  With a token: only requests with it, which the address that was printed turns into a cookie.
+    """
+
+    def __init__(self, app: ASGIApp, token: str | None = None) -> None:
+        self.app, self.token = app, token
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer a request, or pass it on."""
+
+        async def send_guarded(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                headers = MutableHeaders(scope=message)
+                for name, value in _HEADERS.items():
+                    headers.setdefault(name, value)
+            await send(message)
+
+        if scope["type"] == "http":
+            await (self._refusal(scope) or self.app)(scope, receive, send_guarded)
+
+    def _refusal(self, scope: Scope) -> Response | None:
+        headers = Headers(scope=scope)
+        if self.token is None:
+            named = is_loopback(urlsplit(f"//{headers.get('host', '')}").hostname or "")
+            return None if named else PlainTextResponse("Ask by the address that was printed.\n", 421)
+        given = parse_qs(scope["query_string"].decode("latin-1")).get("token", [""])[0]
+        if _same(given, self.token):
+            answer = RedirectResponse(scope["path"] or "/", 303)
+            answer.set_cookie(_COOKIE, self.token, httponly=True, samesite="strict")
+            return answer
+        cookie = SimpleCookie(headers.get("cookie", "")).get(_COOKIE)
+        if cookie and _same(cookie.value, self.token):
+            return None
+        return PlainTextResponse("Open the address that was printed, with its token.\n", 403)
+
+
+def _same(given: str, token: str) -> bool:
+    return secrets.compare_digest(given.encode(), token.encode())
+
+
+def is_loopback(host: str) -> bool:
+    """Return whether a host is this machine alone."""
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """Take an address to listen at; port 0 chooses a free port.  Raises UserError if it cannot be used."""
+    try:
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        return socket.create_server((host, port), family=family, backlog=128)
+    except (OSError, ValueError, OverflowError) as error:  # ValueError: a name that cannot be one
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"cannot listen on {host}:{port} ({reason}): choose another host or port") from error
+
+
+def address(host: str, listening: socket.socket, token: str | None = None) -> str:
+    """Return the address that a browser opens."""
+    question = f"?token={token}" if token else ""
+    return f"http://{f'[{host}]' if ':' in host else host}:{listening.getsockname()[1]}/{question}"
+
+
+def new_token(host: str) -> str | None:
+    """Return a token for pages that other machines can reach; None where they cannot."""
+    return None if is_loopback(host) else secrets.token_urlsafe(24)
+
+
+def run(app: ASGIApp, listening: socket.socket) -> None:
+    """Serve until SIGINT or SIGTERM."""
+    config = uvicorn.Config(
+        app,
+        log_level="warning",
+        access_log=False,
+        server_header=False,
+        lifespan="off",
+        limit_concurrency=_CONNECTIONS,
+        timeout_graceful_shutdown=1,
+    )
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)  # before and after uvicorn, which has its own
+    with suppress(KeyboardInterrupt):
+        uvicorn.Server(config).run([listening])
+    signal.signal(signal.SIGTERM, before)
