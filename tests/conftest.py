@@ -5,6 +5,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import pytest
 import torch
+from browser import browser, console_errors, new_page, page  # noqa: F401  (fixtures)
 
 torch.set_num_threads(1)
 

@@ -3,7 +3,7 @@
 import io
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +12,11 @@ from neighbor_grpo.errors import UserError
 from neighbor_grpo.files.lock import owner_of
 from neighbor_grpo.run import files
 from neighbor_grpo.run.files import Figures
+from neighbor_grpo.run.findings import FIRST
 from neighbor_grpo.run.groups import GROUPS
 from neighbor_grpo.run.record import FILE, Record, read_record
 from neighbor_grpo.run.samples import SAMPLES
-from neighbor_grpo.run.view import View
+from neighbor_grpo.run.view import Totals, View
 
 COMPARISON = "comparison.yaml"  # in the directory of a comparison, whose runs are two folders below
 WAITING = "It has not recorded anything yet: its model is loaded, or evaluated before training."
@@ -93,7 +94,7 @@ class Followed:
         self.run, self.name = run, name
         self.view: View | None = None
         self.state = WAITING
-        self._tail = Tail(run / "metrics.jsonl")
+        self._tail, self._totals = Tail(run / "metrics.jsonl"), Totals()
         self._seen: dict[str, Any] = {}
 
     def look(self) -> News:
@@ -108,6 +109,7 @@ class Followed:
             return self._read(changed)
         except (UserError, OSError) as error:
             self.state = f"{error}."
+            self.view = self.view and replace(self.view, state=self.state)
             return News(frozenset({"state"}))
 
     def _read(self, changed: set[str]) -> News:
@@ -115,13 +117,15 @@ class Followed:
         config = files.read_config(self.run) if self.view is None or again else self.view.config
         record = read_record(self.run) if self.view is None or again else self.view.record
         known, gone = len(self._tail.lines), self._tail.read()
+        if gone:
+            known, self._totals = 0, Totals()
+        new = self._tail.lines[known:]
         self.state = self._worded(config, record)
-        self.view = View(self.run, self.name, config, record, self._tail.lines, self.state)
+        self.view = View(self.run, self.name, config, record, self._tail.lines, self._totals.add(new), self.state)
         if gone or again:
             return News(frozenset({"all"}))
-        new = self._tail.lines[known:]
-        kinds = {"state", *(changed & {SAMPLES, GROUPS}), *(["evaluation"] if files.evaluated(new) else [])}
-        return News(frozenset(kinds), new)
+        weighty = any(line["iteration"] <= FIRST for line in new) or files.evaluated(new)  # what findings are made of
+        return News(frozenset({"state", *(changed & {SAMPLES, GROUPS}), *(["evaluation"] if weighty else [])}), new)
 
     def _worded(self, config: Config, record: Record) -> str:
         """Say in a sentence how far the run is, and whether it goes on."""
@@ -135,7 +139,7 @@ class Followed:
             return f"Stopped after {done:,} of {total:,} iterations. To resume it: {files.resume_command(self.run)}"
         if not lines:
             return WAITING
-        seconds = [files.training_seconds(line) for line in lines if line["iteration"] > 0][-_RECENT:]
+        seconds = [files.training_seconds(line) for line in lines[-_RECENT:] if line["iteration"] > 0]
         pace = f", {sum(seconds) / len(seconds):.3g} s each without evaluations" if seconds else ""
         return f"It trains: {done:,} of {total:,} iterations are done{pace}."
 

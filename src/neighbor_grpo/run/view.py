@@ -4,7 +4,7 @@ import json
 import shlex
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,31 @@ from neighbor_grpo.run.pages import macro
 from neighbor_grpo.run.record import Record, describe_changes, read_record
 from neighbor_grpo.run.samples import Samples, all_samples
 
+_SUMMED = ("time/", "failed/", "eval_failed/")
 PARTS = ("outcome", "pictures", "groups", "time", "settings")  # macros of run.html, each a part of the page of one run
+
+
+@dataclass
+class Totals:
+    """Add up figures over lines, as they come: times, pictures without a score."""
+
+    figures: Counter[str] = field(default_factory=Counter)
+
+    def add(self, lines: Iterable[Figures]) -> "Totals":
+        """Add lines."""
+        for line in lines:
+            for key, value in line.items():
+                if key.startswith(_SUMMED):
+                    self.figures[key] += value
+        return self
+
+    def of(self, *prefixes: str) -> dict[str, float]:
+        """Return the sums of the figures with these prefixes, by the rest of their names."""
+        found: Counter[str] = Counter()
+        for key, value in self.figures.items():
+            if key.startswith(prefixes):
+                found[key.split("/", 1)[1]] += value
+        return dict(found)
 
 
 @dataclass(frozen=True)
@@ -34,6 +58,7 @@ class View:
     config: Config
     record: Record
     lines: Sequence[Figures]
+    totals: Totals
     state: str  # how far it is, in a sentence
 
     # ---------------------------------------------------------------- overview
@@ -51,9 +76,8 @@ class View:
     @property
     def failed(self) -> str:
         """Name the rewards that could not score pictures, with how many."""
-        return ", ".join(
-            f"{name} {count:.0f}" for name, count in sums(self.lines, ("failed/", "eval_failed/")).items() if count
-        )
+        failed = self.totals.of("failed/", "eval_failed/")
+        return ", ".join(f"{name} {count:.0f}" for name, count in failed.items() if count)
 
     @cached_property
     def _history(self) -> History:
@@ -114,7 +138,7 @@ class View:
     @property
     def phases(self) -> list[dict[str, Any]]:
         """Return {name, value, text} of each phase: the seconds that the run has spent in it."""
-        seconds = sums(self.lines, ("time/",))
+        seconds = self.totals.of("time/")
         return [{"name": name, "value": value, "text": f"{value:,.1f} s"} for name, value in seconds.items()]
 
     @property
@@ -165,7 +189,8 @@ def read_view(run: Path) -> View:
     config, record, lines = files.read_config(run), read_record(run), files.read_metrics(run)
     done = lines[-1]["iteration"] if lines else 0
     ending = ", then the loss or the gradient was not finite" if record.ended == "diverged" else ""
-    return View(run, run.name, config, record, lines, f"{done:,} of {config.iterations:,} iterations{ending}.")
+    state = f"{done:,} of {config.iterations:,} iterations{ending}."
+    return View(run, run.name, config, record, lines, Totals().add(lines), state)
 
 
 def again(config: Config) -> str:
@@ -179,16 +204,6 @@ def again(config: Config) -> str:
 def _argument(value: Any) -> str:
     """Write a value as the command line reads it: a text that would be read as something else in quotes."""
     return json.dumps(value) if isinstance(value, str) and parse(value, "a value") != value else written(value)
-
-
-def sums(lines: Iterable[Figures], prefixes: tuple[str, ...]) -> dict[str, float]:
-    """Add up the figures with one of these prefixes over all lines, by the rest of their names."""
-    total: Counter[str] = Counter()
-    for line in lines:
-        for key, value in line.items():
-            if key.startswith(prefixes):
-                total[key.split("/", 1)[1]] += value
-    return dict(total)
 
 
 def _members(group: KeptGroup) -> Iterator[dict[str, Any]]:

@@ -23,9 +23,10 @@ from starlette.routing import Route
 
 from neighbor_grpo.errors import UserError
 from neighbor_grpo.run import curves
-from neighbor_grpo.run.follow import WAITING, Followed, News, names_of, runs_of
+from neighbor_grpo.run.files import Figures
+from neighbor_grpo.run.follow import Followed, News, names_of, runs_of
 from neighbor_grpo.run.pages import macro, render
-from neighbor_grpo.run.view import PARTS
+from neighbor_grpo.run.view import View
 
 _PAGE = Path(__file__).parent / "live.html"
 _PAUSE = 1.0  # seconds between two looks at least
@@ -56,40 +57,45 @@ class Watch:
         new = runs != [one.run for one in self.followed]
         if new:
             self.followed = [Followed(run, name) for run, name in zip(runs, names_of(runs), strict=True)]
-        news = [one.look() for one in self.followed]
-        if new or any("all" in one.kinds for one in news):
+        news = {one: one.look() for one in self.followed}
+        if new or any("all" in one.kinds for one in news.values()):
             return [self.page()]
-        return [message for n, one in enumerate(news) for message in self._messages(n, one)] + (
-            [self._overview()] if any(one.kinds for one in news) else []
-        )
+        begun = enumerate(self.begun.items())
+        found = [message for n, (one, view) in begun for message in self._messages(f"run{n}", one, view, news[one])]
+        views, kinds = list(self.begun.values()), {kind for one in news.values() for kind in one.kinds}
+        found += [_part("states", macro("run.html", "states")(views, self.waiting))] if kinds else []
+        found += [_part("overview", macro("run.html", "overview")(views))] if "evaluation" in kinds else []
+        return found
+
+    @property
+    def begun(self) -> dict[Followed, View]:
+        """Return the runs that have begun."""
+        return {one: one.view for one in self.followed if one.view}
 
     def page(self) -> Message:
         """Return everything."""
-        views = [one.view for one in self.followed if one.view]
-        parts = [view.parts(self.address) for view in views]
-        charts = {f"run{n}-against": view.against for n, view in enumerate(views)}
-        drawn = curves.overlaid(self._charts(n, view.lines) for n, view in enumerate(views))
-        thinned = any(curves.is_long(view.lines) for view in views)
-        html = macro("run.html", "body")(views, parts, thinned, 0) if views else f"<p>{WAITING}</p>"
-        return {"kind": "page", "html": html, "charts": charts | ({"curves": curves.thinned(drawn)} if views else {})}
+        views = list(self.begun.values())
+        drawn = curves.overlaid(self._charts(one, view.lines) for one, view in self.begun.items())
+        charts = {"curves": curves.thinned(drawn)} | {f"run{n}-against": view.against for n, view in enumerate(views)}
+        parts, thinned = [view.parts(self.address) for view in views], any(curves.is_long(view.lines) for view in views)
+        html = macro("run.html", "body")(views, parts, thinned, waiting=self.waiting)
+        return {"kind": "page", "html": html, "charts": charts}
 
-    def _charts(self, n: int, lines: Sequence[Any]) -> list[curves.Panel]:
-        several = len(self.followed) > 1
-        return curves.charts(lines, self.followed[n].name, n) if several else curves.charts(lines)
+    @property
+    def waiting(self) -> dict[str, str]:
+        """Return what is said of runs that have not begun, by name."""
+        return {one.name: one.state for one in self.followed if not one.view}
 
-    def _overview(self) -> Message:
-        return _part("overview", macro("run.html", "overview")([one.view for one in self.followed if one.view]))
+    def _charts(self, one: Followed, lines: Sequence[Figures]) -> list[curves.Panel]:
+        return curves.charts(lines, one.name, self.followed.index(one)) if len(self.followed) > 1 else curves.charts(lines)
 
-    def _messages(self, n: int, news: News) -> list[Message]:
-        view = self.followed[n].view
-        if view is None:
-            return []
+    def _messages(self, place: str, one: Followed, view: View, news: News) -> list[Message]:
         names = [name for kind in news.kinds for name in _PARTS_OF.get(kind, ())]
-        found = [_part(f"run{n}-{name}", view.part(name, self.address)) for name in PARTS if name in names]
+        found = [_part(f"{place}-{name}", view.part(name, self.address)) for name in names]
         if news.lines:
-            found.append({"kind": "points", "panels": self._charts(n, news.lines)})
+            found.append({"kind": "points", "panels": self._charts(one, news.lines)})
         if "evaluation" in news.kinds:
-            found.append({"kind": "charts", "place": f"run{n}-against", "panels": view.against})
+            found.append({"kind": "charts", "place": f"{place}-against", "panels": view.against})
         return found
 
     def address(self, file: Path) -> str:
@@ -124,21 +130,29 @@ class Watch:
     async def _look_on(self) -> None:
         """Look again and again, as long as there are clients."""
         pause = _PAUSE
-        while self.clients:
-            await asyncio.sleep(pause)
-            began = time.process_time()
-            for message in self.look():
-                self._send(_event(message))
-            pause = max(_PAUSE, _SHARE * (time.process_time() - began))
+        try:
+            while self.clients:
+                await asyncio.sleep(pause)
+                began = time.process_time()
+                for message in self.look():
+                    self._send(_event(message))
+                pause = max(_PAUSE, _SHARE * (time.process_time() - began))
+        finally:
+            for waiting in list(self.clients):  # where looking failed, they come back and look anew
+                self._send_away(waiting)
 
     def _send(self, text: str) -> None:
         for waiting in list(self.clients):
             try:
                 waiting.put_nowait(text)
             except asyncio.QueueFull:
-                self.clients.discard(waiting)
-                waiting.get_nowait()
-                waiting.put_nowait(None)
+                self._send_away(waiting)
+
+    def _send_away(self, waiting: "asyncio.Queue[str | None]") -> None:
+        self.clients.discard(waiting)
+        if waiting.full():
+            waiting.get_nowait()
+        waiting.put_nowait(None)
 
 
 def _part(place: str, html: str) -> Message:
@@ -155,12 +169,13 @@ def _event(message: Message) -> str:
 def application(places: Sequence[Path]) -> Starlette:
     """Make the application that shows these runs.  Raises UserError where there is no run."""
     watch = Watch(places)
-    title = ", ".join(names_of(runs_of(places)))
-    watch.look()
+    runs_of(places)
+    title = ", ".join(place.resolve().name for place in places)
     routes = [
         Route("/", partial(_frame, title=title)),
         Route("/events", partial(_events, watch=watch)),
         Route("/pictures/{key}", partial(_picture, watch=watch)),
+        Route("/favicon.ico", Response(status_code=204)),  # browsers ask for it
     ]
     return Starlette(routes=routes)
 

@@ -55,7 +55,7 @@ function drawCharts(place, panels) {
 
   function add(panel) {
     const chart = { panel, cell: place.appendChild(document.createElement("div")) };
-    chart.cell.classList.toggle("many", panel.lines.length > 6);
+    chart.cell.classList.toggle("many", panel.lines.some(line => line.faint));
     charts.set(panel.title, chart);
     draw(chart);
     sizes.observe(chart.cell);
