@@ -19,7 +19,7 @@ from neighbor_grpo.config import load_config
 from neighbor_grpo.errors import UserError
 from neighbor_grpo.files import atomic
 from neighbor_grpo.files.lock import InUseError, Lock
-from neighbor_grpo.run import files, record, report
+from neighbor_grpo.run import files, record, samples
 from neighbor_grpo.training.trainer import Trainer
 
 
@@ -249,7 +249,7 @@ def test_another_evaluation_is_measured_from_its_beginning_on(run):
     changes = files.changes(lines, 3)
     assert {f"eval/{change.measure}" for change in changes} == measured
     assert all(change.before == lines[3][f"eval/{change.measure}"] for change in changes)
-    assert [len(one.prompts) for one in report.all_samples(run)] == [3, 3]
+    assert [len(one.prompts) for one in samples.all_samples(run)] == [3, 3]
     assert "changed at iteration 3" in (run / "report.html").read_text()
 
 

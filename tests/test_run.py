@@ -8,8 +8,8 @@ import pytest
 from neighbor_grpo.errors import UserError
 from neighbor_grpo.evaluate.ledger import Ledger, Values
 from neighbor_grpo.run import files
+from neighbor_grpo.run.curves import charts, panels
 from neighbor_grpo.run.pages import render
-from neighbor_grpo.run.report import charts, panels
 
 LINES = [
     {"iteration": 0, "eval/clip": 0.25, "eval_spread/clip": 0.1, "eval/diversity": 0.2, "time/evaluate": 3.0},
@@ -63,12 +63,13 @@ def test_every_figure_of_the_method_is_drawn_under_its_own_name():
 
 
 def test_the_curves_hold_the_recorded_numbers():
-    drawn = {panel["title"]: panel for panel in charts(LINES)}
-    clip = drawn["clip"]
-    assert clip["x"] == [0, 1, 2]
-    assert clip["lines"] == [{"label": "training", "y": [None, 0.3, 0.4]}, {"label": "evaluation", "y": [0.25, None, 0.5]}]
-    assert clip["band"] == {"low": [None, 0.25, 0.36], "high": [None, 0.35, 0.44]}
-    assert drawn["loss"] == {"title": "loss", "x": [1, 2], "lines": [{"label": "loss", "y": [0.1, 0.2]}], "band": None}
+    drawn = {panel["title"]: panel["lines"] for panel in charts(LINES)}
+    training, evaluation = drawn["clip"]
+    assert (training["label"], training["x"], training["y"]) == ("training", [1, 2], [0.3, 0.4])
+    assert (training["low"], training["high"]) == ([0.25, 0.36], [0.35, 0.44])
+    assert (evaluation["label"], evaluation["x"], evaluation["y"]) == ("evaluation", [0, 2], [0.25, 0.5])
+    (loss,) = drawn["loss"]
+    assert (loss["label"], loss["x"], loss["y"], loss["low"]) == ("loss", [1, 2], [0.1, 0.2], None)
 
 
 @pytest.mark.parametrize("value", (float("nan"), float("inf"), float("-inf")))
@@ -79,7 +80,7 @@ def test_what_cannot_be_drawn_leaves_a_gap(value):
 def test_text_of_a_user_cannot_leave_its_place_in_a_page(tmp_path):
     (tmp_path / "page.html").write_text('{% include "charts.html" %}')
     hostile = "</script><script>alert(1)</script>"
-    page = render(tmp_path / "page.html", {"charts": charts([{"iteration": 0, hostile: 1.0}])})
+    page = render(tmp_path / "page.html", {"charts": {"curves": charts([{"iteration": 0, hostile: 1.0}])}})
     assert hostile not in page and page.count("<script>") == 2
 
 

@@ -29,9 +29,9 @@ def add(commands: Commands) -> None:
 def run(arguments: argparse.Namespace) -> None:
     """Serve until the process is stopped."""
     from neighbor_grpo.run import serving
-    from neighbor_grpo.run.watch import application
+    from neighbor_grpo.run.watch import Watch, application
 
-    app, token = application(arguments.runs), serving.new_token(arguments.host)
+    watch, token = Watch(arguments.runs), serving.new_token(arguments.host)
     listening = serving.listen(arguments.host, arguments.port)
     say(f"watching {', '.join(map(str, arguments.runs))} on {serving.address(arguments.host, listening, token)}")
-    serving.run(serving.Guard(app, token), listening)
+    serving.run(serving.Guard(application(watch), token), listening, watch.end)

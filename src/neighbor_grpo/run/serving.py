@@ -3,6 +3,7 @@
 import secrets
 import signal
 import socket
+from collections.abc import Callable
 from contextlib import suppress
 from http.cookies import SimpleCookie
 from ipaddress import ip_address
@@ -99,18 +100,32 @@ def new_token(host: str) -> str | None:
     return None if is_loopback(host) else secrets.token_urlsafe(24)
 
 
-def run(app: ASGIApp, listening: socket.socket) -> None:
+class Server(uvicorn.Server):
+    """Serve an application; `end` is called when the server stops, and ends answers that would go on."""
+
+    def __init__(self, app: ASGIApp, end: Callable[[], None]) -> None:
+        super().__init__(
+            uvicorn.Config(
+                app,
+                log_level="warning",
+                access_log=False,
+                server_header=False,
+                lifespan="off",
+                limit_concurrency=_CONNECTIONS,
+                timeout_graceful_shutdown=2,
+            )
+        )
+        self.end = end
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Stop."""
+        self.end()
+        await super().shutdown(sockets)
+
+
+def run(app: ASGIApp, listening: socket.socket, end: Callable[[], None]) -> None:
     """Serve until SIGINT or SIGTERM."""
-    config = uvicorn.Config(
-        app,
-        log_level="warning",
-        access_log=False,
-        server_header=False,
-        lifespan="off",
-        limit_concurrency=_CONNECTIONS,
-        timeout_graceful_shutdown=1,
-    )
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)  # before and after uvicorn, which has its own
     with suppress(KeyboardInterrupt):
-        uvicorn.Server(config).run([listening])
+        Server(app, end).run([listening])
     signal.signal(signal.SIGTERM, before)

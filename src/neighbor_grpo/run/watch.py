@@ -33,14 +33,15 @@ _PAUSE = 1.0  # seconds between two looks at least
 _SHARE = 200  # a look that takes t seconds is followed by a pause of 200 t, so that looking costs at most half a per cent
 _ALIVE = 15.0  # seconds of silence after which a client is told that the server lives
 _WAITING_MESSAGES = 1000  # of a client that does not read; it is sent away, and gets the whole page when it comes back
-_PARTS_OF = {"samples": ("pictures",), "groups": ("groups",), "evaluation": ("outcome",), "state": ("time",)}  # news -> parts
+_PART_OF = {"samples": "pictures", "groups": "groups", "evaluation": "outcome", "state": "time"}  # kind of news -> part
 Message = dict[str, Any]
 
 
 class Watch:
-    """Follow runs for all clients together; without clients nothing is read."""
+    """Follow runs for all clients together; without clients nothing is read.  Raises UserError where there is no run."""
 
     def __init__(self, places: Sequence[Path]) -> None:
+        runs_of(places)
         self.places = places
         self.followed: list[Followed] = []
         self.pictures: dict[str, Path] = {}  # by the key in an address, which says nothing about the file
@@ -90,8 +91,8 @@ class Watch:
         return curves.charts(lines, one.name, self.followed.index(one)) if len(self.followed) > 1 else curves.charts(lines)
 
     def _messages(self, place: str, one: Followed, view: View, news: News) -> list[Message]:
-        names = [name for kind in news.kinds for name in _PARTS_OF.get(kind, ())]
-        found = [_part(f"{place}-{name}", view.part(name, self.address)) for name in names]
+        parts = [part for kind, part in _PART_OF.items() if kind in news.kinds]
+        found = [_part(f"{place}-{name}", view.part(name, self.address)) for name in parts]
         if news.lines:
             found.append({"kind": "points", "panels": self._charts(one, news.lines)})
         if "evaluation" in news.kinds:
@@ -138,8 +139,7 @@ class Watch:
                     self._send(_event(message))
                 pause = max(_PAUSE, _SHARE * (time.process_time() - began))
         finally:
-            for waiting in list(self.clients):  # where looking failed, they come back and look anew
-                self._send_away(waiting)
+            self.end()  # where looking failed, clients come back and look anew
 
     def _send(self, text: str) -> None:
         for waiting in list(self.clients):
@@ -147,6 +147,11 @@ class Watch:
                 waiting.put_nowait(text)
             except asyncio.QueueFull:
                 self._send_away(waiting)
+
+    def end(self) -> None:
+        """End the streams of all clients."""
+        for waiting in list(self.clients):
+            self._send_away(waiting)
 
     def _send_away(self, waiting: "asyncio.Queue[str | None]") -> None:
         self.clients.discard(waiting)
@@ -166,11 +171,9 @@ def _event(message: Message) -> str:
 # ---------------------------------------------------------------- application
 
 
-def application(places: Sequence[Path]) -> Starlette:
-    """Make the application that shows these runs.  Raises UserError where there is no run."""
-    watch = Watch(places)
-    runs_of(places)
-    title = ", ".join(place.resolve().name for place in places)
+def application(watch: Watch) -> Starlette:
+    """Make the application that shows runs."""
+    title = ", ".join(place.resolve().name for place in watch.places)
     routes = [
         Route("/", partial(_frame, title=title)),
         Route("/events", partial(_events, watch=watch)),
