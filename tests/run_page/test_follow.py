@@ -104,11 +104,13 @@ def test_a_damaged_line_is_named_and_read_again_once_it_is_mended(tmp_path):
     watch = Watch([run])
     watch.look()
     whole = (run / "metrics.jsonl").read_text()
-    (run / "metrics.jsonl").write_text(whole + "{broken}\n" + json.dumps(line(3)) + "\n")
-    assert any("line 3 is damaged" in one.get("html", "") for one in watch.look())
-    (run / "metrics.jsonl").write_text(whole + json.dumps(line(2)) + "\n")
+    second = json.dumps(line(2)) + "\n"
+    (run / "metrics.jsonl").write_text(whole + second + "{broken}\n" + json.dumps(line(3)) + "\n")
+    assert any("line 4 is damaged" in one.get("html", "") for one in watch.look())
+    (run / "metrics.jsonl").write_text(whole + second + json.dumps(line(3)) + "\n")
     messages = watch.look()
-    assert any("Finished after 2" in one.get("html", "") for one in messages)
+    assert any("Finished after 3" in one.get("html", "") for one in messages)
+    assert points(messages)["scenes"][0][1] == [2, 3] and any("<td>6.0 s</td>" in one.get("html", "") for one in messages)
 
 
 def test_a_comparison_is_all_its_runs_and_those_that_begin_later(tmp_path):

@@ -95,6 +95,7 @@ class Followed:
         self.view: View | None = None
         self.state = WAITING
         self._tail, self._totals = Tail(run / "metrics.jsonl"), Totals()
+        self._known = 0  # lines that are in the totals
         self._seen: dict[str, Any] = {}
 
     def look(self) -> News:
@@ -116,10 +117,10 @@ class Followed:
         again = self.view is None or bool(changed & {"config.yaml", FILE})
         config = files.read_config(self.run) if self.view is None or again else self.view.config
         record = read_record(self.run) if self.view is None or again else self.view.record
-        known, gone = len(self._tail.lines), self._tail.read()
-        if gone:
-            known, self._totals = 0, Totals()
-        new = self._tail.lines[known:]
+        if gone := self._tail.read():
+            self._known, self._totals = 0, Totals()
+        new = self._tail.lines[self._known :]
+        self._known = len(self._tail.lines)
         self.state = self._worded(config, record)
         self.view = View(self.run, self.name, config, record, self._tail.lines, self._totals.add(new), self.state)
         if gone or again:

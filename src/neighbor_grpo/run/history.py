@@ -2,12 +2,12 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 
 import numpy as np
 
-from neighbor_grpo.config import Config, evaluation_prompts
+from neighbor_grpo.config import Config, Prompts, evaluation_prompts
 from neighbor_grpo.errors import UserError
 from neighbor_grpo.run import files
 from neighbor_grpo.run.record import read_record
@@ -36,11 +36,8 @@ class History:
     def evaluated_pictures(self) -> int:
         """Return the number of pictures of an evaluation; a prompt file may have fewer prompts than are asked for."""
         e = self.config.evaluate
-        try:
-            known = len(evaluation_prompts(self.config.prompts))
-        except UserError:  # the run was copied here without its prompts
-            known = e.prompts
-        return min(known, e.prompts) * e.seeds
+        known = _known_prompts(self.config.prompts.model_dump_json())
+        return (e.prompts if known is None else min(known, e.prompts)) * e.seeds
 
     def series(self, key: str) -> np.ndarray:
         """Return a figure of all iterations that have it."""
@@ -58,6 +55,15 @@ class History:
         error = ((first[keys[1]] ** 2 + last[keys[1]] ** 2) / self.evaluated_pictures) ** 0.5
         rise = last[keys[0]] - first[keys[0]]
         return rise / error if error else float(np.sign(rise)) * float("inf") if rise else 0.0
+
+
+@cache  # a page that goes on asks at each evaluation, and a dataset takes seconds to read
+def _known_prompts(source: str) -> int | None:
+    """Return how many evaluation prompts there are; None where the run was copied here without them."""
+    try:
+        return len(evaluation_prompts(Prompts.model_validate_json(source)))
+    except UserError:
+        return None
 
 
 def growth(values: np.ndarray) -> float:

@@ -58,7 +58,7 @@ class Guard:
             return None if named else PlainTextResponse("Ask by the address that was printed.\n", 421)
         given = parse_qs(scope["query_string"].decode("latin-1")).get("token", [""])[0]
         if _same(given, self.token):
-            answer = RedirectResponse(scope["path"] or "/", 303)
+            answer = RedirectResponse("/", 303)
             answer.set_cookie(_COOKIE, self.token, httponly=True, samesite="strict")
             return answer
         cookie = SimpleCookie(headers.get("cookie", "")).get(_COOKIE)

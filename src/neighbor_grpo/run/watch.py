@@ -52,6 +52,13 @@ class Watch:
 
     def look(self) -> list[Message]:
         """Read what has changed in the runs, and return it as messages."""
+        try:
+            return self._look()
+        except FileNotFoundError:  # a run that is resumed has removed a file between two reads: all is read anew
+            self.followed = []
+            return []
+
+    def _look(self) -> list[Message]:
         runs = [one.run for one in self.followed]
         with suppress(UserError):  # the runs of a comparison that were there are followed on
             runs = runs_of(self.places)
@@ -100,7 +107,7 @@ class Watch:
         return found
 
     def address(self, file: Path) -> str:
-        """Return the address of a picture: a key that is no path."""
+        """Return the address of a picture: a key that is no path.  Raises FileNotFoundError."""
         key = sha256(f"{file} {file.stat().st_mtime_ns}".encode()).hexdigest()[:32]
         self.pictures[key] = file
         return f"pictures/{key}"
@@ -112,7 +119,10 @@ class Watch:
         waiting: asyncio.Queue[str | None] = asyncio.Queue(_WAITING_MESSAGES)
         if not self.followed or not self.clients:
             self.look()
-        yield _event(self.page())
+        try:
+            yield _event(self.page())
+        except FileNotFoundError:  # as in `look`: the client comes back
+            return
         self.clients.add(waiting)
         if self.looking is None or self.looking.done():
             self.looking = asyncio.create_task(self._look_on())
