@@ -197,7 +197,7 @@ def parse_line(text: bytes, file: Path, number: int) -> Figures:
         raise atomic.DamagedError(
             f"{file}, line {number} is damaged: remove the line, or put back a copy of the file"
         ) from error
-    return line  # type: ignore[no-any-return]
+    return line
 
 
 def read_metrics(run: Path) -> list[Figures]:

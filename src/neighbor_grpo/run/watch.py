@@ -47,16 +47,19 @@ class Watch:
         self.pictures: dict[str, Path] = {}  # by the key in an address, which says nothing about the file
         self.clients: set[asyncio.Queue[str | None]] = set()
         self.looking: asyncio.Task[None] | None = None
+        self.whole = ""  # the page as a message, until something changes
 
     # ---------------------------------------------------------------- what has changed
 
     def look(self) -> list[Message]:
         """Read what has changed in the runs, and return it as messages."""
         try:
-            return self._look()
+            found = self._look()
         except FileNotFoundError:  # a run that is resumed has removed a file between two reads: all is read anew
-            self.followed = []
-            return []
+            self.followed, found = [], []
+        if found:
+            self.whole = ""
+        return found
 
     def _look(self) -> list[Message]:
         runs = [one.run for one in self.followed]
@@ -120,13 +123,14 @@ class Watch:
         if not self.followed or not self.clients:
             self.look()
         try:
-            yield _event(self.page())
+            self.whole = self.whole or _event(self.page())
         except FileNotFoundError:  # as in `look`: the client comes back
             return
-        self.clients.add(waiting)
+        self.clients.add(waiting)  # before the page is sent: what changes meanwhile waits
         if self.looking is None or self.looking.done():
             self.looking = asyncio.create_task(self._look_on())
         try:
+            yield self.whole
             while True:
                 try:
                     text = await asyncio.wait_for(waiting.get(), _ALIVE)
