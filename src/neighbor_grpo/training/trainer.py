@@ -201,8 +201,7 @@ class Trainer:
         gap = reward_gap(self.base or figures, figures, self.config.reward.train, self.config.watched)
         figures |= ({} if gap is None else {"eval/gap": gap}) | {"time/evaluate": time.perf_counter() - began}
         if self.main:
-            prompts = [prompt.text for prompt in self.parts.evaluation_prompts]
-            pictures = evaluated.pictures[: e.gallery, :4]
+            prompts, pictures = [one.text for one in self.parts.evaluation_prompts], evaluated.pictures[: e.gallery, :4]
             save_samples(self.run_dir / "samples", iteration, pictures, prompts)
             self.trackers.evaluation(iteration, pictures, prompts)
             files.record_failures(self.run_dir, iteration, evaluated.failures, evaluation=True)
