@@ -3,6 +3,8 @@
 import json
 from pathlib import Path
 
+import numpy as np
+
 REWARD = """
 import time
 
@@ -87,3 +89,14 @@ def settings(model: Path, tmp: Path, *more: str, function: str = "brightness") -
 
 def metrics(run: Path) -> list[dict]:
     return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def advantages(method, rewards: list[float | None]) -> list[float]:
+    """Advantages of a group by the papers' formulas; up to a factor where the std is that of the iteration."""
+    r = np.array([np.nan if value is None else value for value in rewards])
+    half = (r - r.reshape(-1, 2)[:, ::-1].ravel()) / 2  # FDFO's, to the partner
+    found = half if method.name == "fdfo" else (r - np.nanmean(r)) / np.nanstd(r)
+    found = np.nan_to_num(found)
+    if hasattr(method, "p"):
+        found /= (np.abs(found) ** method.p).sum() ** (1 / method.p)
+    return found.tolist()

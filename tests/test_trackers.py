@@ -13,7 +13,7 @@ import torch
 from accelerate import PartialState
 
 from neighbor_grpo.config import Config
-from neighbor_grpo.training.experience import Group
+from neighbor_grpo.run.groups import Group
 from neighbor_grpo.training.trackers import Trackers, tag
 
 KEY = "reward//tmp/a@1.py:score"
@@ -27,7 +27,7 @@ def line(iteration):
 
 def begun(kind, run, resumed=False, done=0):
     PartialState(cpu=True)  # which accelerate's loggers need
-    config = Config(trackers={"use": [kind], "offline": True, "name": "mine", "tags": ["a"]}, seed=7)
+    config = Config(trackers={"use": [kind], "offline": True, "name": "mine", "tags": ["a"], "rollouts": 1}, seed=7)
     return Trackers.begin(config, run, resumed, done)
 
 
@@ -35,7 +35,7 @@ def send(found, iterations):
     for iteration in iterations:
         if iteration == 0:
             found.evaluation(0, PICTURES, ["a cat", "a dog"])
-        found.rollout(iteration, Group("a cat", (PICTURES[0] * 255).byte(), ["clip 0.1", "clip 0.2"]))
+        found.rollout(iteration, Group("a cat", (PICTURES[0] * 255).byte(), {"clip": [0.1, 0.2]}, [-1, 1]))
         found.figures(line(iteration))
     found.finish(60)
     assert all(not one.thread.is_alive() and not one.failing for one in found.followers)

@@ -5,10 +5,11 @@ import subprocess
 import sys
 import time
 
+import numpy as np
 import pytest
 import torch
 from diffusers import FluxPipeline
-from runs import metrics, settings
+from runs import advantages, metrics, settings
 from safetensors.torch import load_file
 
 from neighbor_grpo.config import load_config
@@ -16,6 +17,7 @@ from neighbor_grpo.errors import UserError
 from neighbor_grpo.methods import METHODS
 from neighbor_grpo.planning.plan import plan
 from neighbor_grpo.rewards.registry import load_reward
+from neighbor_grpo.run.groups import read_groups
 from neighbor_grpo.training.errors import TrainingError
 from neighbor_grpo.training.trainer import Trainer
 
@@ -221,7 +223,7 @@ SMALL = {
 
 @pytest.mark.parametrize("name", METHODS)
 def test_every_method_trains_a_model(tiny_flux, tmp_path, name):
-    """Two iterations: the plan's counts are the run's, the ratio starts at one, the weights move."""
+    """Two iterations: the plan's counts are the run's, the ratio starts at one, the weights move, groups are kept."""
     config = load_config(None, settings(tiny_flux, tmp_path, SMALL[name], "iterations=2"))
     counted, run = plan(config), Trainer(config).run()
     lines = metrics(run)[1:]
@@ -230,6 +232,14 @@ def test_every_method_trains_a_model(tiny_flux, tmp_path, name):
     assert all(line.get("ratio/noise_floor", 0.0) < 1e-4 and line["grad_norm"] > 0 for line in lines)
     before, after = (load_file(run / "checkpoints" / f"00000{n}" / "weights.safetensors") for n in (1, 2))
     assert any(not torch.equal(before[key], after[key]) for key in before)
+    kept = read_groups(run)
+    assert [group.iteration for group in kept] == [1, 2]
+    for group in kept:
+        (rewards,) = group.rewards.values()
+        expected = np.array(advantages(config.method, rewards))
+        if getattr(config.method, "advantage_std", "group") == "iteration":
+            expected *= np.dot(expected, group.advantages) / np.dot(expected, expected)
+        assert group.advantages == pytest.approx(expected, rel=1e-3, abs=1e-6) and expected.any()
 
 
 @pytest.mark.parametrize("trained", [(), ("model.lora=null", "optimizer.lr=1e-3")], ids=["lora", "all weights"])

@@ -119,6 +119,10 @@ class BranchGRPO(Gaussian):
             rewards = self._fuse(step, rewards)
         return torch.cat(advantages[::-1], dim=1)
 
+    def leaf_advantages(self, adv: Tensor) -> Tensor:
+        """Return the advantages of the last transitions, which end in the leaves.  [P, E] -> [P, G]"""
+        return adv[:, -self.group_size :]
+
     def _fuse(self, step: Step, rewards: Tensor) -> Tensor:
         """Return the rewards of the states at t from those of their scored successors.  [P, M] -> [P, N]"""
         families = rewards.unflatten(1, (step.x.shape[1], -1))  # [P, N, b], siblings lie side by side

@@ -18,6 +18,7 @@ from pydantic.dataclasses import dataclass
 
 from neighbor_grpo.errors import STRICT
 from neighbor_grpo.flow.solvers import euler
+from neighbor_grpo.methods.advantage import quasi_norm
 from neighbor_grpo.methods.fields import Clip, GroupSize, Solver
 from neighbor_grpo.methods.policy import SURROGATES, leap_log_prob, ratio_figures
 from neighbor_grpo.methods.protocol import Method, Policy
@@ -50,6 +51,10 @@ class Contrast(Method):
         Annotated[float, Field(gt=0)] | Literal["dim"], Field(description='tau of the leaping policy; "dim" = D')
     ] = "dim"
     weighting: Weighting = "none"
+
+    def leaf_advantages(self, adv: Tensor) -> Tensor:
+        """Return A' (Eq. 11).  [P, G] -> [P, G]"""
+        return quasi_norm(adv, self.p)
 
     def decision(self, step: Step, p: int, j: int, s: float, choices: Tensor, v: Tensor, adv: Tensor) -> Decisions:
         """Return one row: anchor j of group p at a step, whose Euler step by v to time s is compared with `choices`."""

@@ -20,7 +20,6 @@ from pydantic.dataclasses import dataclass
 from neighbor_grpo.errors import STRICT
 from neighbor_grpo.flow.solvers import Velocity, euler
 from neighbor_grpo.flow.streams import Iteration
-from neighbor_grpo.methods.advantage import quasi_norm
 from neighbor_grpo.methods.contrast import Contrast
 from neighbor_grpo.methods.fields import MOST_SAMPLES, MOST_STEPS
 from neighbor_grpo.methods.parting import neighbours
@@ -86,7 +85,7 @@ class Neighbor(Contrast):
 
     def updates(self, tree: Tree, adv: Tensor, generators: Sequence[Generator], iteration: Iteration) -> list[Decisions]:
         """Draw K transitions and B anchors of each group; each anchor is in one optimizer step (Alg. 1)."""
-        adv = quasi_norm(adv, self.p)  # [P, G]
+        adv = self.leaf_advantages(adv)
         drawn = subsets(generators, len(self.trainable), self.num_train_steps) + self.trainable.start  # [P, K]
         anchors = subsets(generators, self.group_size, self.num_anchors)  # [P, B]
         return [

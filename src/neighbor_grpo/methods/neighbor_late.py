@@ -29,7 +29,6 @@ from neighbor_grpo.errors import STRICT
 from neighbor_grpo.flow.sde import KERNELS
 from neighbor_grpo.flow.solvers import Velocity
 from neighbor_grpo.flow.streams import Iteration
-from neighbor_grpo.methods.advantage import quasi_norm
 from neighbor_grpo.methods.contrast import Contrast, Weighting
 from neighbor_grpo.methods.fields import MOST_SAMPLES, Eta, NumSteps, Sde, check_kernel
 from neighbor_grpo.methods.parting import part, partings, place_of
@@ -82,7 +81,7 @@ class NeighborLate(Contrast):
 
     def updates(self, tree: Tree, adv: Tensor, generators: Sequence[Generator], iteration: Iteration) -> list[Decisions]:
         """Train the transition that parted: one row a group, the same in every optimizer step."""
-        adv, step = quasi_norm(adv, self.p), tree.steps[self.place(iteration)]
+        adv, step = self.leaf_advantages(adv), tree.steps[self.place(iteration)]
         choices, s = (step.y, step.s) if self.distance == "state" else (tree.leaves, 0.0)
         rows = Decisions.cat([self.decision(step, p, 0, s, choices[p], step.v[p, 0], adv[p]) for p in range(len(adv))])
         return [rows] * self.updates_per_rollout

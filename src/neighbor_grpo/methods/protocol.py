@@ -96,6 +96,10 @@ class Method(ABC):
         """Return advantages from one reward of the leaves.  rewards [P, G], pool [P', G] of all ranks -> [P, ·]"""
         return z_score(rewards)
 
+    def leaf_advantages(self, adv: Tensor) -> Tensor:
+        """Return the advantage of each leaf, before a loss bounds it.  adv: what `credit` gave, combined.  [P, ·] -> [P, G]"""
+        return adv
+
     @abstractmethod
     def updates(self, tree: Tree, adv: Tensor, generators: Sequence[Generator], iteration: Iteration) -> Sequence[Rows]:
         """Return what to train on, one entry per optimizer step.  generators: one per prompt, for all that is drawn."""

@@ -206,7 +206,10 @@ def read_metrics(run: Path) -> list[Figures]:
 
 
 def rewind(run: Path, iteration: int) -> None:
-    """Drop what was recorded after `iteration`, which will be recorded again."""
+    """Drop what was recorded or drawn after `iteration`, which will be done again."""
+    for folder in (*(run / "samples").glob("[0-9]*"), *(run / "groups").glob("[0-9]*")):
+        if int(folder.name) > iteration:
+            atomic.remove(folder)
     kept = _rewound(run / "metrics.jsonl", iteration)
     _rewound(run / "failures.jsonl", kept[-1]["iteration"] if kept else -1)
 

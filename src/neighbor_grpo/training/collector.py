@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import cache, partial
+from math import isfinite
 from pathlib import Path
 
 import torch
@@ -12,7 +13,7 @@ from accelerate.utils import gather_object
 from torch import Tensor
 
 from neighbor_grpo.config import Config
-from neighbor_grpo.files.images import to_bytes
+from neighbor_grpo.files.images import key_frames, to_bytes
 from neighbor_grpo.flow.streams import DRAW, NOISE, Iteration
 from neighbor_grpo.methods.advantage import combine
 from neighbor_grpo.methods.protocol import Method
@@ -26,8 +27,9 @@ from neighbor_grpo.prompts.prompt import Prompt
 from neighbor_grpo.rewards.score import Failure, Scores
 from neighbor_grpo.rewards.set import FailureCount, RewardSet, check_failed, joined
 from neighbor_grpo.run import files
+from neighbor_grpo.run.groups import Group
 from neighbor_grpo.training.errors import NotFiniteError
-from neighbor_grpo.training.experience import Experience, Group
+from neighbor_grpo.training.experience import Experience
 from neighbor_grpo.training.figures import reward_figures
 from neighbor_grpo.training.phases import Phases
 from neighbor_grpo.training.schedule import scheduled
@@ -41,7 +43,7 @@ class Collected:
     tree: Tree
     rewards: Tensor  # [M, p, G]
     pool: Tensor  # [M, P, G]
-    group: Group | None = None  # the first one, where trackers show it
+    shown: Tensor | None  # bytes of the first group's pictures, on the main rank
 
 
 class Collector:
@@ -77,7 +79,7 @@ class Collector:
             draws = [iteration.of_slot(DRAW, slot) for slot in self.slots]
             updates = method.updates(got.tree, adv, draws, iteration)
         texts = [prompt.text for prompt in self._prompts_of(n)]
-        return Experience(got.cond, updates, self._figures(got), texts, got.group)
+        return Experience(got.cond, updates, self._figures(got), texts, self._group(got, adv, texts[0]))
 
     def collect(self, n: int) -> Collected:
         """Roll out and score this rank's prompts of iteration n."""
@@ -91,23 +93,22 @@ class Collector:
         for rows in torch.arange(len(prompts)).split(size):  # as many groups as are rolled out at once
             tree, images = self._roll_out(n, rows, cond.take(rows))
             trees.append(tree)
-            first = to_bytes(images[0]) if first is None and self._is_shown(n) else first
+            if first is None and self.accelerator.is_main_process:
+                first = to_bytes(key_frames(images[0]) if images.ndim == 6 else images[0])
             with self.phases.time("reward"):
                 pending.append(self.rewards.submit(images, [prompts[p] for p in rows]))
         with self.phases.time("reward"):
             pool, rewards = self._scored(n, joined([part.result() for part in pending]))
-        group = None if first is None else self._group(prompts[0], first, rewards)
-        return Collected(cond, side_by_side(trees), rewards, pool, group)
+        return Collected(cond, side_by_side(trees), rewards, pool, first)
 
-    def _is_shown(self, n: int) -> bool:
-        """Return whether trackers get pictures of iteration n."""
-        shown = self.config.trackers
-        return bool(shown.use and shown.rollouts) and n % shown.rollouts == 0 and self.accelerator.is_main_process
-
-    def _group(self, prompt: Prompt, pictures: Tensor, rewards: Tensor) -> Group:
-        """Return pictures of this rank's first prompt, with their rewards."""
-        scores = [zip(self.rewards.scorers, row, strict=True) for row in rewards[:, 0].T.tolist()]
-        return Group(prompt.text, pictures, [", ".join(f"{name} {value:.4g}" for name, value in row) for row in scores])
+    def _group(self, got: Collected, adv: Tensor, text: str) -> Group | None:
+        """Return the first group as it is shown, where its pictures are kept."""
+        if got.shown is None:
+            return None
+        rewards = [[value if isfinite(value) else None for value in row] for row in got.rewards[:, 0].tolist()]
+        leaves = self.config.method.leaf_advantages(adv)
+        advantages = leaves[0].tolist() if leaves.shape == got.rewards.shape[1:] else None
+        return Group(text, got.shown, dict(zip(self.rewards.scorers, rewards, strict=True)), advantages)
 
     def _figures(self, got: Collected) -> dict[str, float]:
         """Return figures of the rewards of all ranks, of the rollout's cost, and of requests to scorers on servers."""

@@ -2,27 +2,11 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
-from torch import Tensor
-
-from neighbor_grpo.files.images import strips, to_pil
 from neighbor_grpo.methods.rows import Rows
 from neighbor_grpo.models.family import Cond
-
-
-@dataclass(frozen=True)
-class Group:
-    """Hold pictures [S, 3, H, W] of a prompt, or videos [S, T, 3, H, W], and a caption for each."""
-
-    text: str
-    pictures: Tensor  # bytes
-    captions: Sequence[str]
-
-    def images(self) -> list[Any]:
-        """Return the pictures as PIL's; of a video three frames side by side."""
-        pictures = strips(self.pictures[None])[0] if self.pictures.ndim == 5 else self.pictures
-        return [to_pil(picture / 255) for picture in pictures]
+from neighbor_grpo.run.groups import Group
 
 
 @dataclass(frozen=True)
@@ -36,7 +20,7 @@ class Experience:
     updates: Sequence[Rows]
     figures: Mapping[str, float]  # keys of metrics.jsonl
     texts: Sequence[str] = ()  # of the prompts, for errors
-    group: Group | None = None  # pictures that trackers show
+    group: Group | None = None  # of this rank's first prompt, on the main rank
 
 
 class Source(Protocol):

@@ -4,7 +4,7 @@ Each is an optional package, which is imported when its run begins.
 """
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,10 +17,11 @@ from accelerate.tracking import (
     TrackioTracker,
     WandBTracker,
 )
+from torch import Tensor
 
 from neighbor_grpo.config import Trackers
 from neighbor_grpo.errors import UserError
-from neighbor_grpo.training.experience import Group
+from neighbor_grpo.files.images import strips, to_pil
 
 
 @dataclass(frozen=True)
@@ -100,21 +101,35 @@ def begin(kind: str, start: Start) -> tuple[GeneralTracker, str]:
     return tracker, tracker.tracker.info.run_id if kind == "mlflow" else start.id
 
 
-def show(tracker: GeneralTracker, key: str, step: int, group: Group) -> None:
-    """Send the pictures of a group."""
-    images, captions = group.images(), [f"{group.text} – {caption}" for caption in group.captions]
+@dataclass(frozen=True)
+class Shown:
+    """Hold pictures of a prompt, and a caption for each."""
+
+    text: str
+    pictures: Tensor  # bytes [S, 3, H, W], or of videos [S, T, 3, H, W]
+    captions: Sequence[str]
+
+    def images(self) -> list[Any]:
+        """Return the pictures as PIL's; of a video three frames side by side."""
+        pictures = strips(self.pictures[None])[0] if self.pictures.ndim == 5 else self.pictures
+        return [to_pil(picture / 255) for picture in pictures]
+
+
+def show(tracker: GeneralTracker, key: str, step: int, shown: Shown) -> None:
+    """Send pictures."""
+    images, captions = shown.images(), [f"{shown.text} – {caption}" for caption in shown.captions]
     if tracker.name == "tensorboard":
         import numpy as np
 
         tracker.tracker.add_images(key, np.stack([np.asarray(image) for image in images]), step, dataformats="NHWC")
-        tracker.tracker.add_text(key, "  \n".join([group.text, *group.captions]), step)
+        tracker.tracker.add_text(key, "  \n".join([shown.text, *shown.captions]), step)
     elif tracker.name == "mlflow":
         import mlflow
 
         for n, image in enumerate(images):
             mlflow.log_image(image, key=f"{key}/{n}", step=step)
-        mlflow.log_dict({"prompt": group.text, "captions": list(group.captions)}, f"{key}/{step:06d}.json")
+        mlflow.log_dict({"prompt": shown.text, "captions": list(shown.captions)}, f"{key}/{step:06d}.json")
     else:
         library = __import__(tracker.name)
-        shown = [library.Image(image, caption=caption) for image, caption in zip(images, captions, strict=True)]
-        tracker.log({f"{key}/{n}": one for n, one in enumerate(shown)} if tracker.name == "trackio" else {key: shown}, step)
+        sent = [library.Image(image, caption=caption) for image, caption in zip(images, captions, strict=True)]
+        tracker.log({f"{key}/{n}": one for n, one in enumerate(sent)} if tracker.name == "trackio" else {key: sent}, step)

@@ -28,8 +28,8 @@ from neighbor_grpo.errors import UserError
 from neighbor_grpo.files import atomic
 from neighbor_grpo.files.images import to_bytes
 from neighbor_grpo.run.files import Figures
-from neighbor_grpo.training.experience import Group
-from neighbor_grpo.training.tracker_kinds import REWINDS, Start, begin, show
+from neighbor_grpo.run.groups import Group
+from neighbor_grpo.training.tracker_kinds import REWINDS, Shown, Start, begin, show
 
 FOLDER = "trackers"  # in the run directory
 RETRY = 30.0  # seconds from a failed attempt to the next
@@ -129,8 +129,8 @@ class _Follower:
 class Trackers:
     """Send the figures, pictures and settings of a run to its trackers; without any, on other ranks too, do nothing."""
 
-    def __init__(self, followers: Sequence[_Follower] = (), leftover: Path | None = None) -> None:
-        self.followers, self.leftover = followers, leftover
+    def __init__(self, followers: Sequence[_Follower] = (), leftover: Path | None = None, rollouts: int = 0) -> None:
+        self.followers, self.leftover, self.rollouts = followers, leftover, rollouts
         self.say: Callable[[str], None] = print  # what shows a warning
 
     @classmethod
@@ -143,7 +143,7 @@ class Trackers:
         if config.trackers.use:
             folder.mkdir(exist_ok=True)
         name = config.trackers.name or "/".join(run.absolute().parts[-2:])
-        trackers = cls([], None if resumed else folder)
+        trackers = cls([], None if resumed else folder, config.trackers.rollouts)
         try:
             trackers.followers = [_follower(kind, config, folder, name, done) for kind in config.trackers.use]
             for one in trackers.followers:
@@ -168,18 +168,18 @@ class Trackers:
         """Send the pictures [P, S, ...] of an evaluation's first prompts."""
         if self.followers:
             captions = [f"seed {seed}" for seed in range(pictures.shape[1])]
-            groups = [Group(text, to_bytes(row), captions) for text, row in zip(prompts, pictures, strict=False)]
-            self._show(EVALUATION, iteration, {f"{EVALUATION}/{n:02d}": group for n, group in enumerate(groups)})
+            rows = [Shown(text, to_bytes(row), captions) for text, row in zip(prompts, pictures, strict=False)]
+            self._show(EVALUATION, iteration, {f"{EVALUATION}/{n:02d}": row for n, row in enumerate(rows)})
 
     def rollout(self, iteration: int, group: Group | None) -> None:
-        """Send the pictures of a group that an iteration has rolled out."""
-        if group:
-            self._show(ROLLOUT, iteration, {ROLLOUT: group})
+        """Send the pictures of a group that an iteration has rolled out, every so many iterations."""
+        if group and self.followers and self.rollouts and (iteration - 1) % self.rollouts == 0:
+            self._show(ROLLOUT, iteration, {ROLLOUT: Shown(group.prompt, group.pictures, group.captions)})
 
-    def _show(self, kind: str, iteration: int, groups: Mapping[str, Group]) -> None:
+    def _show(self, kind: str, iteration: int, rows: Mapping[str, Shown]) -> None:
         def send(tracker: GeneralTracker) -> None:
-            for key, group in groups.items():
-                show(tracker, key, iteration, group)
+            for key, row in rows.items():
+                show(tracker, key, iteration, row)
 
         for one in self.followers:
             if iteration > one.queued.get(kind, -1):

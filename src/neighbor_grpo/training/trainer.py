@@ -17,6 +17,7 @@ from neighbor_grpo.rewards.score import RewardError
 from neighbor_grpo.run import files, record, report
 from neighbor_grpo.run.findings import EarlyWarnings
 from neighbor_grpo.run.samples import save_samples
+from neighbor_grpo.run.groups import Group, save_group
 from neighbor_grpo.run.weights import keep_adapters
 from neighbor_grpo.training import checkpoint
 from neighbor_grpo.training.beginning import check_recorded
@@ -39,7 +40,7 @@ class Trainer:
         self.accelerator, self.learner = parts.accelerator, parts.learner
         self.source, self.stop, self.display = parts.source(), StopRequest(), display_of(self.main)
         parts.phases.shown, parts.trackers.say = self.display.phase, self.display.say
-        begun = parts.beginning
+        begun, self.early = parts.beginning, EarlyWarnings(self.config)
         self.done, self.spent = begun.iteration, begun.seconds  # iterations, and seconds of training
         try:
             self.unrecorded = self.learner.load(begun.checkpoint) if begun.checkpoint else None
@@ -49,8 +50,8 @@ class Trainer:
             raise
         self.base = begun.base  # figures of the evaluation that later ones are compared with
         self.enough: Callable[[], bool] | None = None  # asked after every evaluation: whether the run ends there
+        self.group: Group | None = None  # of the last rollouts
         self.learning = self.ended = False  # the weights are between two iterations; the run stops early
-        self.early = EarlyWarnings(self.config)
 
     @classmethod
     def resume(cls, run_dir: str | Path, changes: Sequence[str] = ()) -> Self:
@@ -116,7 +117,10 @@ class Trainer:
     def _conclude(self, figures: dict[str, float]) -> None:
         """Evaluate where it is time; record the last iteration; save where it is time."""
         self.unrecorded, every = figures, self.config.evaluate.every
-        if evaluated := self._over() or bool(every and self.done % every == 0):
+        evaluated = self._over() or bool(every and self.done % every == 0)
+        if self.group and (evaluated or self.done == 1):
+            save_group(self.run_dir, self.done, self.group)
+        if evaluated:
             figures |= self._evaluate(self.done)
             self.ended = self._is_hacked(figures)
         self.stop.finished()
@@ -132,7 +136,7 @@ class Trainer:
 
     def _stop_for_signal(self) -> None:
         """Save and raise SignalError where a signal has come to any rank."""
-        signum = self._any_rank(self.stop.signum)
+        signum = next((came for came in gather_object([self.stop.signum]) if came is not None), None)
         if signum and not self._over():
             self._save(self.done)
             raise SignalError(signum, files.resume_command(self.run_dir))
@@ -145,8 +149,8 @@ class Trainer:
         try:
             with self.stop.interruptible(alone=self.alone):
                 experience = self.source.experience(n)
-            texts = experience.texts
-            self.trackers.rollout(n + 1, experience.group)
+            texts, self.group = experience.texts, experience.group
+            self.trackers.rollout(n + 1, self.group)
             self._stop_for_signal()
             with phases.time("update"):
                 self.learning = True
@@ -294,7 +298,3 @@ class Trainer:
     def alone(self) -> bool:
         """Return whether there are no other ranks."""
         return self.accelerator.num_processes == 1
-
-    def _any_rank(self, value: int | None) -> int | None:
-        """Return the first value that is not None on any rank; the same on every rank."""
-        return next((v for v in gather_object([value]) if v is not None), None)
