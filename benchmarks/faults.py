@@ -27,7 +27,7 @@ from safetensors import safe_open
 
 HERE = Path(__file__).parent
 ERRORS = (errno.ENOSPC, errno.EIO, errno.EROFS)
-VOLATILE = ("plan.txt", "report.html", "log.txt", "gallery.html", ".lock", "curves.png")  # hold times or the machine's speed
+VOLATILE = ("plan.txt", "report.html", "log.txt", "gallery.html", ".lock")  # hold times or the machine's speed
 
 
 # ---------------------------------------------------------------- processes

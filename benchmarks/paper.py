@@ -15,7 +15,6 @@ import json
 import math
 import shutil
 from collections.abc import Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -148,12 +147,18 @@ def curves(rows: Sequence[Any], names: Sequence[str], file: Path) -> None:
     """Draw measures against iterations, each in a panel, with bands of ± one std over seeds."""
     from matplotlib.figure import Figure
 
-    from neighbor_grpo.compare.page import draw_panel
-
     figure = Figure(figsize=(4.6 * len(names), 3.8), layout="constrained")
     axes = figure.subplots(1, len(names), squeeze=False)[0]
     for axis, name in zip(axes, names, strict=True):
-        draw_panel(axis, rows, name, "iterations")
+        for row in rows:
+            x, y = row.costs["iterations"].mean(0), row.measures[name]
+            line = axis.plot(x, y.mean(0), marker=".", lw=1.2, label=row.name)[0]
+            if len(y) > 1:
+                around = y.std(0, ddof=1)
+                axis.fill_between(x, y.mean(0) - around, y.mean(0) + around, alpha=0.12, lw=0, color=line.get_color())
+        axis.set_title(name, fontsize=10)
+        axis.set_xlabel("iterations", fontsize=8)
+        axis.grid(alpha=0.3)
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=len(rows), fontsize=8)
     figure.savefig(file, dpi=110)
     print(file)
@@ -161,9 +166,12 @@ def curves(rows: Sequence[Any], names: Sequence[str], file: Path) -> None:
 
 def pictures(rows: Sequence[Any], file: Path) -> None:
     """Draw the same prompts and noise before training and after each row's first seed."""
-    from neighbor_grpo.compare.page import draw_pictures
+    from neighbor_grpo.compare.page import pictures_of
+    from neighbor_grpo.files.frames import gallery
 
-    assert draw_pictures(rows, file), "the runs hold no pictures"
+    columns = pictures_of(rows)
+    shown = {title: [row[:2] for row in found.frames()] for title, found in columns.items()}
+    gallery(shown, columns["before"].prompts).save(file)
     print(file)
 
 
@@ -198,31 +206,28 @@ def fig_8(runs: Path) -> None:
     row = rows_of(runs, "table_4", ("sigma_0.3",))[0]
     run, config = row.runs[0], read_config(row.runs[0])
     models = {"before": load_base(config, pick_device("auto")), "after": load_trained(None, run, "auto").model}
-    groups = {title: group(model, config) for title, model in models.items()}
-    prompts, members = len(groups["before"][0]), config.method.group_size
+    groups = {title: groups_of(model, config) for title, model in models.items()}
+    prompts, members = len(groups["before"]), config.method.group_size
     figure = Figure(figsize=(1.15 * members, 3.2 * prompts), layout="constrained")
     axes = figure.subplots(2 * prompts, members)
     for n, title in enumerate(groups):
-        texts, images, rewards, advantages = groups[title]
-        for p in range(prompts):
+        for p, group in enumerate(groups[title]):
+            (rewards,) = group.rewards.values()
             for g in range(members):
                 axis = axes[2 * p + n, g]
-                axis.imshow(images[p, g].permute(1, 2, 0))
+                axis.imshow(group.pictures[g].permute(1, 2, 0))
                 axis.set(xticks=[], yticks=[])
-                axis.set_title(f"r {rewards[p, g]:.2f}\nA {advantages[p, g]:+.2f}", fontsize=7)
-            axes[2 * p + n, 0].set_ylabel(f"{title}\n{texts[p]}", fontsize=6)
+                axis.set_title(f"r {rewards[g]:.2f}\nA {group.advantages[g]:+.2f}", fontsize=7)
+            axes[2 * p + n, 0].set_ylabel(f"{title}\n{group.prompt}", fontsize=6)
     figure.savefig(FIGURES / "fig_8.png", dpi=110)
     print(FIGURES / "fig_8.png")
 
 
-def group(model: Any, config: Any, prompts: int = 2) -> tuple[list[str], Any, Any, Any]:
-    """Roll out the first groups of a run's first iteration; return prompts, pictures [P, G, 3, H, W], rewards, advantages."""
-    import torch
+def groups_of(model: Any, config: Any, prompts: int = 2) -> list[Any]:
+    """Roll out the first groups of a run's first iteration; return them as a run keeps them (run.groups.Group)."""
     from accelerate import Accelerator
 
     from neighbor_grpo.config import training_prompts
-    from neighbor_grpo.methods.advantage import combine, quasi_norm
-    from neighbor_grpo.models.sampling import decode
     from neighbor_grpo.models.text_cache import TextCache, cache_directory
     from neighbor_grpo.rewards.set import load_rewards
     from neighbor_grpo.training.collector import Collector
@@ -232,18 +237,11 @@ def group(model: Any, config: Any, prompts: int = 2) -> tuple[list[str], Any, An
     texts = TextCache(model, cache_directory(config.prompts.cache_dir), config.prompts.cache_gb)
     rewards = load_rewards(list(config.reward.train), config.reward.scorers)
     accelerator = Accelerator(cpu=model.device.type == "cpu", mixed_precision="no")
-    collector = Collector(model, texts, read, rewards, range(prompts), config, accelerator, Phases(model.device))
-    got, prompts_of = collector.collect(0), collector.experience(0).texts
-    weights = torch.tensor(list(config.reward.train.values()))
-    credit = partial(config.method.credit, got.tree)
-    advantages = quasi_norm(combine(credit, got.rewards, got.pool, weights, config.reward.aggregate), config.method.p)
-    images = decode(model, got.tree.leaves, config.batch.decode)
-    return (
-        list(prompts_of),
-        images.float().clamp(0, 1),
-        torch.einsum("m,mpg->pg", weights.double(), got.rewards.double()),
-        advantages,
-    )
+
+    def collector(slot: int) -> Collector:  # whose group is the first one of its rank
+        return Collector(model, texts, read, rewards, range(slot, slot + 1), config, accelerator, Phases(model.device))
+
+    return [collector(slot).experience(0).group for slot in range(prompts)]
 
 
 COMMANDS = {"page": write_page, "fig_4": fig_4, "fig_5": fig_5, "fig_6": fig_6, "fig_8": fig_8}

@@ -1,23 +1,26 @@
-"""The report of a comparison: table.md, table.csv, results.json, curves.png, pictures.png and one self-contained page."""
+"""The report of a comparison: table.md, table.csv, results.json and one self-contained page."""
 
 import json
+import shlex
 from collections.abc import Mapping, Sequence
 from math import isfinite
 from pathlib import Path
+from typing import Any
 
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-
+from neighbor_grpo.compare.curves import drawings, panels
 from neighbor_grpo.compare.rows import COSTS, Row, read_row
 from neighbor_grpo.compare.settings import Comparison, Entry
-from neighbor_grpo.compare.tables import as_csv, final_table, other_measures, reach_table, records, target
+from neighbor_grpo.compare.tables import as_csv, final_table, reach_table, records, target
+from neighbor_grpo.config.keys import written
 from neighbor_grpo.errors import UserError
 from neighbor_grpo.files import atomic
-from neighbor_grpo.files.frames import gallery
-from neighbor_grpo.run.pages import data_url, markdown_table, render
-from neighbor_grpo.run.samples import all_samples
+from neighbor_grpo.run import files
+from neighbor_grpo.run.pages import data_urls, markdown_table, render
+from neighbor_grpo.run.samples import Samples, all_samples
 
 _PAGE = Path(__file__).parent / "page.html"
+SEEDS = 2  # pictures of a prompt
+_OF_A_RUN = ("run_dir", "seed")  # settings in which the seeds of a method differ
 
 
 def write(comparison: Comparison, entries: Sequence[Entry]) -> Path:
@@ -39,17 +42,19 @@ def write(comparison: Comparison, entries: Sequence[Entry]) -> Path:
     series = {row.name: {name: values.tolist() for name, values in {**row.costs, **row.measures}.items()} for row in rows}
     results = {"settings": comparison.model_dump(mode="json"), "table": table, "curves": series}
     atomic.write(directory / "results.json", json.dumps(results, indent=1) + "\n")
-    draw_curves(rows, goal.reward, directory / "curves.png")
-    pictures = draw_pictures(rows, directory / "pictures.png")
     page = {
         "title": directory.name,
         "tables": [final, reach],
         "target": goal.text,
         "bounds": bounds,
-        "curves": data_url(directory / "curves.png"),
-        "pictures": data_url(directory / "pictures.png") if pictures else "",
+        "costs": COSTS,
+        "charts": {f"curves-{cost}": panels(rows, cost, goal.reward) for cost in COSTS},
+        "drawings": drawings(rows, list(entries[0].config.reward.train)),
+        "differences": _differences(rows),
+        "command": shlex.join(["neighbor-grpo", "compare", str(directory / "comparison.yaml"), f"run_dir={directory}-again"]),
         "settings": (directory / "comparison.yaml").read_text(encoding="utf-8"),
         "missing": _missing(rows, comparison, entries),
+        **_gallery(pictures_of(rows)),
     }
     atomic.write(directory / "report.html", render(_PAGE, page))
     return directory / "report.html"
@@ -72,52 +77,37 @@ def _missing(rows: Sequence[Row], comparison: Comparison, entries: Sequence[Entr
     return [f"{e.name} ({done.get(e.name, 0)} of {seeds} seeds)" for e in entries if done.get(e.name, 0) < seeds]
 
 
-def draw_curves(rows: Sequence[Row], reward: float, file: Path) -> None:
-    """Draw the trained reward against each cost and each bounded measure, then each other measure against evaluations.
-
-    Bands are ± one std.  A bounded measure has its bounds; a curve beyond them does not count.
-    """
-    limits = rows[0].limits
-    panels = [("reward", x) for x in (*COSTS, *limits)] + [(name, "evaluations") for name in other_measures(rows)]
-    height = -(-len(panels) // 3)
-    figure = Figure(figsize=(13.5, 3.6 * height), layout="constrained")
-    axes = figure.subplots(height, 3, squeeze=False).flatten()
-    for axis, (name, x) in zip(axes, panels, strict=False):
-        draw_panel(axis, rows, name, x)
-        if name == "reward":
-            axis.axhline(reward, color="gray", lw=0.8, ls=":")
-        for limit in limits.get(x, ()):
-            if isfinite(limit):
-                axis.axvline(limit, color="gray", lw=0.8, ls=":")
-    for axis in axes[len(panels) :]:
-        axis.axis("off")
-    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=min(len(rows), 6), fontsize=8)
-    with atomic.writing(file) as aside:
-        figure.savefig(aside, dpi=110, format="png")
+def _differences(rows: Sequence[Row]) -> list[dict[str, str]]:
+    """Return {key, value, default, origin} of each setting that is not its default; origin: the methods that have it."""
+    found: dict[tuple[str, str, str], list[str]] = {}
+    for row in rows:
+        for one in files.read_config(row.runs[0]).differences():
+            if one.key not in _OF_A_RUN:
+                found.setdefault((one.key, written(one.value), written(one.default)), []).append(row.name)
+    shared = sorted(found.items(), key=lambda item: (len(item[1]) < len(rows), item[0][0]))
+    return [
+        {"key": key, "value": value, "default": default, "origin": "all" if len(names) == len(rows) else ", ".join(names)}
+        for (key, value, default), names in shared
+    ]
 
 
-def draw_panel(axis: Axes, rows: Sequence[Row], name: str, against: str) -> None:
-    """Draw a measure of all methods against a cost or another measure."""
-    for n, row in enumerate(rows):
-        x = {**row.measures, **row.costs}[against].mean(0)
-        y = row.measures[name]
-        line = axis.plot(x, y.mean(0), marker=".", lw=1.2, ls="-" if n < 10 else "--", label=row.name)[0]
-        if len(y) > 1 and against in row.costs:
-            around = y.std(0, ddof=1)
-            axis.fill_between(x, y.mean(0) - around, y.mean(0) + around, alpha=0.12, lw=0, color=line.get_color())
-    axis.set_title(name, fontsize=10)
-    axis.set_xlabel("seconds of training" if against == "seconds" else against, fontsize=8)
-    axis.grid(alpha=0.3)
-
-
-def draw_pictures(rows: Sequence[Row], file: Path) -> bool:
-    """Draw the same prompts and noise before training and after each method's first seed; return whether there are any."""
+def pictures_of(rows: Sequence[Row]) -> dict[str, Samples]:
+    """Return the pictures before training and after each method's first seed, of the same prompts and noise."""
     first = {row.name: all_samples(row.runs[0]) for row in rows}
     before = next((found[0] for found in first.values() if found), None)
     if before is None:
-        return False
-    after = {name: found[-1] for name, found in first.items() if found and found[-1].prompts == before.prompts}
-    columns = {name: [row[:2] for row in found.frames()] for name, found in {"before": before, **after}.items()}
-    with atomic.writing(file) as aside:
-        gallery(columns, before.prompts).save(aside, "PNG")
-    return True
+        return {}
+    alike = (before.prompts, before.shape)
+    after = {name: found[-1] for name, found in first.items() if found and (found[-1].prompts, found[-1].shape) == alike}
+    return {"before": before, **after}
+
+
+def _gallery(columns: Mapping[str, Samples]) -> dict[str, Any]:
+    """Return what the page shows of pictures: for each prompt and seed one of each column."""
+    shown = {file for found in columns.values() for row in found.files for file in row[:SEEDS]}
+    addresses, compressed = data_urls(sorted(shown))
+    prompts: list[dict[str, Any]] = []
+    for p, text in enumerate(next(iter(columns.values())).prompts if columns else ()):
+        noises = zip(*(found.files[p][:SEEDS] for found in columns.values()), strict=True)
+        prompts.append({"text": text, "seeds": [[addresses[file] for file in noise] for noise in noises]})
+    return {"columns": list(columns), "prompts": prompts, "compressed": compressed}
