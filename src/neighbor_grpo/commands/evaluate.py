@@ -1,6 +1,7 @@
 """The command `evaluate`: measure a model, a run, a LoRA or a folder of pictures."""
 
 import argparse
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,12 +20,13 @@ from neighbor_grpo.commands.options import (
 )
 from neighbor_grpo.console import say
 from neighbor_grpo.errors import UserError
+from neighbor_grpo.files.listing import Picture, category, write_listing
 from neighbor_grpo.prompts.prompt import Prompt, prompt_hash
 from neighbor_grpo.rewards.names import check_measures, check_scorers
 
 if TYPE_CHECKING:  # these bring torch
     from neighbor_grpo.evaluate.measures import Measures
-    from neighbor_grpo.evaluate.pictures import Folder
+    from neighbor_grpo.evaluate.pictures import Folder, Pictures
 
 GENERAL = ["diversity", "jpeg_size", "grid_artefacts", "saturation", "sharpness"]
 SEEDS = 2
@@ -91,7 +93,7 @@ def _evaluate(
 
     from neighbor_grpo.evaluate import page
     from neighbor_grpo.evaluate.evaluation import begin, compare_with, measure_all, read_tables, summarize
-    from neighbor_grpo.evaluate.pictures import Drawn, Pictures
+    from neighbor_grpo.evaluate.pictures import Drawn
 
     seeds = folder.seeds if folder else arguments.seeds or SEEDS
     settings = {
@@ -118,7 +120,17 @@ def _evaluate(
         result = summarize(out, tables, measures, arguments.max_failed)
         if arguments.against:
             result["against"] = compare_with(arguments.against, result["settings"], tables, len(prompts), measures)
+        write_listing(out, _listed(out, pictures, prompts))
         say(page.write(out, result, pictures, prompts, tables).rstrip("\n"))
         for name, reasons in result["reasons"].items():
             say(f"{name}: {result['failed'][name]} pictures without a score, for instance: {reasons[0]}")
         say(out / "gallery.html")
+
+
+def _listed(out: Path, pictures: "Pictures", prompts: list[Prompt]) -> list[Picture]:
+    """List what the pictures show, with their files as seen from `out`."""
+    return [
+        Picture(prompt.text, n, seed, Path(os.path.relpath(pictures.file(n, seed), out)).as_posix(), category(prompt.metadata))
+        for n, prompt in enumerate(prompts)
+        for seed in range(pictures.seeds)
+    ]
