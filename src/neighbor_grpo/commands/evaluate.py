@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from neighbor_grpo.commands.options import (
     SETTINGS,
     Commands,
+    again,
     count,
     given_prompts,
     loaded,
@@ -58,7 +59,7 @@ def add(commands: Commands) -> None:
         metavar="SHARE",
         help="largest share of pictures without a score; above it no mean is given (default %(default)s)",
     )
-    evaluate.set_defaults(command=run, prompts="scenes")
+    evaluate.set_defaults(command=run, prompts="scenes", parser=evaluate)
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -117,11 +118,12 @@ def _evaluate(
     measure_all(out, pictures, prompts, measures)
     if main:
         tables = read_tables(out, len(prompts), measures)
-        result = summarize(out, tables, measures, arguments.max_failed)
+        result, other = summarize(out, tables, measures, arguments.max_failed), None
         if arguments.against:
             result["against"] = compare_with(arguments.against, result["settings"], tables, len(prompts), measures)
+            other = page.Other.read(arguments.against, len(prompts), measures)
         write_listing(out, _listed(out, pictures, prompts))
-        say(page.write(out, result, pictures, prompts, tables).rstrip("\n"))
+        say(page.write(out, result, pictures, prompts, tables, other, again(arguments, "evaluate")).rstrip("\n"))
         for name, reasons in result["reasons"].items():
             say(f"{name}: {result['failed'][name]} pictures without a score, for instance: {reasons[0]}")
         say(out / "gallery.html")

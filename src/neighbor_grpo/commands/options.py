@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias, get_args
@@ -257,3 +258,15 @@ def scorers(arguments: argparse.Namespace) -> dict[str, dict[str, Any]]:
                 raise UserError(f"--scorer {name}: {change!r} is not a setting: write key=value, for instance weights=DIR")
             settings.setdefault(name, {})[key] = parse(value, change)
     return settings
+
+
+def again(arguments: argparse.Namespace, name: str) -> str:
+    """Return the command line of these options in another directory.  arguments.parser: the parser of the command `name`."""
+    words = ["neighbor-grpo", name]
+    for key, value in vars(arguments).items():
+        if key in ("root", "parser", "out") or value in (None, [], arguments.parser.get_default(key)):
+            continue
+        option = f"--{key.replace('_', '-')}"
+        for one in value if isinstance(value, list) else [value]:
+            words += [option, *([] if one is True else map(str, one) if isinstance(one, list) else [str(one)])]
+    return shlex.join(words)
