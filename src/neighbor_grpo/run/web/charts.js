@@ -16,6 +16,15 @@ function drawCharts(place, panels) {
   const begin = values => number(values.find(value => value != null));
   const words = panel => panel.lines.map(line => `${line.label} from ${begin(line.y)} to ${end(line.y)}`).join(", ");
 
+  // The cursor stands between the points of most lines: each shows its nearest one, none before its first and after its last.
+  function nearest({ data }, n, at) {
+    const [x, y] = [data[0], data[n]];
+    let [low, high] = [at, at];
+    while (low >= 0 && y[low] == null) low--;
+    while (high < y.length && y[high] == null) high++;
+    return low < 0 || high === y.length ? null : x[at] - x[low] < x[high] - x[at] ? low : high;
+  }
+
   function options(panel, cell) {
     const series = [{ label: across(panel), value: (_, x) => number(x) }], bands = [];
     for (const line of panel.lines) {
@@ -32,7 +41,7 @@ function drawCharts(place, panels) {
     const x = one ? { time: false, range: (_, low, high) => [Math.min(low ?? 0, 0), Math.max(high ?? 1, 1)] } : { time: false };
     return {
       title: panel.title, width: cell.clientWidth, height: 220, series, bands, axes: [axis(), { ...axis(), size: 60, values: (_, ticks) => ticks.map(number) }],
-      scales: { x }, cursor: { sync: { key: across(panel) } },
+      scales: { x }, cursor: { sync: { key: across(panel) }, dataIdx: nearest },
     };
   }
 
