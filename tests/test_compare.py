@@ -1,9 +1,11 @@
 """Comparisons trained to their end: what is run, resumed and reported."""
 
+import base64
 import csv
 import json
 import os
 import re
+import shlex
 import signal
 import subprocess
 import threading
@@ -12,8 +14,10 @@ import time
 import numpy as np
 import pytest
 import yaml
+from browser import PHONE, axe
 from comparisons import SMALL, command, compare, comparison
 
+from neighbor_grpo.compare.settings import read_comparison
 from neighbor_grpo.run import files
 
 
@@ -58,11 +62,37 @@ def test_the_report_holds_the_numbers_of_the_runs(whole):
     assert all(name in markdown for name in ("neighbor", "dance", "NFE_θ", "Cost to reach"))
 
 
-def test_the_page_is_self_contained(whole):
+def test_the_page_is_self_contained_and_has_every_picture_once(whole):
     page = (whole / "report.html").read_text()
-    assert page.count("data:image/png;base64,") == 2 and page.count("<table>") == 2
-    assert "http" not in re.sub(r"base64,[A-Za-z0-9+/=]+", "", page)
-    assert {"curves.png", "pictures.png", "table.csv", "table.md"} <= {path.name for path in whole.iterdir()}
+    assert page.count("data:image/png;base64,") == 3 * 2 * 2  # before, two methods; two prompts, two seeds
+    assert not re.search(r"(src|href)\s*=\s*[\"']?http|url\(|@import|fetch\(|XMLHttpRequest|WebSocket", page)
+    assert {"results.json", "table.csv", "table.md"} <= {path.name for path in whole.iterdir()}
+
+
+def test_the_curves_of_the_page_are_those_of_the_results(whole):
+    found = re.search(r"Object\.entries\((\{.*\})\)\) drawCharts", (whole / "report.html").read_text())
+    charts, curves = json.loads(found[1]), json.loads((whole / "results.json").read_text())["curves"]
+    assert set(charts) == {f"curves-{cost}" for cost in ("iterations", "evaluations", "pictures", "seconds")}
+    for place, panels in charts.items():
+        assert {panel["title"] for panel in panels} >= {"reward", "diversity"}
+        for panel in panels:
+            for line in panel["lines"]:
+                if line["label"] in curves:
+                    check_line(line, curves[line["label"]], panel["title"], place.removeprefix("curves-"))
+
+
+def check_line(line, curves, name, cost):
+    mean, std = np.mean(curves[name], 0), np.std(curves[name], 0, ddof=1)
+    assert line["x"] == pytest.approx(np.mean(curves[cost], 0), rel=1e-5) and line["y"] == pytest.approx(mean, rel=1e-5)
+    assert line["low"] == pytest.approx(mean - std, rel=1e-5) and line["high"] == pytest.approx(mean + std, rel=1e-5)
+
+
+def test_the_command_of_the_page_makes_the_same_comparison(whole):
+    command = shlex.split(re.search(r'class="command" tabindex="0">(.*?)</pre>', (whole / "report.html").read_text())[1])
+    again, entries = read_comparison(command[2], command[3:])
+    first, same = read_comparison(whole.parent / "compare.yaml")
+    assert command[:2] == ["neighbor-grpo", "compare"] and again == first.model_copy(update={"run_dir": f"{whole}-again"})
+    assert entries == same
 
 
 def test_the_rate_is_chosen_on_the_other_seed(whole):
@@ -189,3 +219,38 @@ def test_a_try_ends_where_it_leaves_the_bounds_and_a_reported_seed_does_not(tiny
     assert compare(file) == 0
     ends = {name: files.read_metrics(tmp_path / "out" / "neighbor" / name)[-1]["iteration"] for name in ("lr-0.01", "seed-0")}
     assert ends == {"lr-0.01": 1, "seed-0": 3} and files.finished(tmp_path / "out" / "neighbor" / "lr-0.01")
+
+
+# ---------------------------------------------------------------- the page in a browser (last: Playwright keeps an event loop)
+
+
+def test_the_page_shows_the_numbers_under_the_cursor_and_a_slider_between_any_two_methods(whole, page):
+    curves = json.loads((whole / "results.json").read_text())["curves"]
+    page.goto((whole / "report.html").as_uri())
+    page.locator("#costs input[value=iterations]").check()
+    assert [page.locator(f"#curves-{cost}").is_visible() for cost in ("iterations", "evaluations")] == [True, False]
+    chart = page.locator("#curves-iterations .u-over").first
+    chart.hover(position={"x": chart.bounding_box()["width"] / 3, "y": 9})
+    said = page.locator("#curves-iterations .u-legend").first.inner_text()
+    for name in SMALL:
+        assert float(f"{np.mean(curves[name]['reward'], 0)[1]:.4g}") in [float(n) for n in re.findall(r"[\d.]+", said)]
+    left, right = page.locator("#between select").all()
+    left.select_option("dance"), right.select_option("neighbor")
+    row = page.locator(".noise").last
+    shown = [picture.get_attribute("src") for picture in row.locator(".pair img").all()]
+    files = [whole / name / "seed-0" / "samples" / "000003" / "01-1.png" for name in ("dance", "neighbor")]
+    assert [base64.b64decode(src.partition(",")[2]) for src in shown] == [file.read_bytes() for file in files]
+    row.get_by_role("slider").press("ArrowRight")
+    assert row.locator(".stack").evaluate("stack => stack.style.getPropertyValue('--at')") == "51%"
+    page.get_by_role("searchbox").fill("STARS")
+    assert page.locator(".prompt:visible h3").all_inner_texts() == ["two blue stars"]
+    assert axe(page) == []
+
+
+def test_the_page_needs_no_script_and_fits_a_phone(whole, new_page):
+    plain = new_page(viewport=PHONE, java_script_enabled=False)
+    plain.goto((whole / "report.html").as_uri())
+    assert plain.locator(".noise img").count() == 12 and plain.locator(".drawing").count() > 1
+    phone = new_page(viewport=PHONE)
+    phone.goto((whole / "report.html").as_uri())
+    assert phone.evaluate("document.documentElement.scrollWidth <= innerWidth")

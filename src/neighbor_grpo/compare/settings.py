@@ -133,7 +133,9 @@ def read_comparison(path: str | Path, overrides: Sequence[str] = ()) -> tuple[Co
     """Read and check a comparison and its rows, before their budgets are counted, for which a library is loaded."""
     path = Path(path) if os.path.isfile(path) or Path(path).suffix == ".yaml" else preset_file(str(path))
     comparison = checked(Comparison, override(read_values(path), overrides))
-    entries = [_entry(values, comparison, path.parent) for values in comparison.methods]
+    base, *methods = [_with_place(values, path.parent) for values in (comparison.base, *comparison.methods)]
+    comparison = comparison.model_copy(update={"base": base, "methods": methods})
+    entries = [_entry(values, comparison) for values in comparison.methods]
     _check(comparison, entries)
     return comparison, entries
 
@@ -167,10 +169,16 @@ def _check(comparison: Comparison, entries: Sequence[Entry]) -> None:
         tried(entry.config, comparison.tune)
 
 
-def _entry(values: dict[str, Any], comparison: Comparison, folder: Path) -> Entry:
+def _with_place(values: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """Let `config` name its file from anywhere, so that a copy of the comparison reads it too."""
+    file = values.get("config")
+    return values | {"config": os.path.abspath(folder / file)} if isinstance(file, str) else values
+
+
+def _entry(values: dict[str, Any], comparison: Comparison) -> Entry:
     """Build one row from its keys over those of `base`."""
     try:
-        config = resolve([*_layers(comparison.base, folder), *_layers(values, folder)])
+        config = resolve([*_layers(comparison.base), *_layers(values)])
     except UserError as error:
         name = next((values[key] for key in ("run", "preset", "config", "method") if key in values), "")
         raise UserError(f"methods, {shown(name)}: {error}") from error
@@ -185,13 +193,13 @@ def tried(config: Config, tune: Tune) -> Config:
         raise UserError(f"tune.keys: {error}") from error
 
 
-def _layers(values: dict[str, Any], folder: Path) -> list[Layer]:
+def _layers(values: dict[str, Any]) -> list[Layer]:
     """Return the layers of a run's keys: its presets, the file named by `config`, then the keys themselves."""
     for key in ("run", "config"):
         if not isinstance(values.get(key, ""), str):
             raise UserError(f"{key} must be a text, not {shown(values[key])}")
     own = layers_of({key: value for key, value in values.items() if key not in ("run", "config")}, "the comparison")
-    file = str(folder / values["config"]) if "config" in values else None
+    file = values.get("config")
     return [*(layers_of(read_values(file), file) if file else []), *own]
 
 

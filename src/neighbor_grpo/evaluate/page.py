@@ -87,9 +87,7 @@ def write(
     atomic.write(out / "table.md", markdown_table(rows))
 
     each = {name: table for name, table in tables.items() if table.values.shape[1] == pictures.seeds}
-    whole = {
-        name: table for name, table in tables.items() if name not in each and np.ptp(table.values)
-    }  # others are of the set
+    whole = {name: table for name, table in tables.items() if name not in each and np.ptp(table.values)}  # else of the set
 
     def shown(prompt: int, seed: int) -> dict[str, Any]:
         files = [pictures.file(prompt, seed)]
