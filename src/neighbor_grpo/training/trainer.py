@@ -16,8 +16,8 @@ from neighbor_grpo.config import Config
 from neighbor_grpo.rewards.score import RewardError
 from neighbor_grpo.run import files, record, report
 from neighbor_grpo.run.findings import EarlyWarnings
-from neighbor_grpo.run.samples import save_samples
 from neighbor_grpo.run.groups import Group, save_group
+from neighbor_grpo.run.samples import save_samples
 from neighbor_grpo.run.weights import keep_adapters
 from neighbor_grpo.training import checkpoint
 from neighbor_grpo.training.beginning import check_recorded
@@ -188,8 +188,7 @@ class Trainer:
     def _is_hacked(self, figures: dict[str, float]) -> bool:
         """Return whether the trained reward has left a watched one behind by more than the run allows."""
         limit, gap = self.config.evaluate.early_stop, figures.get("eval/gap", 0.0)
-        hacked = limit is not None and gap > limit
-        if hacked:
+        if hacked := limit is not None and gap > limit:
             self.display.say(f"stopped early: the trained reward has risen by {gap:.2f} stds more than a watched one")
         return hacked
 
