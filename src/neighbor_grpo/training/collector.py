@@ -43,7 +43,7 @@ class Collected:
     tree: Tree
     rewards: Tensor  # [M, p, G]
     pool: Tensor  # [M, P, G]
-    shown: Tensor | None  # bytes of the first group's pictures, on the main rank
+    shown: Tensor | None  # bytes of the first group's pictures, where trackers or the run show them
 
 
 class Collector:
@@ -93,13 +93,21 @@ class Collector:
         for rows in torch.arange(len(prompts)).split(size):  # as many groups as are rolled out at once
             tree, images = self._roll_out(n, rows, cond.take(rows))
             trees.append(tree)
-            if first is None and self.accelerator.is_main_process:
+            if first is None and self._is_shown(n):
                 first = to_bytes(key_frames(images[0]) if images.ndim == 6 else images[0])
             with self.phases.time("reward"):
                 pending.append(self.rewards.submit(images, [prompts[p] for p in rows]))
         with self.phases.time("reward"):
             pool, rewards = self._scored(n, joined([part.result() for part in pending]))
         return Collected(cond, side_by_side(trees), rewards, pool, first)
+
+    def _is_shown(self, n: int) -> bool:
+        """Return whether trackers or the run keep pictures of iteration n: the first, and those that end with an evaluation."""
+        c, done, every = self.config, n + 1, self.config.evaluate.every
+        tracked = bool(c.trackers.use and c.trackers.rollouts) and n % c.trackers.rollouts == 0
+        kept = done in (1, c.iterations) or bool(every and done % every == 0)
+        last = c.seconds is not None  # any may be the last one
+        return self.accelerator.is_main_process and (tracked or kept or last)
 
     def _group(self, got: Collected, adv: Tensor, text: str) -> Group | None:
         """Return the first group as it is shown, where its pictures are kept."""

@@ -20,7 +20,7 @@ class Experience:
     updates: Sequence[Rows]
     figures: Mapping[str, float]  # keys of metrics.jsonl
     texts: Sequence[str] = ()  # of the prompts, for errors
-    group: Group | None = None  # of this rank's first prompt, on the main rank
+    group: Group | None = None  # of the first prompt, on the main rank, where its pictures are shown
 
 
 class Source(Protocol):
