@@ -6,6 +6,7 @@ from typing import Literal, TypeAlias
 Answer: TypeAlias = Literal["left", "right", "tie", "bad"]  # bad: both are
 Purpose: TypeAlias = Literal["vote", "repeat", "obvious"]  # the last two are attention checks, which no result counts
 OVERALL = "overall"  # the question that every study asks
+DEGRADED = "degraded copy"  # in place of a model in an obvious pair: the other side is better
 
 
 @dataclass(frozen=True)

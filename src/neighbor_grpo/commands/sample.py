@@ -21,7 +21,7 @@ def add(commands: Commands) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Sample every prompt with every seed and print the files."""
+    """Sample every prompt with every seed, print the files, and list them in pictures.json."""
     if arguments.image and not arguments.image.is_file():
         raise UserError(f"--image {arguments.image}: no such file: give the path of a picture")
     if not arguments.prompt and not arguments.prompts:
@@ -31,12 +31,15 @@ def run(arguments: argparse.Namespace) -> None:
 
     from neighbor_grpo.files import atomic
     from neighbor_grpo.files.images import save_png
+    from neighbor_grpo.files.listing import LISTING, Picture, category, write_listing
     from neighbor_grpo.models.sampling import sample
     from neighbor_grpo.models.text_cache import encode_prompts
 
     model = loaded(arguments).model
     arguments.out.mkdir(parents=True, exist_ok=True)
     atomic.remove_dead(arguments.out)
+    (arguments.out / LISTING).unlink(missing_ok=True)  # the pictures that it lists are about to be replaced
+    listed = []
     seeds = arguments.seed or [0]
     noise = torch.stack([model.noise(1, torch.Generator().manual_seed(seed))[0] for seed in seeds])
     for n, prompt in enumerate(prompts):
@@ -45,7 +48,9 @@ def run(arguments: argparse.Namespace) -> None:
             file = arguments.out / f"{n:04d}-seed{seed}.png"
             with atomic.writing(file, durable=False) as aside:
                 save_png(image, aside)
+            listed.append(Picture(prompt.text, n, seed, file.name, category(prompt.metadata)))
             say(f"{file} {prompt.text}")
+    write_listing(arguments.out, listed)
 
 
 def _given(arguments: argparse.Namespace) -> list[Prompt]:

@@ -1,4 +1,4 @@
-"""One owner: a directory belongs to one process as long as that process lives."""
+"""One owner: a directory or a file belongs to one process as long as that process lives."""
 
 import errno
 import fcntl
@@ -17,22 +17,24 @@ _WITHOUT_LOCKS = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK)  # file systems 
 
 
 class InUseError(UserError):
-    """Say which process uses a directory."""
+    """Say which process uses a directory or a file."""
 
 
 @dataclass
 class Lock:
-    """Hold the lock of a directory; the operating system drops it when the process ends, however it ends."""
+    """Hold the lock of a directory or file; the operating system drops it when the process ends, however it ends."""
 
     descriptor: int | None
 
     @classmethod
-    def take(cls, directory: Path) -> "Lock":
-        """Lock a directory.  Raises InUseError where a living process has it.
+    def take(cls, place: Path) -> "Lock":
+        """Lock a directory by the file .lock in it, or a file by .NAME.lock beside it.
 
-        The lock file names host and process: for the message, and for file systems that do not lock.
+        The lock file names host and process: for the message, and for file systems that do not lock.  Raises InUseError where a
+        living process has it.
         """
-        descriptor = os.open(directory / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
+        file = place / LOCK if place.is_dir() else place.with_name(f".{place.name}{LOCK}")
+        descriptor = os.open(file, os.O_RDWR | os.O_CREAT, 0o644)
         try:
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -44,9 +46,9 @@ class Lock:
                     raise
                 taken = _lives(_owner(descriptor))
             if taken:
-                raise InUseError(f"{directory} is in use by {_worded(_owner(descriptor))}: wait until it ends, or stop it")
-            if not _same(descriptor, directory / LOCK):  # its last owner has removed it in the meantime
-                raise InUseError(f"{directory} was in use a moment ago: try again")
+                raise InUseError(f"{place} is in use by {_worded(_owner(descriptor))}: wait until it ends, or stop it")
+            if not _same(descriptor, file):  # its last owner has removed it in the meantime
+                raise InUseError(f"{place} was in use a moment ago: try again")
             os.ftruncate(descriptor, 0)
             os.pwrite(descriptor, json.dumps({"host": socket.gethostname(), "process": os.getpid()}).encode(), 0)
         except BaseException:
@@ -55,7 +57,7 @@ class Lock:
         return cls(descriptor)
 
     def release(self) -> None:
-        """Give the directory free."""
+        """Give the directory or file free."""
         if self.descriptor is not None:
             with suppress(OSError):  # a full or read-only disk: the name that stays is of a process without the lock
                 os.ftruncate(self.descriptor, 0)
@@ -63,7 +65,7 @@ class Lock:
             self.descriptor = None
 
     def __del__(self) -> None:
-        """Give the directory free when nothing refers to the lock any more."""
+        """Give it free when nothing refers to the lock any more."""
         self.release()
 
 
