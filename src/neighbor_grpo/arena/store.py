@@ -32,7 +32,7 @@ from sqlalchemy.exc import DBAPIError
 
 from neighbor_grpo.arena.database import Database
 from neighbor_grpo.arena.study import StudyInfo
-from neighbor_grpo.arena.votes import DEGRADED, Answer, Purpose, Vote
+from neighbor_grpo.arena.votes import DEGRADED, OVERALL, Answer, Purpose, Vote
 from neighbor_grpo.errors import UserError
 
 VERSION = 1  # of the tables
@@ -164,6 +164,11 @@ class Store:
     def assignments(self) -> list[Assignment]:
         """Read the assignments."""
         return [Assignment(**cast(Any, row._mapping)) for row in self._rows(select(_ASSIGNMENTS).order_by(_ASSIGNMENTS.c.id))]
+
+    def overall(self) -> dict[int, Answer]:
+        """Read the overall answers by assignment."""
+        statement = select(_VOTES.c.assignment, _VOTES.c.answer).where(_VOTES.c.question == OVERALL)
+        return {row.assignment: row.answer for row in self._rows(statement)}
 
     def votes(self) -> list[Vote]:
         """Read the votes in the order in which they were given."""

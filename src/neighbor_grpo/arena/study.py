@@ -8,13 +8,10 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
-
+from neighbor_grpo.arena.media import check_picture
 from neighbor_grpo.arena.sources import Source, read_sources
 from neighbor_grpo.arena.votes import OVERALL
 from neighbor_grpo.errors import UserError, shown
-
-FORMATS = ("PNG", "JPEG", "WEBP", "GIF")  # that are read; all are served as PNG
 
 
 @dataclass(frozen=True)
@@ -153,18 +150,6 @@ def _check_all(files: Mapping[Any, Path]) -> str:
         whole.update(hashlib.sha256(file.read_bytes()).digest())
         check_picture(file)
     return whole.hexdigest()
-
-
-def check_picture(file: Path) -> None:
-    """Raise UserError unless a file is a picture of a known format that is whole."""
-    try:
-        with Image.open(file, formats=FORMATS) as image:
-            if image.format == "PNG":
-                image.verify()  # the checksums of all chunks, which is quicker
-            else:
-                image.load()
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise UserError(f"{file} cannot be read as a picture ({error}): give PNG, JPEG, WebP or GIF files") from error
 
 
 def _some(value: Any) -> str:

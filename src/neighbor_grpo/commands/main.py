@@ -12,6 +12,7 @@ from typing import Any, NoReturn, TextIO
 
 from neighbor_grpo import console
 from neighbor_grpo.commands import (
+    arena,
     compare,
     completion,
     doctor,
@@ -31,7 +32,8 @@ from neighbor_grpo.commands import (
 from neighbor_grpo.errors import UserError
 
 COMMANDS = (
-    train, plan, probe, doctor, study, compare, presets, sample, evaluate, report, watch, export, rewards, worlds, completion,
+    train, plan, probe, doctor, study, compare, presets, sample, evaluate, arena, report, watch, export, rewards, worlds,
+    completion,
 )  # fmt: skip
 SIGNALLED = 128  # exit codes above it are those of a process that a signal ended
 STOPPED, CLOSED = SIGNALLED + 2, SIGNALLED + 13  # by SIGINT, by SIGPIPE
