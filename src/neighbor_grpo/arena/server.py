@@ -72,16 +72,13 @@ class Server:
 
     async def home(self, request: Request) -> Response:
         """Show the page of a rater, or where to begin."""
-        if (language := request.query_params.get("lang")) in LANGUAGES:
-            key = request.query_params.get("key")
-            reply = RedirectResponse(f"/?key={self.seal.key}" if key and self.seal.is_key(key) else "/", 303)
-            self._set_cookie(reply, _LANGUAGE, str(language), _YEAR)
+        key = request.query_params.get("key", "")
+        if (reply := self._chosen_language(request, f"?key={self.seal.key}" if self.seal.is_key(key) else "")) is not None:
             return reply
         rater = self._rater(request)
         if rater is not None:
             questions = self.study.info.questions
             return self._page(request, "rate.html", csrf=self.seal.csrf(rater), questions=questions)
-        key = request.query_params.get("key", "")
         if self.address.exposed and not self.seal.is_key(key):
             return self._page(request, "message.html", 403, error="error_key")
         return self._page(request, "start.html", key=key)
@@ -89,6 +86,8 @@ class Server:
     async def invitation(self, request: Request) -> Response:
         """Show an invited rater where to begin."""
         token = request.path_params["invitation"]
+        if (reply := self._chosen_language(request)) is not None:
+            return reply
         try:
             name = self.seal.invited(token, self.clock())
         except ExpiredError:
@@ -124,7 +123,8 @@ class Server:
     def _page(self, request: Request, template: str, status: int = 200, error: str = "", **values: Any) -> Response:
         language = self._language(request)
         texts = TEXTS[language]
-        known = {"key": "", "name": "", "invitation": "", "path": "/", **values, "error": texts[error] if error else ""}
+        path = request.url.path if request.method == "GET" else "/"
+        known = {"key": "", "name": "", "invitation": "", "path": path, **values, "error": texts[error] if error else ""}
         page = pages.render(_WEB / template, {"language": language, "languages": LANGUAGES, "texts": texts, **known})
         return HTMLResponse(page, status)
 
@@ -191,6 +191,14 @@ class Server:
 
     def _language(self, request: Request) -> str:
         return language_of(request.cookies.get(_LANGUAGE), request.headers.get("accept-language", ""))
+
+    def _chosen_language(self, request: Request, query: str = "") -> Response | None:
+        """Keep the language that a link of a page chooses, and show that page again; None where none is chosen."""
+        if (language := request.query_params.get("lang")) not in LANGUAGES:
+            return None
+        reply = RedirectResponse(request.url.path + query, 303)
+        self._set_cookie(reply, _LANGUAGE, str(language), _YEAR)
+        return reply
 
     def _set_cookie(self, reply: Response, name: str, value: str, seconds: int) -> None:
         reply.set_cookie(name, value, max_age=seconds, httponly=True, samesite="strict", secure=self.address.secure)

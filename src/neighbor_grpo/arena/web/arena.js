@@ -67,7 +67,6 @@ async function draw() {
   const drawn = pictures.map((picture) => {
     const image = picture.firstElementChild;
     image.src = `/picture/${turn[picture.dataset.side]}`;
-    picture.scrollTo(0, 0);
     return image.decode();
   });
   try {
@@ -122,9 +121,14 @@ async function takeBack() {
   await show(said);
 }
 
-function toggleZoom() {
+// Enlarge both pictures around the place that was clicked, or their middle; or show them whole again.
+function toggleZoom(event) {
+  const image = event?.target.closest(".picture img")?.getBoundingClientRect();
+  const [x, y] = image ? [(event.clientX - image.left) / image.width, (event.clientY - image.top) / image.height] : [0.5, 0.5];
   const zoomed = pair.classList.toggle("zoomed");
   zoom.setAttribute("aria-pressed", String(zoomed));
+  for (const picture of pictures)
+    picture.scrollTo(x * picture.scrollWidth - picture.clientWidth / 2, y * picture.scrollHeight - picture.clientHeight / 2);
 }
 
 document.addEventListener("keydown", (event) => {
