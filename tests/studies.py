@@ -1,6 +1,5 @@
 """Studies for tests: folders of small pictures, and a server in a thread."""
 
-import socket
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -13,6 +12,7 @@ from PIL import Image
 from neighbor_grpo.arena.guard import Address
 from neighbor_grpo.arena.rating import Rating, Rules
 from neighbor_grpo.arena.server import Server
+from neighbor_grpo.arena.serving import listen
 from neighbor_grpo.arena.store import Store
 from neighbor_grpo.arena.study import Study, StudyInfo, read_study
 from neighbor_grpo.files.listing import Picture, write_listing
@@ -63,7 +63,7 @@ def served(study: Study, db: Path | str, rules: Rules | None = None, address: Ad
     """Serve a study on the loopback interface."""
     store = Store.serving(str(db), study.info)
     server = Server(Rating(store, rules or Rules()), study, address or Address("127.0.0.1"))
-    listening = socket.create_server(("127.0.0.1", 0))
+    listening = listen("127.0.0.1", 0)
     process = uvicorn.Server(uvicorn.Config(server.app(), log_level="warning", timeout_graceful_shutdown=1))
     thread = threading.Thread(target=process.run, args=([listening],))
     thread.start()
@@ -72,5 +72,5 @@ def served(study: Study, db: Path | str, rules: Rules | None = None, address: Ad
     finally:
         process.should_exit = True
         thread.join()
-        server.thread.shutdown()
+        server.worker.stop()
         store.close()

@@ -54,6 +54,9 @@ def expected_loss(wins: int, losses: int, halves: int, pending: int) -> float:
     return s * math.exp(-((d / s) ** 2) / 2) / math.sqrt(2 * math.pi) - d * math.erfc(d / s / math.sqrt(2)) / 2
 
 
+OPEN = 0.75  # share of the pairs that adaptive choice takes where the ranking is open; the others keep every pair in play
+
+
 class Board:
     """Count what was given, shown and answered, and choose what comes next.
 
@@ -88,11 +91,12 @@ class Board:
 
         Pairs come first that were given least often; of these, pairs of models and then prompts that were given least often;
         of these, in random order.  A rater who takes the least often given ones of all keeps the counts within one of each
-        other.  Adaptive: pairs of the models come first whose ranking is most open, see `expected_loss`.
+        other.  Adaptive: mostly, pairs of the models come first whose ranking is most open, see `expected_loss`.
         """
         free = [pair for pair in range(len(self._pairs)) if pair not in seen]
         rng.shuffle(free)
-        losses = {models: self._loss(models) for models in {self._models(pair) for pair in free}} if self._adaptive else {}
+        adaptive = self._adaptive and rng.random() < OPEN
+        losses = {models: self._loss(models) for models in {self._models(pair) for pair in free}} if adaptive else {}
         occurred: Counter[tuple[int, object]] = Counter()  # so that the chosen ones balance as well
         keys: dict[int, tuple[float, ...]] = {}
         for pair in free:

@@ -62,6 +62,8 @@ class Rating:
     def __init__(self, store: Store, rules: Rules) -> None:
         self.store, self.rules = store, rules
         self.pairs = store.info.pairs()
+        self._writing: Writing | None = None
+        self._wanted: dict[int, list[Purpose]] = {}
         self._load()
 
     def _load(self) -> None:
@@ -82,32 +84,37 @@ class Rating:
         self._current = True
 
     @contextmanager
-    def _writing(self) -> Iterator[Writing]:
-        """Yield what writes.  After an error, what is known is read from the database again."""
+    def transaction(self) -> Iterator[Writing]:
+        """Write what is done inside at once.  After an error, what is known is read from the database again."""
+        if self._writing is not None:
+            yield self._writing
+            return
         if not self._current:
             self._load()
         self._current = False
-        with self.store.writing() as writing:
-            yield writing
+        try:
+            with self.store.writing() as self._writing:
+                yield self._writing
+        finally:
+            self._writing = None
         self._current = True
 
     def join(self, name: str, now: float, invited: bool = False) -> Rater:
         """Add a rater; an invited one may come back.  Raises NameTakenError."""
-        known = next((rater for rater in self.raters.values() if rater.name == name), None)
-        if known and not invited:
-            raise NameTakenError(name)
-        if known:
-            return known
-        with self._writing() as writing:
+        with self.transaction() as writing:
+            known = next((rater for rater in self.raters.values() if rater.name == name), None)
+            if known and not invited:
+                raise NameTakenError(name)
+            if known:
+                return known
             rater = writing.add_rater(name, now)
         self.raters[rater.id], self._rows[rater.id] = rater, {}
         return rater
 
     def turn(self, rater: int, now: float) -> Turn:
         """Return what a rater sees now."""
-        if not self._current or self._shown(rater) is None:
-            with self._writing() as writing:
-                self._advance(writing, rater, now)
+        with self.transaction() as writing:
+            self._advance(writing, rater, now)
         return self._turn(rater)
 
     def answer(self, rater: int, token: str, answers: Mapping[str, Answer], now: float) -> Turn:
@@ -116,7 +123,7 @@ class Rating:
         A second answer to the same pair changes nothing: the reply to the first one was lost.  Neither does an answer to a pair
         that was given to others in the meantime.
         """
-        with self._writing() as writing:
+        with self.transaction() as writing:
             lost = not any(row.token == token for row in self._rows[rater].values())
             row = self._shown(rater)
             if row is not None and row.token == token:
@@ -129,7 +136,7 @@ class Rating:
 
     def undo(self, rater: int, token: str, now: float) -> Turn:
         """Take the last vote back and show its pair again; nothing where `token` is not that of the last vote."""
-        with self._writing() as writing:
+        with self.transaction() as writing:
             row = self._last(rater)
             if row is not None and row.token == token:
                 self._count_answer(row, -1)
@@ -156,8 +163,10 @@ class Rating:
                 self._show(writing, rater, wanted[done], now)
 
     def _purposes(self, rater: int) -> list[Purpose]:
-        votes = min(self.rules.votes, len(self.pairs))
-        return purposes(votes, self.rules.repeat, self.rules.obvious, random_of(self.store.secret, "purposes", rater))
+        if rater not in self._wanted:
+            votes, rng = min(self.rules.votes, len(self.pairs)), random_of(self.store.secret, "purposes", rater)
+            self._wanted[rater] = purposes(votes, self.rules.repeat, self.rules.obvious, rng)
+        return self._wanted[rater]
 
     def _show(self, writing: Writing, rater: int, purpose: Purpose, now: float) -> None:
         rows = self._rows[rater]

@@ -1,14 +1,11 @@
 """The server of a study: pages and pictures for raters, who never learn which picture is of which model."""
 
-import asyncio
 import logging
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
-from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from sqlalchemy.exc import DBAPIError
 from starlette.applications import Starlette
@@ -26,10 +23,10 @@ from neighbor_grpo.arena.rating import NameTakenError, Rating, Turn
 from neighbor_grpo.arena.signing import SESSION, ExpiredError, Seal
 from neighbor_grpo.arena.study import Study
 from neighbor_grpo.arena.texts import LANGUAGES, TEXTS, language_of
+from neighbor_grpo.arena.worker import Worker
 from neighbor_grpo.errors import UserError
 from neighbor_grpo.run import pages
 
-T = TypeVar("T")
 _WEB = Path(__file__).parent / "web"
 _STATIC = {  # what a request may name, and its file
     "style.css": (Path(pages.__file__).parent / "web" / "style.css", "text/css"),
@@ -42,12 +39,12 @@ _YEAR = 365 * 24 * 3600
 
 
 class Server:
-    """Answer requests.  One thread carries out the study; it and the database are never asked by two requests at once."""
+    """Answer requests; one thread carries out the study."""
 
     def __init__(self, rating: Rating, study: Study, address: Address, clock: Callable[[], float] = time.time) -> None:
         self.rating, self.study, self.address, self.clock = rating, study, address, clock
         self.seal = Seal(rating.store.secret)
-        self.thread = ThreadPoolExecutor(1, "study")
+        self.worker = Worker(rating.transaction, (NameTakenError,))
         self.votes = Limit(burst=120, rate=2)  # of each rater
         self.joins = Limit(burst=60, rate=1)  # of each address, by typed names
         self.static = {name: (file.read_bytes(), kind) for name, (file, kind) in _STATIC.items()}
@@ -113,7 +110,7 @@ class Server:
         if not token:
             self.joins.check(request.client.host if request.client else "")
         try:
-            rater = await self._do(self.rating.join, name, self.clock(), bool(token))
+            rater = await self.worker.do(self.rating.join, name, self.clock(), bool(token))
         except NameTakenError:
             return self._page(request, "start.html", 409, key=key, name=name, error="error_taken")
         reply = RedirectResponse("/", 303)
@@ -132,13 +129,13 @@ class Server:
 
     async def pair(self, request: Request) -> Response:
         """Answer what a rater sees now."""
-        return self._turn(await self._do(self.rating.turn, self._known(request), self.clock()))
+        return self._turn(await self.worker.do(self.rating.turn, self._known(request), self.clock()))
 
     async def vote(self, request: Request) -> Response:
         """Store a vote, and answer what the rater sees next."""
         rater = self._from_page(request)
         token, answers = await self._sent(request)
-        return self._turn(await self._do(self.rating.answer, rater, token, answers, self.clock()))
+        return self._turn(await self.worker.do(self.rating.answer, rater, token, answers, self.clock()))
 
     async def _sent(self, request: Request) -> tuple[str, Answers]:
         return await read_answers(request, self.study.info.questions)
@@ -146,7 +143,7 @@ class Server:
     async def undo(self, request: Request) -> Response:
         """Take the last vote back, and answer with its pair."""
         rater = self._from_page(request)
-        return self._turn(await self._do(self.rating.undo, rater, await read_token(request), self.clock()))
+        return self._turn(await self.worker.do(self.rating.undo, rater, await read_token(request), self.clock()))
 
     def _turn(self, turn: Turn) -> Response:
         prompt = self.study.info.prompts[turn.prompt] if turn.token else None
@@ -202,10 +199,6 @@ class Server:
 
     def _set_cookie(self, reply: Response, name: str, value: str, seconds: int) -> None:
         reply.set_cookie(name, value, max_age=seconds, httponly=True, samesite="strict", secure=self.address.secure)
-
-    async def _do(self, work: Callable[..., T], *arguments: Any) -> T:
-        """Do something in the thread that carries out the study."""
-        return await asyncio.get_running_loop().run_in_executor(self.thread, partial(work, *arguments))
 
     # ---------------------------------------------------------------- what cannot be done
 

@@ -8,6 +8,7 @@ import secrets
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, cast
 
 from sqlalchemy import (
@@ -22,6 +23,8 @@ from sqlalchemy import (
     String,
     Table,
     Text,
+    Update,
+    bindparam,
     delete,
     insert,
     inspect,
@@ -81,6 +84,16 @@ class Rater:
     joined: float
 
 
+_ADD_VOTES = insert(_VOTES)
+
+
+@cache
+def _change(*fields: str) -> Update:
+    """Return the statement that changes these fields of an assignment; making one takes longer than carrying it out."""
+    values = {name: bindparam(name) for name in fields}
+    return update(_ASSIGNMENTS).where(_ASSIGNMENTS.c.id == bindparam("assignment")).values(values)
+
+
 class Writing:
     """Write within a transaction."""
 
@@ -103,13 +116,13 @@ class Writing:
 
     def change(self, assignment: int, **fields: Any) -> None:
         """Change fields of an assignment."""
-        self._connection.execute(update(_ASSIGNMENTS).where(_ASSIGNMENTS.c.id == assignment).values(**fields))
+        self._connection.execute(_change(*fields), {"assignment": assignment, **fields})
 
     def answer(self, assignment: int, answers: Mapping[str, Answer], now: float) -> None:
         """Store the votes of an assignment."""
         self.change(assignment, answered=now)
         rows = [{"assignment": assignment, "question": question, "answer": answer} for question, answer in answers.items()]
-        self._connection.execute(insert(_VOTES), rows)
+        self._connection.execute(_ADD_VOTES, rows)
 
     def take_back(self, assignment: int, token: str, now: float) -> None:
         """Delete the votes of an assignment, which is shown again under another token."""
@@ -145,7 +158,7 @@ class Store:
                     secret = secrets.token_urlsafe(32)
                     connection.execute(insert(_STUDY).values(version=VERSION, info=info.to_json(), secret=secret))
             store = cls(database)
-            store.info.refuse_other(info, db)
+            info.refuse_other(store.info, database.name)
         except BaseException:
             database.close()
             raise

@@ -58,9 +58,9 @@ class StudyInfo:
         """Raise UserError unless the database at `place` holds this study, `other`."""
         for key, mine in asdict(self).items():
             if (theirs := getattr(other, key)) != mine:
+                how = "other picture files" if key == "pictures" else f"{key} {_short(theirs)}, not {_short(mine)}"
                 raise UserError(
-                    f"{place} holds another study: its {key} are {_some(theirs)}, not {_some(mine)}; give the folders and "
-                    "questions that it was begun with, or another --db"
+                    f"{place} holds another study, with {how}: give the folders and questions of that one, or another --db"
                 )
 
 
@@ -152,5 +152,6 @@ def _check_all(files: Mapping[Any, Path]) -> str:
     return whole.hexdigest()
 
 
-def _some(value: Any) -> str:
-    return shown(value) if isinstance(value, str) else shown(json.dumps(value))
+def _short(value: Any) -> str:
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) < 200 else f"{text[:197]}..."
