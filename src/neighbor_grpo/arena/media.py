@@ -40,21 +40,24 @@ def check_picture(file: Path) -> None:
     """Raise UserError unless a file is a picture of a known format that is whole."""
     try:
         with Image.open(file, formats=FORMATS) as image:
-            if image.format == "PNG":
-                image.verify()  # the checksums of all chunks, which is quicker
-            else:
-                image.load()
+            if _chunks_as_they_are(file.read_bytes()):
+                image.verify()  # the checksums of all chunks
+                return
+        read_frames(file)
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise UserError(f"{file} cannot be read as a picture ({error}): give PNG, JPEG, WebP or GIF files") from error
 
 
 def plain_png(file: Path) -> bytes:
     """Return a picture, or a video as an animated PNG, without text, time and camera data; the pixels of a PNG as they are."""
-    data = file.read_bytes()
+    chunks = _chunks_as_they_are(file.read_bytes())
+    return _SIGNATURE + b"".join(chunk for name, chunk in chunks if name in _SEEN) if chunks else _converted(file)
+
+
+def _chunks_as_they_are(data: bytes) -> list[tuple[bytes, bytes]]:
+    """Return name and bytes of the chunks of a PNG; nothing for other formats, and where camera data may turn the picture."""
     chunks = _chunks(data) if data.startswith(_SIGNATURE) else []
-    if chunks and not any(name == b"eXIf" for name, _ in chunks):  # which may turn the picture
-        return _SIGNATURE + b"".join(chunk for name, chunk in chunks if name in _SEEN)
-    return _converted(file)
+    return [] if any(name == b"eXIf" for name, _ in chunks) else chunks
 
 
 def _chunks(data: bytes) -> list[tuple[bytes, bytes]]:
