@@ -1,5 +1,6 @@
 """What stands before every request: who may ask, how much, how often, and what browsers may do with the answer."""
 
+import asyncio
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -13,6 +14,7 @@ from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 MOST_BYTES = 16 << 10  # of the body of a request
+_SECONDS = 10.0  # in which it must arrive
 _LOOPBACK = {"localhost", "127.0.0.1", "::1"}
 HEADERS = {
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; "
@@ -113,12 +115,16 @@ class Guard:
 
 
 async def read_body(request: Request) -> bytes:
-    """Read a body.  Raises HTTPException 413 for one that is too large, before all of it is read."""
+    """Read a body.  Raises HTTPException 413 as soon as it is too large, 408 where it does not arrive."""
     body = b""
-    async for part in request.stream():
-        body += part
-        if len(body) > MOST_BYTES:
-            raise HTTPException(413)
+    try:
+        async with asyncio.timeout(_SECONDS):
+            async for part in request.stream():
+                body += part
+                if len(body) > MOST_BYTES:
+                    raise HTTPException(413)
+    except TimeoutError as error:
+        raise HTTPException(408) from error
     return body
 
 
