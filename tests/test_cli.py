@@ -10,6 +10,7 @@ from PIL import Image
 from runs import settings
 
 from neighbor_grpo.cli import main
+from neighbor_grpo.files.listing import Picture, read_listing
 from neighbor_grpo.models.bundled import BUNDLED
 
 
@@ -84,7 +85,8 @@ def test_train_then_sample_then_evaluate(capsys, tiny_flux, tmp_path):
     code, out, _ = run(capsys, "sample", "--run", tmp_path / "run", *drawn)
     assert code == 0
     assert Image.open(tmp_path / "s" / "0000-seed3.png").size == (32, 32)
-    assert len(list((tmp_path / "s").iterdir())) == 2
+    rows = [Picture("a red star", 0, seed, f"0000-seed{seed}.png") for seed in (3, 4)]
+    assert read_listing(tmp_path / "s") == rows and len(list((tmp_path / "s").iterdir())) == 3
     code, out, _ = run(
         capsys,
         "evaluate",
@@ -102,6 +104,8 @@ def test_train_then_sample_then_evaluate(capsys, tiny_flux, tmp_path):
         tmp_path / "e",
     )
     assert code == 0
+    listed = read_listing(tmp_path / "e")
+    assert all((tmp_path / "e" / row.file).is_file() for row in listed) and [row.seed for row in listed[:2]] == [0, 1]
     stored = json.loads((tmp_path / "e" / "result.json").read_text())
     assert stored["values"].keys() == stored["intervals"].keys() == {"diversity", "jpeg_compressibility"}
     assert f"| diversity | {stored['values']['diversity']:.4g} |" in out

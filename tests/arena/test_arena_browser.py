@@ -33,15 +33,16 @@ def at_pair(page, number):
     )
 
 
-def test_fifty_pairs_by_keyboard_with_a_reload_and_an_undo(page, study, tmp_path):
-    with served(study, tmp_path / "votes.db", Rules(repeat=0)) as arena:
+@pytest.mark.parametrize("pairs", [6, pytest.param(50, marks=pytest.mark.slow)])
+def test_pairs_by_keyboard_with_a_reload_and_an_undo(page, study, tmp_path, pairs):
+    with served(study, tmp_path / "votes.db", Rules(votes=pairs, repeat=0)) as arena:
         begin(page, arena.url, "Ada")
-        for n in range(50):
+        for n in range(pairs):
             at_pair(page, n + 1)
-            if n == 20:
+            if n == pairs // 3:
                 page.reload()
                 at_pair(page, n + 1)
-            if n == 30:
+            if n == pairs // 2:
                 page.keyboard.press("u")
                 at_pair(page, n)
                 assert len(arena.store.votes()) == n - 1
@@ -50,8 +51,8 @@ def test_fifty_pairs_by_keyboard_with_a_reload_and_an_undo(page, study, tmp_path
             page.keyboard.press(KEYS[n % 4])
         page.get_by_text("Your votes are saved").wait_for()
         votes = arena.store.votes()
-    assert [vote.answer for vote in votes] == [ANSWERS[n % 4] for n in range(50)]
-    assert {vote.prompt for vote in votes} == set(range(50)) and {vote.rater for vote in votes} == {"Ada"}
+    assert [vote.answer for vote in votes] == [ANSWERS[n % 4] for n in range(pairs)]
+    assert len({vote.prompt for vote in votes}) == pairs and {vote.rater for vote in votes} == {"Ada"}
     assert {vote.left for vote in votes} == {"model-0", "model-1"}
 
 
@@ -119,7 +120,24 @@ def test_a_vote_is_sent_again_until_it_is_stored(page, study, tmp_path, console_
     assert console_errors.pop().startswith("Failed to load resource")
 
 
-@pytest.mark.parametrize("viewport", [PHONE, {"width": 1280, "height": 800}], ids=["phone", "desktop"])
+def test_nobody_votes_on_what_is_not_seen_yet(page, study, tmp_path):
+    with served(study, tmp_path / "votes.db") as arena:
+        begin(page, arena.url, "Ada")
+        held = []
+        page.route("**/picture/**", lambda route: held.append(route))
+        page.locator("[data-answer=left]").dblclick()  # one vote
+        page.get_by_role("heading", name="Pair 2 of").wait_for()
+        page.keyboard.press("ArrowRight")
+        page.wait_for_function("document.querySelector('#pair.waiting')")
+        for route in held:
+            route.continue_()
+        at_pair(page, 2)
+        assert [vote.answer for vote in arena.store.votes()] == ["left"]
+        page.keyboard.press("ArrowRight")
+        at_pair(page, 2)
+
+
+@pytest.mark.parametrize("viewport", [PHONE, pytest.param({"width": 1280, "height": 800}, marks=pytest.mark.slow)])
 def test_no_barriers(new_page, viewport, study, tmp_path):
     with served(study, tmp_path / "votes.db", Rules(votes=1, repeat=0)) as arena:
         page = new_page(viewport=viewport)

@@ -12,7 +12,6 @@ from studies import draw, info_of
 
 from neighbor_grpo.arena.store import Store
 from neighbor_grpo.cli import main
-from neighbor_grpo.files.listing import read_listing
 
 
 @pytest.fixture
@@ -68,15 +67,3 @@ def test_mistakes(folders, tmp_path, capsys):
 def test_a_package_that_is_missing(folders, capsys, monkeypatch):
     monkeypatch.setattr("neighbor_grpo.commands.arena_serve.find_spec", lambda name: None)
     assert "pip install 'neighbor-grpo[arena]'" in mistake(["serve", *folders], capsys)
-
-
-def test_a_folder_of_samples_explains_itself(tiny_flux, tmp_path):
-    prompts = tmp_path / "prompts.jsonl"
-    prompts.write_text('{"prompt": "a cube", "tag": "shape"}\n{"prompt": "a ball"}\n')
-    place = ["--model", str(tiny_flux), "--prompts", str(prompts), "--out", str(tmp_path / "out"), "--steps", "1"]
-    assert main(["sample", *place, "--seed", "3", "--seed", "5"]) == 0
-    rows = read_listing(tmp_path / "out")
-    assert [(row.number, row.seed, row.prompt, row.category) for row in rows] == [
-        (0, 3, "a cube", "shape"), (0, 5, "a cube", "shape"), (1, 3, "a ball", None), (1, 5, "a ball", None),
-    ]  # fmt: skip
-    assert all((tmp_path / "out" / row.file).is_file() for row in rows)

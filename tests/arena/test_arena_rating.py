@@ -39,7 +39,7 @@ def finish(rating, rater, answer=LEFT, votes=None):
     return turn
 
 
-@pytest.mark.parametrize(("models", "prompts", "votes", "raters"), [(2, 50, 20, 33), (3, 7, 9, 40), (4, 5, 100, 3)])
+@pytest.mark.parametrize(("models", "prompts", "votes", "raters"), [(2, 25, 10, 12), (3, 5, 9, 12), (4, 3, 100, 3)])
 def test_pairs_are_balanced_whatever_order_raters_come_in(begin, models, prompts, votes, raters):
     rating = begin(info_of(models, prompts), votes=votes, repeat=0)
     rng = random.Random(0)
@@ -154,7 +154,7 @@ def test_the_expected_loss_is_that_of_the_normal_distribution():
 
 
 def test_adaptive_choice_asks_where_the_ranking_is_open(begin):
-    rating = begin(info_of(3, 60), votes=60, repeat=0, adaptive=True)
+    rating = begin(info_of(3, 40), votes=30, repeat=0, adaptive=True)
     rng = random.Random(1)
     for n in range(4):
         rater = rating.join(f"rater {n}", 0).id
@@ -165,7 +165,7 @@ def test_adaptive_choice_asks_where_the_ranking_is_open(begin):
             answer = rng.choice(["left", "right"]) if close else "left" if right == 2 else "right"
             turn = rating.answer(rater, turn.token, {"overall": answer}, 1)
     asked = Counter(frozenset((vote.left, vote.right)) for vote in rating.store.votes())
-    assert asked[frozenset(("model-0", "model-1"))] > 0.6 * sum(asked.values()) and min(asked.values()) >= 15
+    assert asked[frozenset(("model-0", "model-1"))] > 0.6 * sum(asked.values()) and min(asked.values()) >= 8
 
 
 def test_choosing_takes_the_least_often_given_pairs():

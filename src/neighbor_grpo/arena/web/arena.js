@@ -41,7 +41,7 @@ function say(text) {
 
 // Show what the server said, and let the rater answer once both pictures are there.
 async function show(next) {
-  if (!next) return;
+  ready = false;
   turn = next;
   answers = {};
   say(turn.lost ? texts.lost : "");
@@ -78,7 +78,17 @@ async function draw() {
   }
 }
 
-const load = async () => show(await ask("/pair"));
+// Ask for something and show the reply.  Where it is refused, the rater may try again.
+async function update(path, body) {
+  ready = false;
+  const said = await ask(path, body);
+  if (said) return show(said);
+  answers = {};
+  mark();
+  ready = Boolean(turn);
+}
+
+const load = () => update("/pair");
 
 // Mark what is answered, and the question that the keys answer.
 function mark() {
@@ -101,10 +111,7 @@ async function choose(question, answer) {
     if (document.activeElement?.closest("fieldset")) next.querySelector("button").focus();
     return;
   }
-  ready = false;
-  const said = await ask("/vote", { assignment: turn.token, answers });
-  ready = true;
-  await show(said);
+  await update("/vote", { assignment: turn.token, answers });
 }
 
 async function takeBack() {
@@ -114,11 +121,7 @@ async function takeBack() {
     delete answers[given.at(-1)];
     return mark();
   }
-  if (!turn.undo) return;
-  ready = false;
-  const said = await ask("/undo", { assignment: turn.undo });
-  ready = true;
-  await show(said);
+  if (turn.undo) await update("/undo", { assignment: turn.undo });
 }
 
 // Enlarge both pictures around the place that was clicked, or their middle; or show them whole again.
@@ -147,7 +150,7 @@ document.addEventListener("keydown", (event) => {
 for (const field of questions)
   field.addEventListener("click", (event) => {
     const button = event.target.closest("button");
-    if (button) choose(field.dataset.question, button.dataset.answer);
+    if (button && event.detail < 2) choose(field.dataset.question, button.dataset.answer); // a double click is one vote
   });
 
 for (const picture of pictures) {
