@@ -176,9 +176,12 @@ def kills(db: str, study: Study, arguments: argparse.Namespace) -> dict[str, obj
     seen, links, rng = Seen(), invitations(db, arguments.raters), random.Random(0)
     killed: list[int] = []  # votes acknowledged at each kill
 
-    async def killing() -> None:
+    async def killing(voting: "asyncio.Future[object]") -> None:
         while len(killed) < arguments.kills:
-            await asyncio.sleep(rng.uniform(0.05, 0.6))
+            wanted = len(seen.acknowledged) + rng.randint(1, 20)
+            while len(seen.acknowledged) < wanted and not voting.done():
+                await asyncio.sleep(0.002)
+            await asyncio.sleep(rng.uniform(0, 0.05))
             await asyncio.to_thread(server.kill)
             killed.append(len(seen.acknowledged))
             _, answers, _ = stored(db)
@@ -188,7 +191,7 @@ def kills(db: str, study: Study, arguments: argparse.Namespace) -> dict[str, obj
     async def everything() -> None:
         raters = [rate(server.url, link, arguments.think, seen, random.Random(n)) for n, link in enumerate(links)]
         voting = asyncio.gather(*raters)
-        await asyncio.wait({asyncio.ensure_future(killing()), voting}, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait({asyncio.ensure_future(killing(voting)), voting}, return_when=asyncio.FIRST_COMPLETED)
         await voting
 
     asyncio.run(everything())
