@@ -175,7 +175,9 @@ def test_invitations(serve):
     for _ in range(2):  # on another device too
         assert Rater(server).begin(invitation=token).status_code == 200
     assert [rater.name for rater in server.rating.raters.values()] == ["Ada <b>"]
-    for wrong in (token[:-1] + "_", "x", seal.session(1), Seal("other").invitation("Ada", 2000)):
+    body, signature = token.split(".")
+    forged = f"{body}.{'B' if signature[0] == 'A' else 'A'}{signature[1:]}"
+    for wrong in (forged, "x", seal.session(1), Seal("other").invitation("Ada", 2000)):
         assert Rater(server).get(f"/join/{wrong}").status_code == 403
         assert Rater(server).begin(invitation=wrong).status_code == 403
     now[0] = 2001
@@ -247,10 +249,11 @@ def test_large_bodies_and_other_types(rater):
     assert rater.get("/vote").status_code == 405
 
 
-def test_votes_are_limited_by_rate(rater):
-    replies = [rater.post("/undo", json={"assignment": "x"}, headers=HTML) for _ in range(130)]
-    late = next(reply for reply in replies if reply.status_code == 429)
-    assert replies.index(late) >= 100 and int(late.headers["retry-after"]) >= 1 and "<h1>" in late.text
+def test_votes_are_limited_by_rate(server, rater):
+    server.votes = Limit(burst=3, rate=0.01)
+    replies = [rater.post("/undo", json={"assignment": "x"}, headers=HTML) for _ in range(4)]
+    assert [reply.status_code for reply in replies] == [200, 200, 200, 429]
+    assert int(replies[-1].headers["retry-after"]) > 10 and "<h1>" in replies[-1].text
 
 
 def test_a_limit():

@@ -90,7 +90,7 @@ _ADD_VOTES = insert(_VOTES)
 @cache
 def _change(*fields: str) -> Update:
     """Return the statement that changes these fields of an assignment; making one takes longer than carrying it out."""
-    values = {name: bindparam(name) for name in fields}
+    values: dict[str, Any] = {name: bindparam(name) for name in fields}
     return update(_ASSIGNMENTS).where(_ASSIGNMENTS.c.id == bindparam("assignment")).values(values)
 
 
