@@ -1,0 +1,94 @@
+"""What automatic metrics say of a study's pictures: the values of `evaluate`, read from its directory."""
+
+import hashlib
+import json
+import zlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from neighbor_grpo.errors import UserError, shown
+from neighbor_grpo.files import atomic
+from neighbor_grpo.files.listing import read_listing
+
+Measures = dict[str, np.ndarray]  # by the metric's name: [P, S] of P prompts with S pictures each, NaN without a value
+
+
+def read_evaluations(
+    given: Sequence[str], models: Sequence[str], prompts: Sequence[str], seeds: Sequence[int]
+) -> list[Measures]:
+    """Read NAME=DIR of every model; seeds: how many pictures each prompt has.  None given: an empty list.
+
+    Raises UserError unless every model has one evaluation of the study's prompts, all with the same metrics.
+    """
+    folders = dict(entry.partition("=")[::2] for entry in given)
+    if not given:
+        return []
+    if sorted(folders) != sorted(models) or len(given) > len(folders):
+        raise UserError(f"--evaluation names {', '.join(folders)}: give NAME=DIR once for each of {', '.join(models)}")
+    found = [read_measures(Path(folders[model]), prompts, seeds) for model in models]
+    if other := next((name for one in found for name in found[0].keys() ^ one.keys()), None):
+        raise UserError(f"not all of the evaluations have {other}: evaluate all models with the same --measure")
+    return found
+
+
+def read_measures(folder: Path, prompts: Sequence[str], seeds: Sequence[int]) -> Measures:
+    """Read the values of one evaluation.
+
+    A value of all pictures of a prompt counts for each of them.  Metrics that give one value for all prompts together are left
+    out, and those that failed too often.  Raises UserError where the folder is no finished evaluation of these prompts.
+    """
+    if not (folder / "result.json").is_file():
+        raise UserError(f"{folder} holds no finished evaluation: give the --out directory of `neighbor-grpo evaluate`")
+    result = atomic.read_json(folder / "result.json")
+    listed = read_listing(folder)
+    texts = {picture.number: picture.prompt for picture in listed}
+    count = result["settings"]["seeds"]
+    if wrong := _difference([texts[n] for n in sorted(texts)], prompts, count, seeds):
+        raise UserError(f"{folder} is not an evaluation of the study's pictures: {wrong}")
+    lines, scorers = _lines(folder), result["settings"]["scorers"]
+    return {
+        name: np.array([_row(lines[name, _scorer(scorers.get(name)), prompt], count) for prompt in range(len(prompts))])
+        for name in result["intervals"]  # a value of all prompts together has none
+    }
+
+
+def _difference(texts: Sequence[str], prompts: Sequence[str], pictures: int, seeds: Sequence[int]) -> str:
+    """Say how prompts, or the number of pictures of each, differ from those of the study; nothing where they do not."""
+    if len(texts) != len(prompts):
+        return f"it has {len(texts)} prompts, the study {len(prompts)}"
+    for n, (text, prompt, wanted) in enumerate(zip(texts, prompts, seeds, strict=True)):
+        if text != prompt:
+            return f"prompt {n} is {shown(text)}, in the study {shown(prompt)}"
+        if pictures != wanted:
+            return f"it has {pictures} pictures of prompt {n}, the study {wanted}"
+    return ""
+
+
+def _lines(folder: Path) -> dict[tuple[str, str, int], list[float | None]]:
+    """Read the ledger scores-*.jsonl: values by measure, scorer and prompt.  A line that was cut off or damaged is left out."""
+    found: dict[tuple[str, str, int], list[float | None]] = {}
+    for file in sorted(folder.glob("scores-*.jsonl"), key=lambda path: path.stat().st_mtime_ns):
+        for text in file.read_bytes().split(b"\n"):
+            try:
+                line = json.loads(text)
+                if line.pop("crc") == zlib.crc32(json.dumps(line).encode()):
+                    found[line["measure"], line["scorer"], line["prompt"]] = line["values"]
+            except (ValueError, AttributeError, KeyError, TypeError, RecursionError):
+                continue
+    return found
+
+
+def _scorer(identity: Mapping[str, Any] | None) -> str:
+    """Return how the ledger names a reward with its settings; metrics have none."""
+    if identity is None:
+        return ""
+    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def _row(values: Sequence[float | None], pictures: int) -> list[float]:
+    """Return a value for each picture of a prompt."""
+    row = [np.nan if value is None else value for value in values]
+    return row * pictures if len(row) == 1 else row
