@@ -1,6 +1,5 @@
 """Whether raters agree with each other, and whether each is attentive."""
 
-from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from statistics import median
@@ -20,11 +19,13 @@ def alpha(votes: Iterable[Vote], pair: Pair) -> float | None:
     """
     import krippendorff  # of the extra `arena`
 
-    units: dict[tuple[int, int], Counter[str]] = {}
+    units: dict[tuple[int, int], np.ndarray] = {}
     for vote in votes:
         if {vote.left, vote.right} == set(pair):
-            units.setdefault((vote.prompt, vote.seed), Counter())[winner(vote) or vote.answer] += 1
-    counts = np.array([[unit[value] for value in (*pair, "tie", "bad")] for unit in units.values()]).reshape(-1, 4)
+            won = winner(vote)
+            value = pair.index(won) if won is not None else 2 + (vote.answer == "bad")
+            units.setdefault((vote.prompt, vote.seed), np.zeros(4))[value] += 1
+    counts = np.array([*units.values()]).reshape(-1, 4)
     shared = counts[counts.sum(1) > 1]
     if (shared.sum(0) > 0).sum() < 2:
         return None
@@ -81,9 +82,9 @@ def _shown(vote: Vote) -> tuple[int, int, frozenset[str], str]:
     return vote.prompt, vote.seed, frozenset((vote.left, vote.right)), vote.question
 
 
-def _meaning(vote: Vote) -> str:
-    """Return the answer, whichever side the pictures were on."""
-    return winner(vote) or vote.answer
+def _meaning(vote: Vote) -> tuple[str | None, bool]:
+    """Return the answer, whichever side the pictures were on: the winner, and whether both are bad."""
+    return winner(vote), vote.answer == "bad"
 
 
 def attentive(votes: Sequence[Vote], least: float) -> list[Vote]:

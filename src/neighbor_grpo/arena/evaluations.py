@@ -12,6 +12,7 @@ import numpy as np
 from neighbor_grpo.errors import UserError, shown
 from neighbor_grpo.files import atomic
 from neighbor_grpo.files.listing import read_listing
+from neighbor_grpo.files.text import expand_home
 
 Measures = dict[str, np.ndarray]  # by the metric's name: [P, S] of P prompts with S pictures each, NaN without a value
 
@@ -19,17 +20,22 @@ Measures = dict[str, np.ndarray]  # by the metric's name: [P, S] of P prompts wi
 def read_evaluations(
     given: Sequence[str], models: Sequence[str], prompts: Sequence[str], seeds: Sequence[int]
 ) -> list[Measures]:
-    """Read NAME=DIR of every model; seeds: how many pictures each prompt has.  None given: an empty list.
+    """Read MODEL=DIR of every model; seeds: how many pictures each prompt has.  None given: an empty list.
 
     Raises UserError unless every model has one evaluation of the study's prompts, all with the same metrics.
     """
-    folders = dict(entry.partition("=")[::2] for entry in given)
     if not given:
         return []
-    if sorted(folders) != sorted(models) or len(given) > len(folders):
-        raise UserError(f"--evaluation names {', '.join(folders)}: give NAME=DIR once for each of {', '.join(models)}")
-    found = [read_measures(Path(folders[model]), prompts, seeds) for model in models]
-    if other := next((name for one in found for name in found[0].keys() ^ one.keys()), None):
+    folders: dict[str, Path] = {}
+    for entry in given:
+        model = next((model for model in models if entry.startswith(f"{model}=")), None)
+        if model is None or model in folders:
+            raise UserError(f"--evaluation {shown(entry)}: give MODEL=DIR once for each of {', '.join(models)}")
+        folders[model] = Path(expand_home(entry.removeprefix(f"{model}=")))
+    if missing := [model for model in models if model not in folders]:
+        raise UserError(f"--evaluation {missing[0]}=DIR is missing: give one for each of {', '.join(models)}")
+    found = [read_measures(folders[model], prompts, seeds) for model in models]
+    if other := next((name for one in found for name in sorted(found[0].keys() ^ one.keys())), None):
         raise UserError(f"not all of the evaluations have {other}: evaluate all models with the same --measure")
     return found
 
@@ -42,17 +48,23 @@ def read_measures(folder: Path, prompts: Sequence[str], seeds: Sequence[int]) ->
     """
     if not (folder / "result.json").is_file():
         raise UserError(f"{folder} holds no finished evaluation: give the --out directory of `neighbor-grpo evaluate`")
-    result = atomic.read_json(folder / "result.json")
     listed = read_listing(folder)
     texts = {picture.number: picture.prompt for picture in listed}
-    count = result["settings"]["seeds"]
-    if wrong := _difference([texts[n] for n in sorted(texts)], prompts, count, seeds):
+    pictures = len({picture.seed for picture in listed})
+    if wrong := _difference([texts[n] for n in sorted(texts)], prompts, pictures, seeds):
         raise UserError(f"{folder} is not an evaluation of the study's pictures: {wrong}")
-    lines, scorers = _lines(folder), result["settings"]["scorers"]
-    return {
-        name: np.array([_row(lines[name, _scorer(scorers.get(name)), prompt], count) for prompt in range(len(prompts))])
-        for name in result["intervals"]  # a value of all prompts together has none
-    }
+    result, lines = atomic.read_json(folder / "result.json"), _lines(folder)
+    scorers = result["settings"]["scorers"]
+    found = {}
+    for name in result["intervals"]:  # a value of all prompts together has none
+        rows = [lines.get((name, _scorer(scorers.get(name)), prompt), []) for prompt in range(len(prompts))]
+        damaged = [n for n, row in enumerate(rows) if len(row) not in (1, pictures)]
+        if damaged:
+            raise UserError(
+                f"{folder} has no {name} of prompt {damaged[0]}: evaluate again into it, which measures what is missing"
+            )
+        found[name] = np.array([_row(row, pictures) for row in rows])
+    return found
 
 
 def _difference(texts: Sequence[str], prompts: Sequence[str], pictures: int, seeds: Sequence[int]) -> str:

@@ -26,11 +26,13 @@ class Section:
 
 def sections(results: Results) -> Iterator[Section]:
     """Yield the tables of a study."""
+    alone = any(rate.raters == 1 for answers in results.answers for rate in answers.rates)
     yield Section(
         "Win rates",
         'The win rate is that of the first model: a tie counts as half a win of each, "both bad" is left out; in the column '
         'beside it "both bad" counts as half too. In brackets 95 % intervals, by a bootstrap over raters and prompts. '
-        "Agreement is Krippendorff's alpha: 1 if raters always agree, 0 if as often as by chance.",
+        "Agreement is Krippendorff's alpha: 1 if raters always agree, 0 if as often as by chance."
+        + (" Intervals of pairs with one rater are over prompts alone, and say nothing of other raters." if alone else ""),
         [
             ["question", *_RATE_HEAD, "agreement"],
             *(
