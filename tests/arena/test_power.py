@@ -27,6 +27,12 @@ def test_the_votes_are_the_fewest():
     assert DESIGN.votes(0.1) > votes > replace(DESIGN, ties=0.3).votes(0.12)
 
 
+@pytest.mark.parametrize("change", [{"ties": 0.9}, {"win_rate": 1.0}, {"rater_share": 0.5, "prompt_share": 0.6}])
+def test_shares_that_cannot_be_are_refused(change):
+    with pytest.raises(UserError, match="give"):
+        replace(DESIGN, **change)
+
+
 def test_the_table_divides_the_votes():
     votes = DESIGN.votes(0.12)
     cells = dict(plan(DESIGN, 0.12, 15)[1:])

@@ -24,6 +24,21 @@ class Design:
     rater_share: float  # of the variance
     prompt_share: float
 
+    def __post_init__(self) -> None:
+        """Raise UserError for shares that cannot be."""
+        if self.square <= 0:
+            raise UserError(
+                f"a win rate of {self.win_rate:.0%} with {self.ties:.0%} ties leaves nothing open: give fewer --ties, or a "
+                "--win-rate nearer to 0.5"
+            )
+        if self.rater_share + self.prompt_share > 1:
+            raise UserError("--rater-share and --prompt-share are parts of one whole: give shares that add up to at most 1")
+
+    @property
+    def square(self) -> float:
+        """Return the variance s² of a vote."""
+        return self.win_rate * (1 - self.win_rate) - self.ties / 4
+
     @property
     def pairs(self) -> int:
         """Return the number of pairs of models."""
@@ -40,12 +55,11 @@ class Design:
         V_raters = s² (r / R + (1 - r) / N), V_prompts = s² (q / P + (1 - q) / N), V_votes = s² / N, with the shares r and q;
         then as with votes: V = V_raters + V_prompts - V_votes = s² (r / R + q / P + (1 - r - q) / N).
         """
-        square = self.win_rate * (1 - self.win_rate) - self.ties / 4
         raters, prompts = (
-            square * (share / count + (1 - share) / votes)
+            self.square * (share / count + (1 - share) / votes)
             for share, count in ((self.rater_share, self.raters), (self.prompt_share, self.prompts))
         )
-        return proportion(self.win_rate, combine(raters, prompts, square / votes, self.raters, self.prompts))
+        return proportion(self.win_rate, combine(raters, prompts, self.square / votes, self.raters, self.prompts))
 
     def width(self, votes: float) -> float:
         """Return the width of that interval."""

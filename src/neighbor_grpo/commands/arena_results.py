@@ -4,11 +4,10 @@ import argparse
 from pathlib import Path
 
 from neighbor_grpo.arena.votes import OVERALL
-from neighbor_grpo.commands.options import Commands, number, place
+from neighbor_grpo.commands.arena_serve import check_installed
+from neighbor_grpo.commands.options import Commands, count, number, place
 from neighbor_grpo.console import say
 from neighbor_grpo.errors import UserError
-
-RATER_SHARE, PROMPT_SHARE = 0.05, 0.3  # of the variance of a vote
 
 
 def add(parts: Commands) -> None:
@@ -24,36 +23,18 @@ def _add_plan(parts: Commands) -> None:
         help="how many votes a study needs",
         description="Compute how many votes make the 95 % interval of a win rate so narrow, and how long they take.",
     )
-    two, one = number(int, 2, 10**6), number(int, 1, 10**6)
-    plan.add_argument("--models", type=two, default=2, metavar="N", help="default %(default)s")
-    plan.add_argument("--prompts", type=two, required=True, metavar="N")
-    plan.add_argument("--seeds", type=one, default=1, metavar="N", help="pictures of each prompt (default %(default)s)")
-    plan.add_argument("--raters", type=two, required=True, metavar="N")
-    plan.add_argument(
-        "--width", type=number(float, 0, 1, above=True), default=0.1, help="upper end minus lower end (default %(default)s)"
-    )
-    share = number(float, 0, 1)
-    plan.add_argument(
-        "--win-rate", type=share, default=0.5, metavar="SHARE", help="expected, a tie as half (default %(default)s, the widest)"
-    )
-    plan.add_argument("--ties", type=share, default=0.0, metavar="SHARE", help="expected share of ties (default %(default)s)")
-    plan.add_argument(
-        "--rater-share",
-        type=share,
-        default=RATER_SHARE,
-        metavar="SHARE",
-        help="share of the variance of a vote that comes from the rater (default %(default)s)",
-    )
-    plan.add_argument(
-        "--prompt-share",
-        type=share,
-        default=PROMPT_SHARE,
-        metavar="SHARE",
-        help="share that comes from the prompt (default %(default)s)",
-    )
-    plan.add_argument(
-        "--seconds", type=number(float, 0, 3600, above=True), default=10.0, help="of a vote (default %(default)s)"
-    )
+    two, share, option = number(int, 2, 10**6), number(float, 0, 1), plan.add_argument
+    option("--models", type=two, default=2, metavar="N", help="default %(default)s")
+    option("--prompts", type=two, required=True, metavar="N", help="different prompts")
+    option("--seeds", type=count, default=1, metavar="N", help="pictures of each prompt (default %(default)s)")
+    option("--raters", type=two, required=True, metavar="N", help="people who vote")
+    option("--width", type=number(float, 0, 1, above=True), default=0.1, help="upper less lower end (default %(default)s)")
+    option("--win-rate", type=share, default=0.5, metavar="SHARE", help="expected (default %(default)s, the widest interval)")
+    option("--ties", type=share, default=0.0, metavar="SHARE", help="expected (default %(default)s, the widest interval)")
+    variance = "share of the variance of a vote that comes from"
+    option("--rater-share", type=share, default=0.05, metavar="SHARE", help=f"{variance} the rater (default %(default)s)")
+    option("--prompt-share", type=share, default=0.3, metavar="SHARE", help=f"{variance} the prompt (default %(default)s)")
+    option("--seconds", type=number(float, 0, 3600, above=True), default=10.0, help="of a vote (default %(default)s)")
     plan.set_defaults(command=run_plan)
 
 
@@ -64,10 +45,9 @@ def _add_results(parts: Commands) -> None:
         description="Print win rates, scores and agreement of a study, also while it goes on.",
     )
     _study_options(results)
-    results.add_argument(
-        "--out", type=place, metavar="DIR", help="also write table.md, votes.csv, results.json and results.html"
-    )
-    results.add_argument(
+    option = results.add_argument
+    option("--out", type=place, metavar="DIR", help="also write table.md, votes.csv, results.json and results.html there")
+    option(
         "--evaluation",
         action="append",
         default=[],
@@ -85,14 +65,16 @@ def _add_export(parts: Commands) -> None:
         "and attention checks do not count.",
     )
     _study_options(export)
-    export.add_argument("folders", nargs="+", metavar="DIR | NAME=DIR", help="the folders that the study was served from")
-    export.add_argument("--out", type=place, required=True, metavar="DIR", help="a new directory")
-    export.add_argument("--question", default=OVERALL, metavar="NAME", help="default %(default)s")
+    option = export.add_argument
+    option("folders", nargs="+", metavar="[NAME=]DIR", help="the folders that the study was served from, in the same order")
+    option("--out", type=place, required=True, metavar="DIR", help="a new directory")
+    option("--question", default=OVERALL, metavar="NAME", help="default %(default)s")
     export.set_defaults(command=run_export)
 
 
 def _study_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("db", metavar="DB", help="the database of a study: a file, or a URL of PostgreSQL")
+    """Add the options of commands that read a study."""
+    parser.add_argument("db", metavar="DB", help="the --db of the study")
     parser.add_argument(
         "--min-consistency",
         type=number(float, 0, 1),
@@ -114,6 +96,7 @@ def run_plan(arguments: argparse.Namespace) -> None:
 
 def run_results(arguments: argparse.Namespace) -> None:
     """Print the tables of a study and write its report."""
+    check_installed()
     from neighbor_grpo.arena import results_page
     from neighbor_grpo.arena.evaluations import read_evaluations
     from neighbor_grpo.arena.preferences import refuse_used
@@ -133,6 +116,7 @@ def run_results(arguments: argparse.Namespace) -> None:
 
 def run_export(arguments: argparse.Namespace) -> None:
     """Write the preference pairs of a study."""
+    check_installed()
     from neighbor_grpo.arena.agreement import attentive
     from neighbor_grpo.arena.preferences import preferences, refuse_used, write
     from neighbor_grpo.arena.store import read_votes

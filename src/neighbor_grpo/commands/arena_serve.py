@@ -81,7 +81,7 @@ def run_invite(arguments: argparse.Namespace) -> None:
 
 def check_installed() -> None:
     """Raise UserError where a package of the arena is missing."""
-    if missing := next((name for name in ("sqlalchemy", "itsdangerous") if find_spec(name) is None), None):
+    if missing := next((name for name in ("sqlalchemy", "itsdangerous", "krippendorff") if find_spec(name) is None), None):
         raise UserError(f"the arena needs the package {missing}: pip install 'neighbor-grpo[arena]'")
 
 
