@@ -99,8 +99,9 @@ def proportion(value: float, found: Spread) -> Estimate:
 
     (p + t²/2n ± t √(p (1 - p) / n + t²/4n²)) / (1 + t²/n), t of Student's distribution.  It stays within 0 and 1.  Where all
     votes agree, nothing shows how raters or prompts differ: they then count as one vote of each rater or prompt, whichever
-    are fewer.  Source: Wilson 1927; its use with clustered samples, Franco, Little, Louis and Slud 2019,
-    10.1093/jssam/smy019.
+    are fewer.  Source: Wilson 1927, 10.1080/01621459.1927.10502953; for votes that are
+    not independent, Franco, Little, Louis and Slud 2019, "Comparative study of confidence intervals for proportions in complex
+    sample surveys".
     """
     if np.isnan(value) or np.isnan(found.variance):
         return Estimate(value, None, None)

@@ -25,7 +25,8 @@ def rank(votes: Sequence[Vote], models: Sequence[str]) -> Ranking:
     """Fit Bradley-Terry scores θ to votes on one question: P(i beats j) = 1 / (1 + exp(θ_j - θ_i)), mean of θ 0.
 
     A tie is half a win of each, "both are bad" is left out.  Intervals are those of the bootstrap over raters and prompts, in
-    which a resample moves the scores by one step of Newton's method (Kline and Santos 2012, 10.1515/2156-6674.1005).
+    which a resample moves the scores by one step of Newton's method (Kline and Santos 2012,
+    "A score based approach to wild bootstrap inference").
     Source: Bradley and Terry 1952, 10.2307/2334029.
     """
     votes = [vote for vote in votes if vote.answer != "bad"]
