@@ -31,6 +31,12 @@ def test_the_bootstrap_has_the_variance_of_the_closed_form():
     assert by_rater + by_prompt - by_vote > 1.5 * by_vote  # raters and prompts differ, and that is not missed
 
 
+def test_of_a_sum_the_variance_is_unbiased_with_few_groups():
+    raters = np.array([0, 1, 2, 3])
+    found = spreads(np.array([[3.0], [-1.0], [-4.0], [2.0]]), raters, np.zeros(4, dtype=int), lambda sums: sums)[0]
+    assert found.variance == pytest.approx(4 / 3 * (9 + 1 + 16 + 4), rel=0.1)
+
+
 @pytest.mark.parametrize("one", ["rater", "prompt"])
 def test_one_rater_or_one_prompt_leaves_the_variance_of_the_other(one):
     y, rows, groups, _ = crossed(20, 1)

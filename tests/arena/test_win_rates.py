@@ -9,22 +9,23 @@ VOTES = [
     vote("ann", "left", prompt=2),  # base
     vote("bob", "tie", prompt=0),
     vote("bob", "bad", prompt=1),
+    vote("eve", "bad", prompt=1),
     vote("bob", "right", prompt=2),  # ours
     vote("bob", "left", "ours", "third", prompt=2),  # another pair
 ]
 
 
 def test_sides_do_not_matter():
-    assert [winner(one) for one in VOTES] == ["ours", "ours", "base", None, None, "ours", "ours"]
-    assert [points(one, "base") for one in VOTES[:6]] == [0, 0, 1, 0.5, 0.5, 0]
+    assert [winner(one) for one in VOTES] == ["ours", "ours", "base", None, None, None, "ours", "ours"]
+    assert [points(one, "base") for one in VOTES[:7]] == [0, 0, 1, 0.5, 0.5, 0.5, 0]
 
 
 def test_win_rates_are_those_of_a_table_made_by_hand():
     found = win_rate(VOTES, ("base", "ours"))
-    assert (found.wins, found.ties, found.bad, found.losses, found.votes) == (1, 1, 1, 3, 6)
-    assert (found.raters, found.prompts) == (2, 3)
+    assert (found.wins, found.ties, found.bad, found.losses, found.votes) == (1, 1, 2, 3, 7)
+    assert (found.raters, found.prompts) == (3, 3)
     assert found.rate.value == 1.5 / 5  # a tie is half, "both are bad" is left out
-    assert found.rate_with_bad.value == 2 / 6
+    assert found.rate_with_bad.value == 2.5 / 7
     assert 0 < found.rate.low < 0.3 < found.rate.high < 1
 
 
