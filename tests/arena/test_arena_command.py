@@ -46,7 +46,7 @@ def test_serve_votes_and_stop_without_torch(folders, tmp_path, capsys):
         body = {"assignment": turn["token"], "answers": {"overall": "tie"}}
         assert client.post(f"{url}vote", json=body, headers={"x-csrf": csrf}).json()["token"] is None
         port = url.rstrip("/").rpartition(":")[2]
-        assert "choose another --host or --port" in mistake(["serve", *folders, "--db", f"{db}2", "--port", port], capsys)
+        assert "choose another host or port" in mistake(["serve", *folders, "--db", f"{db}2", "--port", port], capsys)
         assert "in use by process" in mistake(["serve", *folders, "--db", db, "--port", "0"], capsys)
     process.send_signal(signal.SIGTERM)
     assert process.wait(20) == 0 and name == "Ada"

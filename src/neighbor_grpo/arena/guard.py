@@ -13,6 +13,8 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from neighbor_grpo.run.serving import is_loopback
+
 MOST_BYTES = 16 << 10  # of the body of a request
 _SECONDS = 10.0  # in which it must arrive
 _LOOPBACK = {"localhost", "127.0.0.1", "::1"}
@@ -38,7 +40,7 @@ class Address:
     @property
     def exposed(self) -> bool:
         """Return whether other machines can reach it."""
-        return not _is_loopback(self.host) or (self.url is not None and not _is_loopback(urlsplit(self.url).hostname or ""))
+        return not is_loopback(self.host) or (self.url is not None and not is_loopback(urlsplit(self.url).hostname or ""))
 
     @property
     def secure(self) -> bool:
@@ -54,7 +56,7 @@ class Address:
         if name is None:
             return False
         known = {self.host.lower(), (urlsplit(self.url).hostname or "") if self.url else self.host.lower()}
-        return name in known or name in _LOOPBACK or (not _is_loopback(self.host) and _is_number(name))
+        return name in known or name in _LOOPBACK or (not is_loopback(self.host) and _is_number(name))
 
     def same_origin(self, origin: str, host: str) -> bool:
         """Return whether a header Origin is that of our own page."""
@@ -75,10 +77,6 @@ def _is_number(host: str) -> bool:
         return bool(ip_address(host))
     except ValueError:
         return False
-
-
-def _is_loopback(host: str) -> bool:
-    return host == "localhost" or (_is_number(host) and ip_address(host).is_loopback)
 
 
 class Guard:

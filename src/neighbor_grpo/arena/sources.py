@@ -5,19 +5,13 @@ compare            the last pictures of the first seed of each method: one model
 a run              its last pictures: one model; alone in a study, its first and last pictures: two models
 """
 
-import json
-import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from neighbor_grpo.errors import UserError
-from neighbor_grpo.files import atomic
 from neighbor_grpo.files.listing import LISTING, Picture, read_listing
-from neighbor_grpo.run.record import read_record
-
-_SAMPLES = "samples"  # kind of the directories that a run keeps its pictures in
-_SAMPLE = re.compile(r"(\d+)-(\d+)\.png")  # of these pictures: prompt, seed
+from neighbor_grpo.run.samples import SAMPLES, Samples, all_samples
 
 
 @dataclass(frozen=True)
@@ -75,40 +69,28 @@ def _models(name: str, folder: Path) -> list[Source]:
 
 def _of_run(model: str, run: Path) -> Source:
     """Read the last pictures of a run."""
-    last = next(iter(_whole(reversed(_iterations(run)))), None)
-    if last is None:
+    found = all_samples(run)
+    if not found:
         raise UserError(
             f"{run} has no pictures yet: let the run evaluate once, or draw some with `neighbor-grpo sample --run {run}`"
         )
-    return Source(model, last, tuple(_samples(last)))
+    return _source(model, run, found[-1])
 
 
 def _before_and_after(run: Path) -> list[Source]:
     """Read the first and the last pictures of a run, of the same prompts and seeds, as two models."""
-    base = read_record(run).base  # the evaluations before it had other prompts or settings
-    after = _of_run("after", run)
-    before = next(iter(_whole(path for path in _iterations(run) if int(path.name) >= base)), after.folder)
-    if before == after.folder:
+    found = all_samples(run)
+    if len(found) < 2:
         raise UserError(f"{run} has pictures of one iteration only, and a study compares two models: train on, or add a folder")
-    return [Source("before", before, tuple(_samples(before))), after]
+    return [_source(model, run, one) for model, one in zip(("before", "after"), found, strict=True)]
 
 
-def _iterations(run: Path) -> list[Path]:
-    return sorted((run / _SAMPLES).glob("[0-9]*"))
-
-
-def _whole(folders: Iterable[Path]) -> Iterable[Path]:
-    """Leave out the directories that are damaged."""
-    for folder in folders:
-        try:
-            atomic.check(folder, _SAMPLES)
-        except UserError:
-            continue
-        yield folder
-
-
-def _samples(folder: Path) -> list[Picture]:
+def _source(model: str, run: Path, samples: Samples) -> Source:
     """List the pictures that a run keeps of an iteration."""
-    prompts = json.loads((folder / "prompts.json").read_text(encoding="utf-8"))
-    found = [(int(match[1]), int(match[2]), path.name) for path in folder.iterdir() if (match := _SAMPLE.fullmatch(path.name))]
-    return [Picture(prompts[number], number, seed, name) for number, seed, name in sorted(found) if number < len(prompts)]
+    folder = run / SAMPLES / f"{samples.iteration:06d}"
+    pictures = tuple(
+        Picture(text, number, seed, file.name)
+        for number, (text, row) in enumerate(zip(samples.prompts, samples.files, strict=True))
+        for seed, file in enumerate(row)
+    )
+    return Source(model, folder, pictures)

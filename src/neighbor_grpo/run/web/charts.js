@@ -6,7 +6,8 @@ function drawCharts(place, panels) {
   const TONES = 8, colour = name => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
   const tone = line => colour(`--tone${line.tone % TONES}`);
   const axis = () => ({ stroke: colour("--quiet"), grid: { stroke: colour("--line"), width: 1 }, ticks: { stroke: colour("--line"), width: 1 } });
-  const number = value => value == null ? "–" : String(Number(value.toPrecision(4)));
+  const short = value => Number(value.toPrecision(4));
+  const number = value => value == null ? "–" : value && Math.abs(value) < 1e-3 ? short(value).toExponential() : String(short(value));
   const charts = new Map();  // title -> {panel, cell, plot}
 
   const columns = line => [line.x, line.y, ...(line.low ? [line.high, line.low] : [])];
