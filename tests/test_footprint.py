@@ -44,11 +44,11 @@ def allocated(work) -> int:
     "changes",
     [
         (),
-        ("model.dtype=bfloat16",),
+        pytest.param(("model.dtype=bfloat16",), marks=pytest.mark.slow),
         pytest.param(("model.gradient_checkpointing=true",), marks=pytest.mark.slow),
         pytest.param(("model.gradient_checkpointing=true", "model.dtype=bfloat16"), marks=pytest.mark.slow),
         pytest.param(("model.lora=null",), marks=pytest.mark.slow),
-        ("model.lora=null", "model.dtype=bfloat16"),  # autocast
+        pytest.param(("model.lora=null", "model.dtype=bfloat16"), marks=pytest.mark.slow),  # autocast
         ("model.lora=null", "model.dtype=bfloat16", "model.gradient_checkpointing=true", "batch.update=2"),
         pytest.param(("batch.decode=8",), marks=pytest.mark.slow),
         pytest.param(("batch.decode=8", "model.dtype=bfloat16"), marks=pytest.mark.slow),

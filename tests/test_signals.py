@@ -30,11 +30,11 @@ def undisturbed(tiny_flux, tmp_path_factory):
     ("extra", "phase", "occurrence", "done"),
     [
         (EXTRAS[0], "evaluate", 1, 0),
-        (EXTRAS[0], "rollout", 1, 0),
+        pytest.param(EXTRAS[0], "rollout", 1, 0, marks=pytest.mark.slow),
         pytest.param(EXTRAS[0], "evaluate", 2, 1, marks=pytest.mark.slow),
         (EXTRAS[0], "reward", 4, 1),
         (EXTRAS[1], "decode", 3, 1),
-        (EXTRAS[1], "evaluate", 3, 2),
+        pytest.param(EXTRAS[1], "evaluate", 3, 2, marks=pytest.mark.slow),
         (EXTRAS[2], "update", 4, 2),
         pytest.param(EXTRAS[2], "encode", 2, 1, marks=pytest.mark.slow),
     ],

@@ -242,7 +242,9 @@ def test_every_method_trains_a_model(tiny_flux, tmp_path, name):
         assert group.advantages == pytest.approx(expected, rel=1e-3, abs=1e-6) and expected.any()
 
 
-@pytest.mark.parametrize("trained", [(), ("model.lora=null", "optimizer.lr=1e-3")], ids=["lora", "all weights"])
+@pytest.mark.parametrize(
+    "trained", [(), pytest.param(("model.lora=null", "optimizer.lr=1e-3"), marks=pytest.mark.slow)], ids=["lora", "all weights"]
+)
 def test_divergence_from_the_reference_is_zero_at_first_and_then_held(tiny_flux, tmp_path, trained):
     """The reference is the model before training: without its LoRA, or a copy of all weights, also in a resumed run."""
     flow = "method={{name: flow_grpo, group_size: 4, num_steps: 3, updates_per_rollout: 1, kl: {}}}"

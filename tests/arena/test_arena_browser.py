@@ -79,6 +79,7 @@ def test_two_raters_at_once_on_a_phone_and_in_chinese(new_page, study, tmp_path)
         assert ada.evaluate("document.documentElement.scrollWidth") <= PHONE["width"]
         for n in range(3):
             at_pair(ada, n + 1)
+            ada.wait_for_timeout(500)  # two taps in a third of a second are a double tap, which is one vote
             ada.get_by_role("button", name="Left", exact=True).tap()
             at_pair(bob, n + 1)
             bob.get_by_role("button", name="都不好").click()

@@ -95,7 +95,7 @@ def case(request, cases):
     return cases[request.param]
 
 
-@pytest.mark.parametrize(("size", "steps"), [(0, 5), (1, 3)])
+@pytest.mark.parametrize(("size", "steps"), [(0, 5), pytest.param(1, 3, marks=pytest.mark.slow)])
 def test_sampling_equals_the_pipelines_call(case, size, steps):
     model = case.load(size=size)
     add_lora(model.transformer, 4, 8, case.family.LORA)  # untrained: it changes nothing
@@ -148,7 +148,7 @@ def test_times_run_from_one_to_zero(case):
     assert all(a > b for a, b in pairwise(times))
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [pytest.param(torch.float32, marks=pytest.mark.slow), torch.bfloat16])
 def test_without_weights_there_are_the_same_shapes_and_types(case, dtype):
     model, bare = load_model(case.place, dtype=dtype, **case.settings()), meta_model(case.place, dtype, **case.settings())
     true, blank = case.encode(model), bare.blank(2)
@@ -158,7 +158,7 @@ def test_without_weights_there_are_the_same_shapes_and_types(case, dtype):
     assert x.is_meta and (v.shape, v.dtype) == (w.shape, w.dtype)
 
 
-@pytest.mark.parametrize("full", [False, True])
+@pytest.mark.parametrize("full", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_bfloat16_is_near_float32(case, full):
     """With a guidance that bfloat16 represents: a pipeline rounds it, and so does its family."""
     guided = {"guidance_scale": 4.0} if case.load().guidance_scale else {}

@@ -35,7 +35,7 @@ def model_settings(family) -> dict:
     return {"height": height, "width": width, **frames}
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [pytest.param(torch.float32, marks=pytest.mark.slow), torch.bfloat16])
 def test_parameters_are_the_loaded_ones_but_for_their_values(made, dtype):
     family, whole, bare = made
     true, model = load_model(whole, dtype=dtype, **model_settings(family)), meta_model(bare, dtype, **model_settings(family))

@@ -50,7 +50,7 @@ class Samples:
             return len(self.files), len(self.files[0]), getattr(image, "n_frames", 1), image.height, image.width
 
     def frames(self) -> list[list[list[Image.Image]]]:
-        """Read the frames of each picture [P][S]; a picture has one."""
+        """Read the frames of each picture, by prompt and seed; a picture has one."""
         return [[read_frames(file) for file in row] for row in self.files]
 
     @property
