@@ -11,8 +11,8 @@ from pathlib import Path
 
 import numpy as np
 
-from neighbor_grpo.evaluate.ledger import Ledger, short_hash
 from neighbor_grpo.evaluate.statistics import paired
+from neighbor_grpo.files.ledger import Ledger, short_hash
 from neighbor_grpo.prompts.reading import read_prompts
 from neighbor_grpo.rewards.registry import load_reward
 from neighbor_grpo.worlds.scenes.world import FAMILIES, parse

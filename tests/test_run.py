@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 
 from neighbor_grpo.errors import UserError
-from neighbor_grpo.evaluate.ledger import Ledger, Values
+from neighbor_grpo.files.ledger import Ledger, Values
 from neighbor_grpo.run import files
 from neighbor_grpo.run.curves import charts, panels
 from neighbor_grpo.run.pages import render

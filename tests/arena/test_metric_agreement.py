@@ -32,7 +32,7 @@ def test_the_values_of_an_evaluation_are_read(folders):
 
 def test_an_evaluation_that_evaluate_wrote_is_read(tmp_path):
     """The real ledger and the real name of a scorer."""
-    from neighbor_grpo.evaluate.ledger import Ledger, Values, short_hash
+    from neighbor_grpo.files.ledger import Ledger, Values, short_hash
 
     folder = evaluation_with(pictures(tmp_path / "a", 0))
     (folder / "scores-0.jsonl").unlink()

@@ -1,16 +1,13 @@
 """What automatic metrics say of a study's pictures: the values of `evaluate`, read from its directory."""
 
-import hashlib
-import json
-import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from neighbor_grpo.errors import UserError, shown
 from neighbor_grpo.files import atomic
+from neighbor_grpo.files.ledger import Ledger, short_hash
 from neighbor_grpo.files.listing import read_listing
 from neighbor_grpo.files.text import expand_home
 
@@ -44,7 +41,7 @@ def read_measures(folder: Path, prompts: Sequence[str], seeds: Sequence[int]) ->
     """Read the values of one evaluation.
 
     A value of all pictures of a prompt counts for each of them.  Metrics that give one value for all prompts together are left
-    out, and those that failed too often.  Raises UserError where the folder is no finished evaluation of these prompts.
+    out, and those that failed too often.  Raises UserError unless the folder holds a finished evaluation of these prompts.
     """
     if not (folder / "result.json").is_file():
         raise UserError(f"{folder} holds no finished evaluation: give the --out directory of `neighbor-grpo evaluate`")
@@ -53,17 +50,17 @@ def read_measures(folder: Path, prompts: Sequence[str], seeds: Sequence[int]) ->
     pictures = len({picture.seed for picture in listed})
     if wrong := _difference([texts[n] for n in sorted(texts)], prompts, pictures, seeds):
         raise UserError(f"{folder} is not an evaluation of the study's pictures: {wrong}")
-    result, lines = atomic.read_json(folder / "result.json"), _lines(folder)
-    scorers = result["settings"]["scorers"]
+    result, ledger = atomic.read_json(folder / "result.json"), Ledger(folder)
+    scorers = {name: short_hash(identity) for name, identity in result["settings"]["scorers"].items()}  # metrics have none
     found = {}
     for name in result["intervals"]:  # a value of all prompts together has none
-        rows = [lines.get((name, _scorer(scorers.get(name)), prompt), []) for prompt in range(len(prompts))]
-        damaged = [n for n, row in enumerate(rows) if len(row) not in (1, pictures)]
-        if damaged:
+        entries = [ledger.entries.get((name, scorers.get(name, ""), prompt)) for prompt in range(len(prompts))]
+        rows = [entry.values if entry else () for entry in entries]
+        if damaged := [n for n, row in enumerate(rows) if len(row) not in (1, pictures)]:
             raise UserError(
                 f"{folder} has no {name} of prompt {damaged[0]}: evaluate again into it, which measures what is missing"
             )
-        found[name] = np.array([_row(row, pictures) for row in rows])
+        found[name] = np.array([row * (pictures // len(row)) for row in rows], dtype=float)
     return found
 
 
@@ -77,30 +74,3 @@ def _difference(texts: Sequence[str], prompts: Sequence[str], pictures: int, see
         if pictures != wanted:
             return f"it has {pictures} pictures of prompt {n}, the study {wanted}"
     return ""
-
-
-def _lines(folder: Path) -> dict[tuple[str, str, int], list[float | None]]:
-    """Read the ledger scores-*.jsonl: values by measure, scorer and prompt.  A line that was cut off or damaged is left out."""
-    found: dict[tuple[str, str, int], list[float | None]] = {}
-    for file in sorted(folder.glob("scores-*.jsonl"), key=lambda path: path.stat().st_mtime_ns):
-        for text in file.read_bytes().split(b"\n"):
-            try:
-                line = json.loads(text)
-                if line.pop("crc") == zlib.crc32(json.dumps(line).encode()):
-                    found[line["measure"], line["scorer"], line["prompt"]] = line["values"]
-            except (ValueError, AttributeError, KeyError, TypeError, RecursionError):
-                continue
-    return found
-
-
-def _scorer(identity: Mapping[str, Any] | None) -> str:
-    """Return how the ledger names a reward with its settings; metrics have none."""
-    if identity is None:
-        return ""
-    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:12]
-
-
-def _row(values: Sequence[float | None], pictures: int) -> list[float]:
-    """Return a value for each picture of a prompt."""
-    row = [np.nan if value is None else value for value in values]
-    return row * pictures if len(row) == 1 else row

@@ -17,11 +17,11 @@ from accelerate import PartialState
 
 from neighbor_grpo.console import bar
 from neighbor_grpo.errors import UserError
-from neighbor_grpo.evaluate.ledger import Ledger, Table, Values
 from neighbor_grpo.evaluate.measures import Measures
 from neighbor_grpo.evaluate.pictures import Pictures
 from neighbor_grpo.evaluate.statistics import interval, paired, prompt_means
 from neighbor_grpo.files import atomic
+from neighbor_grpo.files.ledger import Ledger, Table, Values
 from neighbor_grpo.files.lock import LOCK, Lock
 from neighbor_grpo.prompts.prompt import Prompt
 from neighbor_grpo.run.files import abandon, claim_free

@@ -8,8 +8,8 @@ import numpy as np
 from torch import Tensor
 
 from neighbor_grpo.errors import UserError
-from neighbor_grpo.evaluate.ledger import Values, short_hash
 from neighbor_grpo.evaluate.metrics import METRICS, Metric
+from neighbor_grpo.files.ledger import Values, short_hash
 from neighbor_grpo.prompts.prompt import Prompt, for_each
 from neighbor_grpo.rewards.registry import REWARDS, load_reward
 from neighbor_grpo.rewards.score import score

@@ -13,11 +13,11 @@ import numpy as np
 
 from neighbor_grpo.errors import UserError
 from neighbor_grpo.evaluate.evaluation import read_tables
-from neighbor_grpo.evaluate.ledger import Table
 from neighbor_grpo.evaluate.measures import Measures
 from neighbor_grpo.evaluate.pictures import Pictures
 from neighbor_grpo.evaluate.statistics import prompt_means
 from neighbor_grpo.files import atomic
+from neighbor_grpo.files.ledger import Table
 from neighbor_grpo.files.listing import read_listing
 from neighbor_grpo.prompts.prompt import Prompt
 from neighbor_grpo.run.pages import markdown_table, render
