@@ -87,7 +87,12 @@ def _meaning(vote: Vote) -> tuple[str | None, bool]:
     return winner(vote), vote.answer == "bad"
 
 
-def attentive(votes: Sequence[Vote], least: float) -> list[Vote]:
-    """Leave out the votes of raters whose consistency is below `least`; without attention checks a rater stays."""
-    low = {one.rater for one in attention(votes) if one.consistency is not None and one.consistency < least}
-    return [vote for vote in votes if vote.rater not in low]
+def counts(rater: Attention, least: float | None) -> bool:
+    """Return whether a rater's votes are counted: the consistency is `least` or more, or nothing asks for it or checks it."""
+    return least is None or rater.consistency is None or rater.consistency >= least
+
+
+def attentive(votes: Sequence[Vote], least: float | None) -> list[Vote]:
+    """Leave out the votes of raters who do not count."""
+    kept = {one.rater for one in attention(votes) if counts(one, least)}
+    return [vote for vote in votes if vote.rater in kept]

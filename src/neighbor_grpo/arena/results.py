@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from neighbor_grpo.arena.agreement import Attention, alpha, attention, attentive
+from neighbor_grpo.arena.agreement import Attention, alpha, attention, attentive, counts
 from neighbor_grpo.arena.evaluations import Measures
 from neighbor_grpo.arena.metrics import MetricAgreement, metric_agreement
 from neighbor_grpo.arena.ranking import Ranking, rank
@@ -51,8 +51,7 @@ def results_of(
     """
     if not any(vote.purpose == "vote" for vote in votes):
         raise UserError("the study has no votes yet: let people vote first")
-    kept = votes if least is None else attentive(votes, least)
-    counted = [vote for vote in kept if vote.purpose == "vote"]
+    counted = [vote for vote in attentive(votes, least) if vote.purpose == "vote"]
     if not counted:
         raise UserError(f"--min-consistency {least:g} leaves out every rater: give a lower one")
     answers = [
@@ -95,8 +94,3 @@ def record(results: Results) -> dict[str, Any]:
             for n, one in enumerate(results.raters, 1)
         ],
     }
-
-
-def counts(rater: Attention, least: float | None) -> bool:
-    """Return whether a rater's votes are counted."""
-    return least is None or rater.consistency is None or rater.consistency >= least

@@ -5,9 +5,9 @@ import io
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from neighbor_grpo.arena.agreement import Attention
+from neighbor_grpo.arena.agreement import Attention, counts
 from neighbor_grpo.arena.intervals import Estimate
-from neighbor_grpo.arena.results import Results, counts
+from neighbor_grpo.arena.results import Results
 from neighbor_grpo.arena.win_rates import WinRate, winner
 from neighbor_grpo.run.pages import markdown_table
 

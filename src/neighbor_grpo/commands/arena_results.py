@@ -128,7 +128,7 @@ def run_export(arguments: argparse.Namespace) -> None:
         raise UserError(f"unknown question {arguments.question!r}: choose among {', '.join(info.questions)}")
     study = read_study(arguments.folders, info.questions)
     study.info.refuse_other(info, arguments.db)
-    kept = votes if arguments.min_consistency is None else attentive(votes, arguments.min_consistency)
+    kept = attentive(votes, arguments.min_consistency)
     found, left_out = preferences([vote for vote in kept if vote.question == arguments.question and vote.purpose == "vote"])
     if not found:
         raise UserError(f"{arguments.db} has no pair of pictures of which more raters prefer one: let more people vote first")
