@@ -14,8 +14,8 @@ from neighbor_grpo.arena.rating import Rating, Rules
 from neighbor_grpo.arena.server import Server
 from neighbor_grpo.arena.store import Store
 from neighbor_grpo.arena.study import Study, StudyInfo, read_study
+from neighbor_grpo.files.listening import listen
 from neighbor_grpo.files.listing import Picture, write_listing
-from neighbor_grpo.run.serving import listen
 
 
 def draw(folder: Path, prompts: Sequence[str], seeds: Sequence[int] = (0,), tone: int = 0, size: int = 16) -> Path:

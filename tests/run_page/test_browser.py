@@ -7,6 +7,7 @@ import pytest
 from browser import PHONE, axe
 from made_runs import PROMPTS, add_group, add_samples, line, make_run
 
+from neighbor_grpo.files.listening import listen, url_of
 from neighbor_grpo.run import files, report, serving
 from neighbor_grpo.run.watch import Watch, application
 
@@ -26,12 +27,12 @@ def run(tmp_path_factory):
 @contextmanager
 def watching(*runs):
     """Serve runs in a thread, and yield the address."""
-    listening = serving.listen("127.0.0.1", 0)
+    listening = listen("127.0.0.1", 0)
     watch = Watch(runs)
     server = serving.Server(serving.Guard(application(watch)), watch.end)
     thread = threading.Thread(target=server.run, args=([listening],))
     thread.start()
-    yield serving.address("127.0.0.1", listening)
+    yield f"{url_of('127.0.0.1', listening)}/"
     server.should_exit = True
     thread.join()
 

@@ -13,20 +13,17 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from neighbor_grpo.run.serving import is_loopback
+from neighbor_grpo.files.listening import is_loopback
+from neighbor_grpo.run import serving
 
 MOST_BYTES = 16 << 10  # of the body of a request
 _SECONDS = 10.0  # in which it must arrive
 _LOOPBACK = {"localhost", "127.0.0.1", "::1"}
-HEADERS = {
+HEADERS = serving.HEADERS | {
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; "
     "connect-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'",
-    "Cross-Origin-Opener-Policy": "same-origin",
-    "Cross-Origin-Resource-Policy": "same-origin",
     "Permissions-Policy": "camera=(), geolocation=(), microphone=()",
     "Referrer-Policy": "same-origin",  # no-referrer would hide from us as well where a form comes from
-    "X-Content-Type-Options": "nosniff",
-    "X-Frame-Options": "DENY",
 }
 
 

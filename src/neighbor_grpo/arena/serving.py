@@ -7,13 +7,14 @@ from neighbor_grpo.arena.rating import Rating, Rules
 from neighbor_grpo.arena.server import Server
 from neighbor_grpo.arena.store import Store
 from neighbor_grpo.arena.study import Study
-from neighbor_grpo.run.serving import listen, run
+from neighbor_grpo.files.listening import listen, url_of
+from neighbor_grpo.run.serving import run
 
 
 def serve(study: Study, db: str, rules: Rules, address: Address, port: int, say: Callable[[str], None]) -> None:
     """Serve a study until SIGINT or SIGTERM; port 0 chooses a free port.
 
-    say: is told the address for raters.  Raises UserError where the database holds another study or is in use, or where the
+    say: prints the address for raters.  Raises UserError where the database holds another study or is in use, or where the
     address cannot be used.
     """
     listening = listen(address.host, port)
@@ -24,8 +25,7 @@ def serve(study: Study, db: str, rules: Rules, address: Address, port: int, say:
         raise
     try:
         server = Server(Rating(store, rules), study, address)
-        host = f"[{address.host}]" if ":" in address.host else address.host
-        url = address.url or f"http://{host}:{listening.getsockname()[1]}"
+        url = address.url or url_of(address.host, listening)
         say(f"{url}/?key={server.seal.key}" if address.exposed else f"{url}/")
         run(server.app(), listening)
         server.worker.stop()  # votes under way are stored

@@ -28,10 +28,12 @@ def add(commands: Commands) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Serve until the process is stopped."""
+    from neighbor_grpo.files.listening import listen, url_of
     from neighbor_grpo.run import serving
     from neighbor_grpo.run.watch import Watch, application
 
     watch, token = Watch(arguments.runs), serving.new_token(arguments.host)
-    listening = serving.listen(arguments.host, arguments.port)
-    say(f"watching {', '.join(map(str, arguments.runs))} on {serving.address(arguments.host, listening, token)}")
+    listening = listen(arguments.host, arguments.port)
+    question = f"?token={token}" if token else ""
+    say(f"watching {', '.join(map(str, arguments.runs))} on {url_of(arguments.host, listening)}/{question}")
     serving.run(serving.Guard(application(watch), token), listening, watch.end)

@@ -1,1 +1,1 @@
-"""Files: written whole or not at all, and pictures."""
+"""Files: written whole or not at all; pictures; and where servers listen."""

@@ -6,7 +6,6 @@ import socket
 from collections.abc import Callable
 from contextlib import suppress
 from http.cookies import SimpleCookie
-from ipaddress import ip_address
 from urllib.parse import parse_qs, urlsplit
 
 import uvicorn
@@ -14,11 +13,11 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import PlainTextResponse, RedirectResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from neighbor_grpo.errors import UserError
+from neighbor_grpo.files.listening import is_loopback
 
 _CONNECTIONS = 4096  # at once; others get 503
 _COOKIE = "neighbor-grpo-token"
-_HEADERS = {
+HEADERS = {
     "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",  # of an answer that does not bring its own
     "X-Content-Type-Options": "nosniff",
     "X-Frame-Options": "DENY",
@@ -44,7 +43,7 @@ class Guard:
         async def send_guarded(message: Message) -> None:
             if message["type"] == "http.response.start":
                 headers = MutableHeaders(scope=message)
-                for name, value in _HEADERS.items():
+                for name, value in HEADERS.items():
                     headers.setdefault(name, value)
             await send(message)
 
@@ -69,32 +68,6 @@ class Guard:
 
 def _same(given: str, token: str) -> bool:
     return secrets.compare_digest(given.encode(), token.encode())
-
-
-def is_loopback(host: str) -> bool:
-    """Return whether a host is this machine alone."""
-    try:
-        return ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
-
-
-def listen(host: str, port: int) -> socket.socket:
-    """Take an address to listen at; port 0 chooses a free port.  Raises UserError if it cannot be used."""
-    try:
-        family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        listening = socket.create_server((host, port), family=family, backlog=2048)
-    except (OSError, ValueError, OverflowError) as error:  # ValueError: a name that cannot be one
-        reason = getattr(error, "strerror", None) or error
-        raise UserError(f"cannot listen on {host}:{port} ({reason}): choose another host or port") from error
-    listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # or the second part of a reply may wait for 40 ms
-    return listening
-
-
-def address(host: str, listening: socket.socket, token: str | None = None) -> str:
-    """Return the address that a browser opens."""
-    question = f"?token={token}" if token else ""
-    return f"http://{f'[{host}]' if ':' in host else host}:{listening.getsockname()[1]}/{question}"
 
 
 def new_token(host: str) -> str | None:

@@ -5,13 +5,11 @@ import math
 import os
 import re
 import signal
-import socket
 import sys
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from ipaddress import ip_address
 from types import FrameType
 from typing import Any, TypeVar
 
@@ -25,6 +23,7 @@ from starlette.routing import Route
 
 from neighbor_grpo.console import say
 from neighbor_grpo.errors import UserError
+from neighbor_grpo.files.listening import is_loopback, listen, url_of
 from neighbor_grpo.rewards.http import protocol
 from neighbor_grpo.rewards.http.intake import Intake
 from neighbor_grpo.rewards.score import Scores, score
@@ -173,20 +172,13 @@ class _Server(uvicorn.Server):
 def serve(scorer: Scorer, host: str = "127.0.0.1", port: int = 8000) -> None:
     """Serve until SIGINT or SIGTERM; port 0 chooses a free port.  Raises UserError if the address cannot be used."""
     application = make_app(scorer)
-    try:
-        family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        listening = socket.create_server((host, port), family=family, backlog=2048)
-    except (OSError, ValueError, OverflowError) as error:  # ValueError: a name that cannot be one
-        reason = getattr(error, "strerror", None) or error
-        raise UserError(f"cannot listen on {host}:{port} ({reason}): choose another host or port") from error
-    listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # or the second part of a reply may wait for 40 ms
-    address = f"http://{f'[{host}]' if ':' in host else host}:{listening.getsockname()[1]}"
+    listening = listen(host, port)
     server = _Server(application)
     threading.Thread(target=server.watch, name="end of the server", daemon=True).start()
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)  # before and after uvicorn, which has its own
     with suppress(KeyboardInterrupt):
-        say(f"scoring {scorer.name} on {address}")
-        if not _loopback(host):
+        say(f"scoring {scorer.name} on {url_of(host, listening)}")
+        if not is_loopback(host):
             say(f"warning: listening on {host} without authentication", sys.stderr)
         server.run([listening])
     server.finish()
@@ -214,13 +206,6 @@ def _plain(value: Any) -> Any:
 
 def _without_folders(reason: str) -> str:
     return _FOLDERS.sub("", reason)
-
-
-def _loopback(host: str) -> bool:
-    try:
-        return ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 def _check_type(request: Request) -> None:
