@@ -24,7 +24,7 @@ def run(tiny_flux, tmp_path_factory):
 
 
 def test_a_group_is_kept_of_the_first_iteration_and_with_each_evaluation(run):
-    config, groups = files.read_config(run), read_groups(run)
+    config, groups = files.read_config(run), list(read_groups(run))
     assert [group.iteration for group in groups] == [1, 2, 4]
     prompts = [prompt.text for prompt in training_prompts(config.prompts)]
     for group in groups:
@@ -57,6 +57,6 @@ def test_what_is_damaged_is_left_out_and_what_is_shown_is_plain_json(run, tmp_pa
     shutil.copytree(run / "groups", tmp_path / "groups")
     cut(tmp_path / "groups" / "000002" / "03.png")
     assert [group.iteration for group in read_groups(tmp_path)] == [1, 4]
-    assert read_groups(tmp_path / "groups") == []  # an older run
+    assert list(read_groups(tmp_path / "groups")) == []  # an older run
     found = json.loads((tmp_path / "groups" / "000001" / "group.json").read_text())
     assert found.keys() == {"prompt", "rewards", "advantages"}

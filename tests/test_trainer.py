@@ -232,7 +232,7 @@ def test_every_method_trains_a_model(tiny_flux, tmp_path, name):
     assert all(line.get("ratio/noise_floor", 0.0) < 1e-4 and line["grad_norm"] > 0 for line in lines)
     before, after = (load_file(run / "checkpoints" / f"00000{n}" / "weights.safetensors") for n in (1, 2))
     assert any(not torch.equal(before[key], after[key]) for key in before)
-    kept = read_groups(run)
+    kept = list(read_groups(run))
     assert [group.iteration for group in kept] == [1, 2]
     for group in kept:
         (rewards,) = group.rewards.values()

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from neighbor_grpo.errors import UserError
 from neighbor_grpo.files.listing import LISTING, Picture, read_listing
+from neighbor_grpo.files.text import expand_home
 from neighbor_grpo.run.samples import SAMPLES, Samples, all_samples
 
 
@@ -40,7 +41,7 @@ def _split(entry: str) -> tuple[str, Path]:
 
 
 def _folder(text: str) -> Path:
-    folder = Path(text).expanduser()
+    folder = Path(expand_home(text))
     if not folder.is_dir():
         raise UserError(f"no folder {text}: give the folder of a sample, an evaluation, a comparison or a run")
     return folder

@@ -11,6 +11,7 @@ import numpy as np
 
 from neighbor_grpo.compare.rows import Row
 from neighbor_grpo.compare.tables import other_measures
+from neighbor_grpo.run.curves import drawable
 
 REFERENCE = 15  # tone of what a curve is compared with: gray and dashed
 WIDTH, HEIGHT, LEFT, BELOW = 340, 220, 48, 34  # pixels of a drawing, and of its margins with numbers
@@ -53,8 +54,7 @@ def bounds(rows: Sequence[Row], name: str) -> dict[str, float]:
 
 
 def _drawable(values: np.ndarray) -> list[float | None]:
-    """Round to six digits, as many as a chart can show; None for what cannot be drawn."""
-    return [float(f"{value:.6g}") if isfinite(value) else None for value in values.tolist()]
+    return [drawable(value) for value in values.tolist()]
 
 
 # ---------------------------------------------------------------- reward against damage

@@ -20,6 +20,7 @@ from neighbor_grpo.files import atomic
 from neighbor_grpo.files.ledger import Table
 from neighbor_grpo.files.listing import read_listing
 from neighbor_grpo.prompts.prompt import Prompt
+from neighbor_grpo.run.curves import drawable
 from neighbor_grpo.run.pages import markdown_table, render
 
 _PAGE = Path(__file__).parent / "page.html"
@@ -135,4 +136,4 @@ def _orders(tables: Mapping[str, Table], other: Other | None) -> dict[str, list[
     means = {name: prompt_means(table.values) for name, table in tables.items()}
     if other:
         means |= {f"change of {name}": mean - prompt_means(other.tables[name].values) for name, mean in means.items()}
-    return {name: [float(f"{value:.6g}") if isfinite(value) else None for value in mean] for name, mean in means.items()}
+    return {name: [drawable(value) for value in mean.tolist()] for name, mean in means.items()}

@@ -16,15 +16,16 @@ import os
 import re
 import shutil
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from safetensors import SafetensorError
 
 from neighbor_grpo.errors import UserError
 
+T = TypeVar("T")
 VERSION = 1  # of the layout of everything that a run keeps
 MANIFEST = "manifest.json"
 _PARTIAL = re.compile(r"\.(.+)\.([^.]+)\.(\d+)\.partial")  # name, host, process
@@ -144,6 +145,16 @@ def check(place: Path, kind: str) -> None:
             raise DamagedError(f"{place} is damaged: {name} has {file.stat().st_size} bytes, not {wanted['size']}")
         if _sha256(file) != wanted["sha256"]:
             raise DamagedError(f"{place} is damaged: {name} does not have the contents that were written")
+
+
+def undamaged(folders: Iterable[Path], read: Callable[[Path], T]) -> Iterator[T]:
+    """Yield what `read` makes of each directory, and leave out the damaged ones: pages show what is whole."""
+    for folder in folders:
+        try:
+            found = read(folder)
+        except UserError:
+            continue
+        yield found
 
 
 def read_json(file: Path) -> dict[str, Any]:

@@ -53,9 +53,9 @@ def _lines(name: str, lines: Sequence[Figures], run: str, tone: int | None) -> I
             "tone": (1 if n == 1 else 0) if tone is None else tone,
             "faint": tone is not None and n == 0,
             "x": [line["iteration"] for line in held],
-            "y": [_value(line[key]) for line in held],
-            "low": [_value(None if around is None else value - around) for value, around in pairs] if banded else None,
-            "high": [_value(None if around is None else value + around) for value, around in pairs] if banded else None,
+            "y": [drawable(line[key]) for line in held],
+            "low": [drawable(None if around is None else value - around) for value, around in pairs] if banded else None,
+            "high": [drawable(None if around is None else value + around) for value, around in pairs] if banded else None,
         }
 
 
@@ -94,7 +94,7 @@ def _lowest(values: np.ndarray) -> set[int]:
     return {int(start + np.argmin(known[start:end])) for start, end in pairwise(edges)}
 
 
-def _value(value: float | None) -> float | None:
+def drawable(value: float | None) -> float | None:
     """Round to six digits, as many as a chart can show; None for what cannot be drawn."""
     return float(f"{value:.6g}") if value is not None and math.isfinite(value) else None
 
@@ -117,7 +117,7 @@ def against(lines: Sequence[Figures], trained: Sequence[str], watched: Sequence[
         if start is None or not scale:
             continue
         title = list(found)[spread is None]
-        y = [_value((line[f"eval/{name}"] - start) / scale) for line in held]
+        y = [drawable((line[f"eval/{name}"] - start) / scale) for line in held]
         label = f"{run} {name} ({kind})".strip()
         x = [line["iteration"] for line in held]
         tone = len(found[title])

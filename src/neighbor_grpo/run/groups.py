@@ -9,12 +9,11 @@ A group is kept of the first iteration, which the untrained model rolls out, and
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from neighbor_grpo.errors import UserError
 from neighbor_grpo.files import atomic
 
 if TYPE_CHECKING:  # torch takes seconds to load, and a page needs only the files
@@ -72,12 +71,9 @@ def read_group(folder: Path) -> KeptGroup:
     return KeptGroup(int(folder.name), found["prompt"], files, found["rewards"], found["advantages"])
 
 
-def read_groups(run: Path) -> list[KeptGroup]:
-    """Read the groups of a run that are not damaged, in the order of iterations; none where the run kept none."""
-    found = []
-    for folder in sorted((run / GROUPS).glob("[0-9]*")):
-        try:
-            found.append(read_group(folder))
-        except UserError:
-            continue
-    return found
+def read_groups(run: Path, newest_first: bool = False) -> Iterator[KeptGroup]:
+    """Yield the groups of a run that are not damaged, in the order of iterations or against it; none where the run kept none.
+
+    Each is read when it is asked for, as the check of its files takes time.
+    """
+    return atomic.undamaged(sorted((run / GROUPS).glob("[0-9]*"), reverse=newest_first), read_group)

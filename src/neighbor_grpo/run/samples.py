@@ -1,7 +1,7 @@
 """The sample pictures of a run: written at each evaluation, and read for its page without torch."""
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 
 from PIL import Image
 
-from neighbor_grpo.errors import UserError
 from neighbor_grpo.files import atomic
 from neighbor_grpo.files.frames import gallery, read_frames
 from neighbor_grpo.run.record import read_record
@@ -76,21 +75,11 @@ def all_samples(run: Path, until: int | None = None) -> list[Samples]:
     base = read_record(run).base
     folders = [folder for folder in sorted((run / SAMPLES).glob("[0-9]*")) if int(folder.name) >= base]
     folders = [folder for folder in folders if until is None or int(folder.name) <= until]
-    first = _first_whole(folders)
-    last = _first_whole(folders[::-1])
+    first = next(atomic.undamaged(folders, read_samples), None)
+    last = next(atomic.undamaged(folders[::-1], read_samples), None)
     if first is None or last is None or last.iteration == first.iteration:
         return [first] if first else []
     return [first, last] if (last.prompts, last.shape) == (first.prompts, first.shape) else [first]
-
-
-def _first_whole(folders: Iterable[Path]) -> Samples | None:
-    """Read the first of these directories that is not damaged: the page shows what is whole."""
-    for folder in folders:
-        try:
-            return read_samples(folder)
-        except UserError:
-            continue
-    return None
 
 
 def titled(found: Sequence[Samples]) -> Mapping[str, list[list[list[Image.Image]]]]:

@@ -121,11 +121,9 @@ class View:
     @cached_property
     def groups(self) -> list[dict[str, Any]]:
         """Return the first and the last group that was kept."""
-        found = read_groups(self.run)
-        return [
-            {"iteration": group.iteration, "prompt": group.prompt, "members": list(_members(group))}
-            for group in [*found[:1], *found[1:][-1:]]
-        ]
+        ends = [next(read_groups(self.run, newest_first), None) for newest_first in (False, True)]
+        found = {group.iteration: group for group in ends if group}
+        return [{"iteration": n, "prompt": group.prompt, "members": list(_members(group))} for n, group in found.items()]
 
     @property
     def pictures(self) -> list[Path]:
