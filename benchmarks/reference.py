@@ -1,8 +1,8 @@
-"""Reference bands for the shipped configurations, from a finished comparison: a later run must end inside them.
+"""Reference bands for the shipped comparisons: a later run of the same row must end inside them.
 
-    neighbor-grpo compare scenes/compare
-    python benchmarks/reference.py runs/compare/scenes        writes tests/reference.json
-    pytest -m slow                                            trains every row again and checks the bands
+    neighbor-grpo compare scenes/bounded
+    python benchmarks/reference.py scenes/bounded runs/compare/bounded    writes its part of tests/reference.json
+    pytest -m slow                                                        trains every row again and checks the bands
 
 A band is the mean over seeds ± four standard deviations, and at least ± five percent of the mean.
 """
@@ -22,13 +22,16 @@ def band(mean: float, std: float) -> list[float]:
 
 def main() -> None:
     """Run the benchmark from the command line."""
-    if len(sys.argv) != 2:
+    if len(sys.argv) != 3:
         sys.exit(__doc__)
-    table = json.loads((Path(sys.argv[1]) / "results.json").read_text())["table"]
-    reference = {
-        row["run"]: {"lr": row["lr"], **{name: band(row[name], row[f"{name}_std"]) for name in MEASURES}} for row in table
-    }
+    comparison, directory = sys.argv[1:]
+    table = json.loads((Path(directory) / "results.json").read_text())["table"]
     file = Path(__file__).parents[1] / "tests" / "reference.json"
+    reference = json.loads(file.read_text()) | {
+        comparison: {
+            row["run"]: {"lr": row["lr"], **{name: band(row[name], row[f"{name}_std"]) for name in MEASURES}} for row in table
+        }
+    }
     file.write_text(json.dumps(reference, indent=1) + "\n")
     print(file)
 

@@ -12,16 +12,19 @@ from neighbor_grpo.run import files
 REFERENCE = json.loads((Path(__file__).parent / "reference.json").read_text())
 
 
-def test_every_row_of_the_comparison_has_its_bands():
-    _, entries = read_comparison("scenes/compare")
-    assert {entry.name for entry in entries} == REFERENCE.keys()
+@pytest.mark.parametrize("comparison", REFERENCE)
+def test_every_row_of_the_comparison_has_its_bands(comparison):
+    _, entries = read_comparison(comparison)
+    assert {entry.name for entry in entries} == REFERENCE[comparison].keys()
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", REFERENCE)
-def test_a_row_ends_in_its_bands(tmp_path, name):
-    bands = dict(REFERENCE[name])
-    _, entries = load_comparison("scenes/compare")
+@pytest.mark.parametrize(
+    ("comparison", "name"), [(comparison, name) for comparison in REFERENCE for name in REFERENCE[comparison]]
+)
+def test_a_row_ends_in_its_bands(tmp_path, comparison, name):
+    bands = dict(REFERENCE[comparison][name])
+    _, entries = load_comparison(comparison)
     entry = next(entry for entry in entries if entry.name == name)
     train(with_rate(entry.config, bands.pop("lr")), tmp_path / name, 0, print)
     last = files.read_metrics(tmp_path / name)[-1]

@@ -29,24 +29,12 @@ def write(comparison: Comparison, entries: Sequence[Entry]) -> Path:
     directory = Path(comparison.run_dir)
     if not rows:
         raise UserError(f"no run in {directory} is finished: run the other parts first")
-    goal = target(rows, comparison)
-    final, reach, table = final_table(rows), reach_table(rows, goal.reward), records(rows, goal.reward)
-    bounds = _bounds_text(rows[0].limits)
-    costs = (
-        f"Cost to reach a reward of {goal.text}, by the mean over seeds (by the first seed – by the last seed), and the "
-        f"measures at that point{bounds}:"
-    )
-    text = f"{markdown_table(final)}\n{costs}\n\n{markdown_table(reach)}"
-    atomic.write(directory / "table.md", text)
-    atomic.write(directory / "table.csv", as_csv(table))
-    series = {row.name: {name: values.tolist() for name, values in {**row.costs, **row.measures}.items()} for row in rows}
-    results = {"settings": comparison.model_dump(mode="json"), "table": table, "curves": series}
-    atomic.write(directory / "results.json", json.dumps(results, indent=1) + "\n")
+    goal, (final, reach) = target(rows, comparison), write_tables(rows, comparison, directory)
     page = {
         "title": directory.name,
         "tables": [final, reach],
         "target": goal.text,
-        "bounds": bounds,
+        "bounds": _bounds_text(rows[0].limits),
         "costs": COSTS,
         "charts": {f"curves-{cost}": panels(rows, cost, goal.reward) for cost in COSTS},
         "drawings": drawings(rows, list(entries[0].config.reward.train)),
@@ -58,6 +46,22 @@ def write(comparison: Comparison, entries: Sequence[Entry]) -> Path:
     }
     atomic.write(directory / "report.html", render(_PAGE, page))
     return directory / "report.html"
+
+
+def write_tables(rows: Sequence[Row], comparison: Comparison, directory: Path) -> tuple[list[list[str]], list[list[str]]]:
+    """Write table.md, table.csv and results.json; return the table of final measures and that of costs."""
+    goal = target(rows, comparison)
+    final, reach, table = final_table(rows), reach_table(rows, goal.reward), records(rows, goal.reward)
+    costs = (
+        f"Cost to reach a reward of {goal.text}, by the mean over seeds (by the first seed – by the last seed), and the "
+        f"measures at that point{_bounds_text(rows[0].limits)}:"
+    )
+    atomic.write(directory / "table.md", f"{markdown_table(final)}\n{costs}\n\n{markdown_table(reach)}")
+    atomic.write(directory / "table.csv", as_csv(table))
+    series = {row.name: {name: values.tolist() for name, values in {**row.costs, **row.measures}.items()} for row in rows}
+    results = {"settings": comparison.model_dump(mode="json"), "table": table, "curves": series}
+    atomic.write(directory / "results.json", json.dumps(results, indent=1) + "\n")
+    return final, reach
 
 
 def _bounds_text(limits: Mapping[str, tuple[float, float]]) -> str:
