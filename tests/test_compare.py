@@ -192,8 +192,11 @@ def test_a_budget_of_seconds_ends_the_run(tiny_flux, tmp_path):
 
 
 def test_a_changed_comparison_refuses_runs_with_other_settings(whole, capsys):
-    assert compare(whole.parent / "compare.yaml", "budget.iterations=4") == 2
-    assert "was made with other settings: choose another run_dir" in capsys.readouterr().err
+    before = {file: file.read_bytes() for file in whole.rglob("*") if file.is_file()}
+    for change in ("budget.iterations=4", "base.optimizer.weight_decay=0.5"):
+        assert compare(whole.parent / "compare.yaml", change) == 2
+        assert "was made with other settings: choose another run_dir" in capsys.readouterr().err
+    assert before == {file: file.read_bytes() for file in whole.rglob("*") if file.is_file()}
 
 
 @pytest.mark.parametrize("part", ["0/2", "3/2", "2", "a/b"])

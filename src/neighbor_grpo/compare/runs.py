@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 
 from neighbor_grpo.compare.rows import row_of
-from neighbor_grpo.compare.settings import Comparison, Entry, Rise, tried
+from neighbor_grpo.compare.settings import Comparison, Entry, Rise, Tune, tried
 from neighbor_grpo.config import Config, write_values
 from neighbor_grpo.errors import UserError
 from neighbor_grpo.files import atomic
@@ -31,12 +31,48 @@ THE_COMMAND = "the same command"  # what resumes a comparison
 def run_all(comparison: Comparison, entries: Sequence[Entry], say: Callable[[str], None] = print) -> None:
     """Tune and train whatever is not finished yet."""
     directory = Path(comparison.run_dir)
+    refuse_others(comparison, entries)
     directory.mkdir(parents=True, exist_ok=True)
     atomic.write(directory / "comparison.yaml", write_values(comparison.model_dump(mode="json")))
     for entry in entries:
         config = with_rate(entry.config, tune_rate(entry, comparison, say))
         for seed in comparison.seeds:
             train(config, directory / entry.name / f"seed-{seed}", seed, say)
+
+
+def refuse_others(comparison: Comparison, entries: Sequence[Entry]) -> None:
+    """Raise UserError where a run was begun with other settings, before anything is written; tuned rates may differ."""
+    for entry in entries:
+        place = Path(comparison.run_dir) / entry.name
+        planned = {place / f"seed-{seed}": (entry.config, seed) for seed in comparison.seeds}
+        if comparison.tune:
+            tries = config_of_tries(entry, comparison.tune)
+            planned |= {run: (tries, comparison.tune.seed) for run in place.glob("lr-*")}
+        for run, (config, seed) in planned.items():
+            if has_begun(run):
+                found = files.read_config(run)
+                placed(with_rate(config, found.optimizer.lr) if comparison.tune else config, run, seed, found)
+
+
+def config_of_tries(entry: Entry, tune: Tune) -> Config:
+    """Return the settings that the tries of a method share."""
+    config = tried(entry.config, tune)
+    return config.model_copy(
+        update={"iterations": ceil(tune.share * config.iterations), "seconds": config.seconds and tune.share * config.seconds}
+    )
+
+
+def has_begun(run: Path) -> bool:
+    """Return whether a run has its settings on disk."""
+    return (run / "config.yaml").is_file()
+
+
+def placed(config: Config, run: Path, seed: int, found: Config | None) -> Config:
+    """Return the settings of a run in its directory.  Raises UserError where it was begun with others: `found`."""
+    config = config.model_copy(update={"run_dir": str(run), "seed": seed})
+    if found not in (None, config):
+        raise UserError(f"{run} was made with other settings: choose another run_dir, or remove it")
+    return config
 
 
 def with_rate(config: Config, lr: float) -> Config:
@@ -52,10 +88,7 @@ def tune_rate(entry: Entry, comparison: Comparison, say: Callable[[str], None]) 
     tune = comparison.tune
     if tune is None:
         return entry.config.optimizer.lr
-    config = tried(entry.config, tune)
-    config = config.model_copy(
-        update={"iterations": ceil(tune.share * config.iterations), "seconds": config.seconds and tune.share * config.seconds}
-    )
+    config = config_of_tries(entry, tune)
     runs: dict[float, Path] = {}
     more = tune.lr
     for _ in range(tune.extend + 1):
@@ -107,10 +140,8 @@ def train(config: Config, run: Path, seed: int, say: Callable[[str], None], enou
 
     enough: asked after every evaluation whether the run ends there.
     """
-    config = config.model_copy(update={"run_dir": str(run), "seed": seed})
-    begun = (run / "config.yaml").is_file()
-    if begun and files.read_config(run) != config:
-        raise UserError(f"{run} was made with other settings: choose another run_dir, or remove it")
+    begun = has_begun(run)
+    config = placed(config, run, seed, files.read_config(run) if begun else None)
     if files.finished(run) or files.diverged(run):
         return
     run.mkdir(parents=True, exist_ok=True)
