@@ -1,4 +1,4 @@
-"""The recipe of `words`: interrupted, it goes on to the same weights."""
+"""The recipe of `words`: it begins with the first pictures; interrupted, it ends with the same weights."""
 
 import pytest
 import torch
@@ -6,8 +6,24 @@ from diffusers import FluxPipeline
 
 from neighbor_grpo.cli import main
 from neighbor_grpo.worlds import pretrain, unfinished
+from neighbor_grpo.worlds.words.pretrain import RECIPE
 
 SIZES = ("--vae-steps", "2", "--steps", "2", "--pictures", "4", "--batch", "2")
+
+
+@pytest.mark.parametrize("ramp", [0.0, 0.5])
+def test_a_ramp_begins_with_the_first_pictures_and_ends_with_all(ramp):
+    _, clip, _, t5 = RECIPE.text()
+    parts = {"transformer": RECIPE.transformer(), "text_encoder": clip, "text_encoder_2": t5}
+    latents = torch.zeros(100, 16, 4, 12)
+    latents[10:] = torch.nan  # a step that draws one of these has no loss
+    ids = torch.ones(100, 24, dtype=torch.long), torch.ones(100, 12, dtype=torch.long)
+    vae = RECIPE.vae()
+    vae.register_to_config(shift_factor=0.0)
+    settings = pretrain.Settings(vae_steps=1, steps=100, pictures=100, batch=64, seed=0)
+    _, loss = pretrain.flow_phase(vae, parts, latents, ids, settings, ramp)
+    finite = [bool(loss(torch.Generator().manual_seed(1), step).isfinite()) for step in (0, 25, 50, 99)]
+    assert finite == [ramp > 0, False, False, False]
 
 
 @pytest.mark.slow

@@ -10,6 +10,7 @@ from neighbor_grpo.prompts.reading import read_prompts
 from neighbor_grpo.rewards.ocr import Ocr
 from neighbor_grpo.rewards.registry import REWARDS
 from neighbor_grpo.worlds.words.distance import words_distance
+from neighbor_grpo.worlds.words.pretrain import pictures
 from neighbor_grpo.worlds.words.render import render, render_all
 from neighbor_grpo.worlds.words.world import BACKGROUND, COLOURS, Spec, parse, sample_specs
 
@@ -45,6 +46,20 @@ def test_the_whole_word_is_inside_in_its_colour():
         for picture in pictures:
             darkest = picture.reshape(3, -1)[:, picture.astype(int).sum(0).argmin()]
             assert np.abs(darkest / 255 - COLOURS[colour]).max() < 0.01
+
+
+def test_the_picture_varies_as_much_as_it_is_told_to():
+    spec = Spec("KATO", "red")
+    seeds = [np.random.SeedSequence(n) for n in range(12)]
+    drawn = {variety: len({render_all([spec], seed, [variety]).tobytes() for seed in seeds}) for variety in (0.0, 0.1, 1.0)}
+    assert drawn[0.0] == 1 < drawn[0.1] <= drawn[1.0] == 12
+
+
+def test_the_recipe_draws_easy_pictures_first():
+    prompts, images = pictures(50, np.random.default_rng(3))
+    same = [render(parse(prompt), np.random.default_rng(0), 0.0) for prompt in prompts]
+    far = [np.abs(image.numpy() / 255 - plain).mean() for image, plain in zip(images, same, strict=True)]
+    assert far[0] < 0.002 and np.mean(far[:10]) < 0.7 * np.mean(far[20:])
 
 
 @pytest.mark.parametrize(

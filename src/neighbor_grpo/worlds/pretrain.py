@@ -25,13 +25,14 @@ from neighbor_grpo.worlds.components import Text
 
 SHIFT = 3.0  # time shift of sampling and of training
 SAVE_EVERY = 500  # steps
+FIRST = 0.1  # share of the pictures that a recipe with a ramp begins with
 # Not cuDNN's attention, which some torch prefers on an H100: with torch 2.11 its backward fails in bfloat16.
 ATTENTION = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
-Loss: TypeAlias = Callable[[torch.Generator], Tensor]
+Loss: TypeAlias = Callable[[torch.Generator, int], Tensor]  # of a step, by its number
 
 
 class Pictures(Protocol):
-    """Draw n training prompts and their pictures [n, 3, H, W], uint8."""
+    """Draw n training prompts and their pictures [n, 3, H, W], uint8; where there is a ramp, easy ones first."""
 
     def __call__(self, n: int, rng: np.random.Generator) -> tuple[list[str], Tensor]:
         """Draw them."""
@@ -46,6 +47,7 @@ class Recipe:
     vae: Callable[[], AutoencoderKL]
     transformer: Callable[[], FluxTransformer2DModel]
     text: Callable[[], Text]
+    ramp: float = 0.0  # share of the steps of flow matching before it draws from all pictures: at first from FIRST of them
 
 
 @dataclass(frozen=True)
@@ -78,7 +80,7 @@ class Phase:
     ) -> None:
         """Begin; `decay`: that of the moving average of the weights, which is `best`."""
         self.name, self.module, self.lr, self.steps, self.seed, self.step = name, module, lr, steps, seed, 0
-        self.optimizer = torch.optim.AdamW(module.parameters(), lr=lr, betas=(0.9, 0.98), weight_decay=1e-2)
+        self.optimizer = torch.optim.AdamW(module.parameters(), lr=lr, betas=(0.9, 0.98), weight_decay=1e-2, fused=True)
         self.average = decay and torch.optim.swa_utils.AveragedModel(
             module, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(decay), use_buffers=False
         )
@@ -107,7 +109,7 @@ class Phase:
         for step in track(range(self.step, self.steps), self.name):
             generator.manual_seed(self.seed * 10**7 + step)
             self.optimizer.param_groups[0]["lr"] = self.lr * rate_at(step, self.steps)
-            found = loss(generator)
+            found = loss(generator, step)
             self.optimizer.zero_grad()
             found.backward()
             torch.nn.utils.clip_grad_norm_(self.module.parameters(), 1.0)
@@ -131,7 +133,7 @@ def encode(vae: AutoencoderKL, images: Tensor) -> Tensor:
 def vae_phase(vae: AutoencoderKL, images: Tensor, settings: Settings) -> tuple[Phase, Loss]:
     """Return the training of the VAE by mean squared error and a weak KL, with its loss."""
 
-    def loss(generator: torch.Generator) -> Tensor:
+    def loss(generator: torch.Generator, step: int) -> Tensor:
         rows = torch.randint(len(images), (max(settings.batch // 4, 1),), generator=generator, device=images.device)
         x = images[rows].float() / 127.5 - 1
         posterior = vae.encode(x).latent_dist
@@ -142,7 +144,12 @@ def vae_phase(vae: AutoencoderKL, images: Tensor, settings: Settings) -> tuple[P
 
 
 def flow_phase(
-    vae: AutoencoderKL, parts: dict[str, torch.nn.Module], latents: Tensor, ids: tuple[Tensor, Tensor], settings: Settings
+    vae: AutoencoderKL,
+    parts: dict[str, torch.nn.Module],
+    latents: Tensor,
+    ids: tuple[Tensor, Tensor],
+    settings: Settings,
+    ramp: float,
 ) -> tuple[Phase, Loss]:
     """Return the training of transformer and text encoders together by flow matching, with EMA, and its loss.
 
@@ -155,8 +162,9 @@ def flow_phase(
     image_ids = FluxPipeline._prepare_latent_image_ids(1, height // 2, width // 2, device, torch.float32)
     text_ids = torch.zeros(ids[1].shape[1], 3, device=device)
 
-    def loss(generator: torch.Generator) -> Tensor:
-        rows = torch.randint(n, (settings.batch,), generator=generator, device=device)
+    def loss(generator: torch.Generator, step: int) -> Tensor:
+        share = min(1.0, FIRST + (1 - FIRST) * step / (ramp * settings.steps)) if ramp else 1.0
+        rows = torch.randint(math.ceil(share * n), (settings.batch,), generator=generator, device=device)
         x0 = x0_of[rows]
         t = torch.as_tensor(shift_time(torch.sigmoid(torch.randn(len(rows), generator=generator, device=device)), SHIFT))
         eps = torch.randn(x0.shape, generator=generator, device=device)
@@ -196,13 +204,13 @@ def pretrain(recipe: Recipe, out: Path, settings: Settings, device: str, keep: b
     for _ in phase.run(loss, device, state.get(phase.name)):
         state[phase.name] = phase.state()
         unfinished.save(out, state)
-    vae.eval().to(memory_format=torch.contiguous_format)
-    latents = encode(vae, images)
+    latents = encode(vae.eval(), images)
+    vae.to(memory_format=torch.contiguous_format)
     vae.register_to_config(shift_factor=latents.mean().item(), scaling_factor=1 / latents.std().item())
 
     pad = {"padding": "max_length", "truncation": True, "return_tensors": "pt"}
     ids = tuple(tokenizer(prompts, **pad).input_ids.to(device) for tokenizer in (clip_tokenizer, t5_tokenizer))
-    phase, loss = flow_phase(vae, parts, latents, ids, settings)
+    phase, loss = flow_phase(vae, parts, latents, ids, settings, recipe.ramp)
     with sdpa_kernel(ATTENTION):
         for _ in phase.run(loss, device, state.get(phase.name)):
             for place in (out, out / f"step-{phase.step}") if keep else (out,):
