@@ -50,6 +50,16 @@ def test_a_directory_is_replaced_whole_or_stays(tmp_path):
     atomic.check(place, "thing")
 
 
+def test_what_is_there_is_not_overwritten(tmp_path):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "file").write_text("")
+    for free in ("new", "empty", "new/below"):
+        atomic.refuse_used(tmp_path / free)
+    for used, reason in ((tmp_path, "is not empty"), (tmp_path / "file", "is a file")):
+        with pytest.raises(UserError, match=f"{reason}: choose another --out"):
+            atomic.refuse_used(used)
+
+
 @pytest.mark.parametrize(
     ("damage", "named"),
     [

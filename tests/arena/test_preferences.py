@@ -1,10 +1,8 @@
 import json
 
-import pytest
 from made_votes import vote
 
-from neighbor_grpo.arena.preferences import Preference, preferences, refuse_used, write
-from neighbor_grpo.errors import UserError
+from neighbor_grpo.arena.preferences import Preference, preferences, write
 
 VOTES = [
     *(vote(rater, "right") for rater in ("ann", "bob")),
@@ -35,12 +33,3 @@ def test_the_folder_holds_all_it_names(tmp_path):
     assert (first["votes_for"], first["votes_against"], first["undecided"], first["question"]) == (2, 1, 1, "overall")
     read = [(tmp_path / "moved" / row[side]).read_text() for row in (first, second) for side in ("chosen", "rejected")]
     assert read == ["ours 0", "base 0", "base 2", "ours 2"]
-
-
-def test_what_is_there_is_not_overwritten(tmp_path):
-    refuse_used(tmp_path / "new")
-    refuse_used(tmp_path)
-    (tmp_path / "file").write_text("")
-    for used in (tmp_path, tmp_path / "file"):
-        with pytest.raises(UserError, match="give a new one"):
-            refuse_used(used)

@@ -135,7 +135,7 @@ def test_an_output_is_written_whole_or_not_at_all_and_never_over_another(tmp_pat
     out.mkdir()  # empty: may be used
     assert convert("aesthetic", source, out) == out
     before = (out / "model.safetensors").read_bytes()
-    with pytest.raises(UserError, match="exists: move it away"):
+    with pytest.raises(UserError, match="is not empty: choose another --out"):
         convert("aesthetic", save(head_state(seed=1), source), out)
     assert (out / "model.safetensors").read_bytes() == before
 

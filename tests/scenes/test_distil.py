@@ -5,6 +5,7 @@ from diffusers import DiffusionPipeline, FluxTransformer2DModel
 from neighbor_grpo import cli
 from neighbor_grpo.flow.solvers import solve
 from neighbor_grpo.models.bundled import BUNDLED
+from neighbor_grpo.worlds import unfinished
 from neighbor_grpo.worlds.scenes.distil import STEPS, Distillation, grid
 
 SIZES = ("--rounds", "2", "--steps", "2", "--pictures", "2", "--batch", "1")
@@ -64,7 +65,7 @@ def test_a_distillation_that_was_stopped_ends_with_the_same_weights(tmp_path, ca
     assert cli.main([*command, str(stopped)]) == 0
     one, other = (DiffusionPipeline.from_pretrained(place).transformer.state_dict() for place in (whole, stopped))
     assert all(torch.equal(one[name], other[name]) for name in one)
-    assert not (stopped / "unfinished.pt").exists()
+    assert not (stopped / unfinished.NAME).exists()
     assert not any(str(BUNDLED["scenes"]) in file.read_text() for file in stopped.rglob("*.json"))
     assert cli.main([*command, str(whole)]) == 2
     assert "not empty" in capsys.readouterr().err

@@ -45,11 +45,18 @@ def test_an_interrupted_recipe_ends_with_the_same_weights(tmp_path, capsys, monk
             assert main([*command, str(stopped)]) == 130
     assert main([*command, str(stopped), "--seed", "1"]) == 2
     assert "seed=0" in capsys.readouterr().err.strip().splitlines()[-1]
+    state = stopped / unfinished.NAME / "state.pt"
+    whole_state = state.read_bytes()
+    for damaged in (whole_state[:-1], whole_state[:99] + b"x" + whole_state[100:]):
+        state.write_bytes(damaged)
+        assert main([*command, str(stopped)]) == 2
+        assert "unfinished is damaged: state.pt" in capsys.readouterr().err.strip().splitlines()[-1]
+    state.write_bytes(whole_state)
     assert main([*command, str(stopped)]) == 0
     one, other = (FluxPipeline.from_pretrained(place).components for place in (whole, stopped))
     for name in ("vae", "transformer", "text_encoder", "text_encoder_2"):
         weights = other[name].state_dict()
         assert all(torch.equal(value, weights[key]) for key, value in one[name].state_dict().items()), name
-    assert not (stopped / unfinished.FILE).exists()
+    assert not (stopped / unfinished.NAME).exists()
     assert main([*command, str(stopped)]) == 2
     assert "not empty" in capsys.readouterr().err

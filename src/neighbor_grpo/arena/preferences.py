@@ -8,7 +8,6 @@ from pathlib import Path
 
 from neighbor_grpo.arena.votes import Vote
 from neighbor_grpo.arena.win_rates import winner
-from neighbor_grpo.errors import UserError
 from neighbor_grpo.files import atomic
 
 FILE = "pairs.jsonl"
@@ -85,9 +84,3 @@ def _copy(folder: Path, files: Mapping[tuple[str, int, int], Path], one: Prefere
     if not (folder / name).exists():
         shutil.copyfile(source, folder / name)
     return name
-
-
-def refuse_used(out: Path) -> None:
-    """Raise UserError where a directory to write into holds something already."""
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UserError(f"--out {out} is not an empty directory: give a new one")

@@ -8,6 +8,7 @@ from neighbor_grpo.commands.arena_serve import check_installed
 from neighbor_grpo.commands.options import Commands, count, number, place
 from neighbor_grpo.console import say
 from neighbor_grpo.errors import UserError
+from neighbor_grpo.files import atomic
 
 
 def add(parts: Commands) -> None:
@@ -99,13 +100,12 @@ def run_results(arguments: argparse.Namespace) -> None:
     check_installed()
     from neighbor_grpo.arena import results_page
     from neighbor_grpo.arena.evaluations import read_evaluations
-    from neighbor_grpo.arena.preferences import refuse_used
     from neighbor_grpo.arena.results import results_of
     from neighbor_grpo.arena.results_tables import as_markdown
     from neighbor_grpo.arena.store import read_votes
 
     if arguments.out:
-        refuse_used(arguments.out)
+        atomic.refuse_used(arguments.out)
     study, votes = read_votes(arguments.db)
     measured = read_evaluations(arguments.evaluation, study.models, study.prompts, [len(seeds) for seeds in study.seeds])
     results = results_of(study.models, study.categories, study.questions, votes, arguments.min_consistency, measured)
@@ -118,11 +118,11 @@ def run_export(arguments: argparse.Namespace) -> None:
     """Write the preference pairs of a study."""
     check_installed()
     from neighbor_grpo.arena.agreement import attentive
-    from neighbor_grpo.arena.preferences import preferences, refuse_used, write
+    from neighbor_grpo.arena.preferences import preferences, write
     from neighbor_grpo.arena.store import read_votes
     from neighbor_grpo.arena.study import read_study
 
-    refuse_used(arguments.out)
+    atomic.refuse_used(arguments.out)
     info, votes = read_votes(arguments.db)
     if arguments.question not in info.questions:
         raise UserError(f"unknown question {arguments.question!r}: choose among {', '.join(info.questions)}")

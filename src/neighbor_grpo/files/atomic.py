@@ -112,6 +112,14 @@ def directory(place: Path, kind: str) -> Iterator[Path]:
         shutil.rmtree(aside, ignore_errors=True)
 
 
+def refuse_used(out: Path) -> None:
+    """Raise UserError where a directory to be written, the option --out, would replace something."""
+    if out.exists() and not out.is_dir():
+        raise UserError(f"{out} is a file: choose another --out")
+    if out.exists() and not all(is_partial(path.name) for path in out.iterdir()):
+        raise UserError(f"{out} is not empty: choose another --out")
+
+
 def remove(place: Path) -> None:
     """Remove a directory; a kill leaves no half of it under its name."""
     aside = _aside(place)

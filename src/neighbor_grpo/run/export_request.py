@@ -7,6 +7,7 @@ from typing import Literal, get_args
 
 from neighbor_grpo.config import Config
 from neighbor_grpo.errors import UserError
+from neighbor_grpo.files import atomic
 from neighbor_grpo.files.atomic import MANIFEST
 from neighbor_grpo.run import files, hub
 
@@ -66,10 +67,7 @@ def _place(out: Path, run: Path) -> Path:
         raise UserError(f"--out {out} cannot be followed ({error}): choose another one") from error
     if place == Path.cwd():
         raise UserError("--out is the present directory: give one that does not exist yet")
-    if place.exists() and not place.is_dir():
-        raise UserError(f"{out} is a file: choose another --out")
-    if place.exists() and any(place.iterdir()):
-        raise UserError(f"{out} is not empty: choose another --out")
+    atomic.refuse_used(out)
     parent = next(folder for folder in place.parents if folder.exists())
     if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
         raise UserError(f"{parent} cannot be written to: choose another --out, or change its permissions")

@@ -90,8 +90,7 @@ def convert(
     if name not in _MODELS:
         raise UserError(f"cannot convert a checkpoint of {name!r}: choose {', '.join(_MODELS)}")
     out = Path(out or f"{CONVERTED}/{name}").expanduser()
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UserError(f"{out} exists: move it away, or choose another directory with --out")
+    atomic.refuse_used(out)
     state = _read(Path(source).expanduser())
     build, published = _MODELS[name]
     try:
