@@ -1,4 +1,4 @@
-"""Pipelines of true sizes: published ones without weights and with the bundled tokenizers, and that of `words`."""
+"""Pipelines of published sizes, without weights and with the bundled tokenizers."""
 
 from pathlib import Path
 
@@ -13,9 +13,7 @@ from diffusers import (
 )
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, T5Config, T5EncoderModel
 
-from neighbor_grpo.worlds.pretrain import save_pipeline
 from neighbor_grpo.worlds.scenes.pretrain import build_text
-from neighbor_grpo.worlds.words.pretrain import RECIPE as WORDS
 
 CLIP_L = CLIPTextConfig(
     vocab_size=49408, hidden_size=768, intermediate_size=3072, num_hidden_layers=12, num_attention_heads=12, projection_dim=768
@@ -32,16 +30,6 @@ CLIP_G = CLIPTextConfig(
 T5_XXL = T5Config(
     vocab_size=32128, d_model=4096, d_kv=64, d_ff=10240, num_layers=24, num_heads=64, feed_forward_proj="gated-gelu"
 )
-
-
-def words(place: Path) -> Path:
-    """The model that `words pretrain` makes, with random weights: 4 million parameters."""
-    tokenizer, clip, t5_tokenizer, t5 = WORDS.text()
-    parts = {"transformer": WORDS.transformer(), "text_encoder": clip, "text_encoder_2": t5}
-    vae = WORDS.vae()
-    vae.register_to_config(shift_factor=0.0, scaling_factor=1.0)
-    save_pipeline(place, vae, parts, tokenizer, t5_tokenizer)
-    return place
 
 
 def flux_dev(place: Path, **layers: int) -> Path:

@@ -17,7 +17,6 @@ from neighbor_grpo.config.presets import LEVELS, TABLE  # noqa: E402
 
 PAGE = ROOT / "docs" / "presets.md"
 BUILT = {  # model.path of a preset: where its configuration is built
-    "words": "published.words",
     "black-forest-labs/FLUX.1-dev": "published.flux_dev",
     "stabilityai/stable-diffusion-3.5-medium": "published.sd35_medium",
     "black-forest-labs/FLUX.1-schnell": "published_large.flux_schnell",

@@ -15,7 +15,6 @@ from neighbor_grpo.errors import UserError, shown
 from neighbor_grpo.files.text import expand_home
 from neighbor_grpo.methods.fields import MOST_STEPS, SolverName
 from neighbor_grpo.models.adapter_files import check_adapter
-from neighbor_grpo.models.bundled import check_made
 from neighbor_grpo.models.settings import known_device
 from neighbor_grpo.prompts.prompt import Prompt
 from neighbor_grpo.prompts.reading import ALL, Choice, read_prompts
@@ -62,15 +61,6 @@ def place(text: str) -> Path:
     """Return a path with its ~ replaced by the home directory, an argparse type."""
     try:
         return Path(expand_home(text))
-    except UserError as error:
-        raise argparse.ArgumentTypeError(str(error)) from None
-
-
-def model(text: str) -> str:
-    """Return the name of a model, an argparse type; whether one of the package's worlds was made is looked at."""
-    try:
-        check_made(text)
-        return text
     except UserError as error:
         raise argparse.ArgumentTypeError(str(error)) from None
 
@@ -163,7 +153,7 @@ def key_lines(keys: "list[Key]") -> str:
 
 def model_options(parser: argparse.ArgumentParser) -> None:
     """Add the options of commands that sample from a model."""
-    parser.add_argument("--model", type=model, help="pipeline directory, hub id or 'scenes' (default: the run's, or scenes)")
+    parser.add_argument("--model", help="pipeline directory, hub id, scenes, scenes_4 or words (default: the run's, or scenes)")
     parser.add_argument("--run", type=place, help="a finished run: its model with the weights that it learned")
     parser.add_argument("--best", action="store_true", help="with --run: the best weights by evaluate.best, not the last")
     parser.add_argument(

@@ -15,25 +15,24 @@ if TYPE_CHECKING:
 
 def add(commands: Commands) -> None:
     """Add the commands."""
-    _add_distil(_add_world(commands, "scenes", "a red circle left of a blue square", (3500, 12000), _scene))
-    _add_world(commands, "words", 'the word "KATO" in red', (3000, 12000), _word)
+    _add_distil(_add_world(commands, "scenes", "a red circle left of a blue square", (3500, 12000, 40000, 64), _scene))
+    _add_world(commands, "words", 'the word "KATO" in red', (2500, 10000, 80000, 32), _word)
 
 
 def _add_world(
-    commands: Commands, world: str, example: str, steps: tuple[int, int], drawing: "Callable[[str], Draw]"
+    commands: Commands, world: str, example: str, recipe: tuple[int, int, int, int], drawing: "Callable[[str], Draw]"
 ) -> Commands:
+    vae_steps, steps, pictures, batch = recipe  # those of the weights in the package
     parts = commands.add_parser(world, help=f"make the bundled model {world}, or draw its pictures by rule").add_subparsers(
         required=True, metavar="COMMAND"
     )
     pretrain = parts.add_parser("pretrain", help="train the bundled model from random weights; goes on if it was interrupted")
     pretrain.add_argument("--out", type=place, required=True, help="output directory of the pipeline, written every 500 steps")
-    pretrain.add_argument("--vae-steps", type=count, default=steps[0], help="optimizer steps of the VAE (default %(default)s)")
+    pretrain.add_argument("--vae-steps", type=count, default=vae_steps, help="optimizer steps of the VAE (default %(default)s)")
+    pretrain.add_argument("--steps", type=count, default=steps, help="optimizer steps of flow matching (default %(default)s)")
+    pretrain.add_argument("--pictures", type=count, default=pictures, help="training pictures (default %(default)s)")
     pretrain.add_argument(
-        "--steps", type=count, default=steps[1], help="optimizer steps of flow matching (default %(default)s)"
-    )
-    pretrain.add_argument("--pictures", type=count, default=40000, help="training pictures (default %(default)s)")
-    pretrain.add_argument(
-        "--batch", type=count, default=64, help="pictures of a step; the VAE takes a quarter (default %(default)s)"
+        "--batch", type=count, default=batch, help="pictures of a step; the VAE takes a quarter (default %(default)s)"
     )
     pretrain.add_argument("--keep", action="store_true", help="keep the model of each 500 steps, in OUT/step-N")
     pretrain.add_argument("--seed", type=random_seed, default=0, help="default %(default)s")

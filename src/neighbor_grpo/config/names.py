@@ -7,19 +7,17 @@ from neighbor_grpo.config.prompts import evaluation_prompts, training_prompts
 from neighbor_grpo.config.schema import Config
 from neighbor_grpo.errors import UserError
 from neighbor_grpo.models.adapter_files import check_adapter
-from neighbor_grpo.models.bundled import check_made
 from neighbor_grpo.prompts.reading import exists
 from neighbor_grpo.rewards.names import check_measures, check_rewards, check_scorers
 
 
 def check_names(config: Config, prompts: bool = True) -> None:
-    """Raise UserError for a prompt file, reward, metric, scorer or world's model that does not exist.
+    """Raise UserError for a prompt file, reward, metric or scorer that does not exist.
 
     No library and no weights are read.
     A run checks the same again as it loads them; this is what can be known at once.  `prompts`: also check the prompt files
     that a preset names, which are the user's to write.
     """
-    check_made(config.model.path)
     trained, watched, scorers = config.reward.train, config.watched, config.reward.scorers
     check_rewards(trained, scorers)
     check_measures(watched, scorers)

@@ -8,7 +8,7 @@ from pathlib import Path
 from neighbor_grpo.errors import UserError, shown
 from neighbor_grpo.files.text import expand_home
 from neighbor_grpo.models import hub
-from neighbor_grpo.models.bundled import BUNDLED, check_made
+from neighbor_grpo.models.bundled import BUNDLED
 from neighbor_grpo.models.directory import check_shards, check_weights, weight_files
 
 READ = ("*.json", "*.txt", "*.model", "*.jinja")  # configurations and tokenizers
@@ -63,10 +63,9 @@ class Source:
 def source_of(path_or_id: str | Path, revision: str | None = None) -> Source:
     """Return the source of a pipeline: a directory, one of BUNDLED, or else a repository.
 
-    Raises UserError for a file, for a revision of what is not a repository, and for one of UNMADE.
+    Raises UserError for a file, and for a revision of what is not a repository.
     """
     name = str(path_or_id)
-    check_made(name)
     place = BUNDLED.get(name) or Path(expand_home(name))
     if os.path.isfile(place):
         raise UserError(

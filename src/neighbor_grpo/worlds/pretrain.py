@@ -25,7 +25,7 @@ from neighbor_grpo.worlds.components import Text
 
 SHIFT = 3.0  # time shift of sampling and of training
 SAVE_EVERY = 500  # steps
-FIRST = 0.1  # share of the pictures that a recipe with a ramp begins with
+WINDOW = 0.3  # share of the pictures that a recipe with a ramp draws from at a time: at first the first, at last the last
 # Not cuDNN's attention, which some torch prefers on an H100: with torch 2.11 its backward fails in bfloat16.
 ATTENTION = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 Loss: TypeAlias = Callable[[torch.Generator, int], Tensor]  # of a step, by its number
@@ -47,7 +47,7 @@ class Recipe:
     vae: Callable[[], AutoencoderKL]
     transformer: Callable[[], FluxTransformer2DModel]
     text: Callable[[], Text]
-    ramp: float = 0.0  # share of the steps of flow matching before it draws from all pictures: at first from FIRST of them
+    ramp: float = 0.0  # share of the steps of flow matching in which WINDOW moves to the last pictures; 0: it draws from all
 
 
 @dataclass(frozen=True)
@@ -161,10 +161,13 @@ def flow_phase(
     model, device = torch.nn.ModuleDict(parts).to(latents.device), latents.device
     image_ids = FluxPipeline._prepare_latent_image_ids(1, height // 2, width // 2, device, torch.float32)
     text_ids = torch.zeros(ids[1].shape[1], 3, device=device)
+    window = math.ceil(WINDOW * n) if ramp else n
+
+    def first(step: int) -> int:
+        return int(min(1.0, step / (ramp * settings.steps)) * (n - window)) if ramp else 0
 
     def loss(generator: torch.Generator, step: int) -> Tensor:
-        share = min(1.0, FIRST + (1 - FIRST) * step / (ramp * settings.steps)) if ramp else 1.0
-        rows = torch.randint(math.ceil(share * n), (settings.batch,), generator=generator, device=device)
+        rows = first(step) + torch.randint(window, (settings.batch,), generator=generator, device=device)
         x0 = x0_of[rows]
         t = torch.as_tensor(shift_time(torch.sigmoid(torch.randn(len(rows), generator=generator, device=device)), SHIFT))
         eps = torch.randn(x0.shape, generator=generator, device=device)
