@@ -168,14 +168,18 @@ def test_the_table_says_of_every_preset_how_far_it_was_tried():
     for name, row in table.items():
         assert ("memory" in row) == (not read_preset(name).is_comparison) and row.get("memory", 1) > 0
         if row["level"] == "bundled":
-            assert name.startswith("scenes/") or name == "demo"
+            assert name.startswith(("scenes/", "words/")) or name == "demo"
+    words = json.loads((tool.ROOT / "benchmarks" / "results" / "words" / "results.json").read_text())
     figures = json.loads((tool.ROOT / "tests" / "reference.json").read_text())  # of the comparison in docs/results.md
     assert {name for name, row in table.items() if row["level"] == "bundled"} == {
         "demo",
+        "scenes/bounded",
         "scenes/compare",
         "scenes/strict",
+        "scenes/study",
         "scenes/wall",
         *(f"scenes/{name}" for name in figures["scenes/compare"]),
+        *(f"words/{row['run']}" for row in words["table"]),
     }
 
 
