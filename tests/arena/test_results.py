@@ -113,10 +113,10 @@ def test_mistakes_are_one_line(capsys, made, tmp_path):
     for arguments, remedy in (
         (("results", tmp_path / "none.db"), "arena serve"),
         (("results", tmp_path / "used" / "file"), "begin one with|another --db"),
-        (("results", db, "--out", tmp_path / "used"), "give a new one"),
+        (("results", db, "--out", tmp_path / "used"), "is not empty"),
         (("results", db, "--evaluation", f"base={folders[0]}"), "ours=DIR"),
         (("results", db, "--min-consistency", 2), "at most 1"),
-        (("export", db, *folders, "--out", tmp_path / "used"), "give a new one"),
+        (("export", db, *folders, "--out", tmp_path / "used"), "is not empty"),
         (("export", db, *folders, "--out", tmp_path / "new", "--question", "taste"), "choose among overall, looks"),
         (("export", db, *folders[::-1], "--out", tmp_path / "new"), "give the folders"),
         (("plan", "--prompts", 5, "--raters", 4, "--width", 0.05), "raters"),
