@@ -45,7 +45,7 @@ from neighbor_grpo.arena.store import opened
 from neighbor_grpo.arena.study import Study
 from neighbor_grpo.arena.votes import Answer
 
-PLAIN = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)  # there is no TLS here; loading certificates for each client is slow
+PLAIN = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)  # without TLS: loading certificates for each client is slow
 ANSWERS: tuple[Answer, ...] = ("left", "right", "tie", "bad")
 
 

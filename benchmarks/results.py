@@ -50,12 +50,11 @@ def shared(settings: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in settings.items() if key not in _OF_A_MACHINE} | {"base": base}
 
 
-def draw(rows: list[Row], comparison: Comparison, picture: Path) -> None:
+def draw(rows: list[Row], goal: float, picture: Path) -> None:
     """Draw the reward against evaluations and pictures, and against each bounded measure; dotted: what is to be reached."""
     from matplotlib.figure import Figure
 
-    figure, goal = Figure(figsize=(11, 7.2), layout="constrained"), target(rows, comparison).reward
-    limits = rows[0].limits
+    figure, limits = Figure(figsize=(11, 7.2), layout="constrained"), rows[0].limits
     panels = ["evaluations", "pictures", *limits, "seconds", "iterations"][:4]
     for axes, name in zip(figure.subplots(2, 2).flat, panels, strict=True):
         for n, row in enumerate(rows):
@@ -92,10 +91,11 @@ def main() -> None:
         record["run"]: row_of(record, part["curves"][record["run"]], comparison) for part in parts for record in part["table"]
     }
     rows = [found[method["run"]] for method in settings["methods"] if method["run"] in found]
-    write_tables(rows, comparison, arguments.directory)
+    goal = target(rows, comparison)
+    write_tables(rows, comparison, goal, arguments.directory)
     print((arguments.directory / "table.md").read_text())
     if arguments.picture:
-        draw(rows, comparison, arguments.picture)
+        draw(rows, goal.reward, arguments.picture)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from typing import Any
 from neighbor_grpo.compare.curves import drawings, panels
 from neighbor_grpo.compare.rows import COSTS, Row, read_row
 from neighbor_grpo.compare.settings import Comparison, Entry
-from neighbor_grpo.compare.tables import as_csv, final_table, reach_table, records, target
+from neighbor_grpo.compare.tables import Target, as_csv, final_table, reach_table, records, target
 from neighbor_grpo.config.keys import written
 from neighbor_grpo.errors import UserError
 from neighbor_grpo.files import atomic
@@ -29,7 +29,8 @@ def write(comparison: Comparison, entries: Sequence[Entry]) -> Path:
     directory = Path(comparison.run_dir)
     if not rows:
         raise UserError(f"no run in {directory} is finished: run the other parts first")
-    goal, (final, reach) = target(rows, comparison), write_tables(rows, comparison, directory)
+    goal = target(rows, comparison)
+    final, reach = write_tables(rows, comparison, goal, directory)
     page = {
         "title": directory.name,
         "tables": [final, reach],
@@ -48,9 +49,10 @@ def write(comparison: Comparison, entries: Sequence[Entry]) -> Path:
     return directory / "report.html"
 
 
-def write_tables(rows: Sequence[Row], comparison: Comparison, directory: Path) -> tuple[list[list[str]], list[list[str]]]:
+def write_tables(
+    rows: Sequence[Row], comparison: Comparison, goal: Target, directory: Path
+) -> tuple[list[list[str]], list[list[str]]]:
     """Write table.md, table.csv and results.json; return the table of final measures and that of costs."""
-    goal = target(rows, comparison)
     final, reach, table = final_table(rows), reach_table(rows, goal.reward), records(rows, goal.reward)
     costs = (
         f"Cost to reach a reward of {goal.text}, by the mean over seeds (by the first seed – by the last seed), and the "

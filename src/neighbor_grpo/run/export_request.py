@@ -8,7 +8,6 @@ from typing import Literal, get_args
 from neighbor_grpo.config import Config
 from neighbor_grpo.errors import UserError
 from neighbor_grpo.files import atomic
-from neighbor_grpo.files.atomic import MANIFEST
 from neighbor_grpo.run import files, hub
 
 Form = Literal["diffusers", "comfyui", "merged"]
@@ -72,6 +71,6 @@ def _place(out: Path, run: Path) -> Path:
     if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
         raise UserError(f"{parent} cannot be written to: choose another --out, or change its permissions")
     for folder in (parent, *parent.parents):
-        if folder.is_relative_to(run) and (folder / MANIFEST).is_file():
+        if folder.is_relative_to(run) and (folder / atomic.MANIFEST).is_file():
             raise UserError(f"{folder} is complete, and nothing is written into it: choose another --out")
     return place
