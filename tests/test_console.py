@@ -2,6 +2,8 @@
 
 import io
 import string
+import subprocess
+import sys
 
 import pytest
 from rich.console import Console
@@ -22,6 +24,15 @@ def test_one_line_is_printable_and_short_whatever_comes():
     assert console.one_line("ü 漢 ±") == "ü 漢 ±"
     long = console.one_line("begin " + "x" * 9999 + " remedy", 50)
     assert long.startswith("begin ") and long.endswith(" remedy") and len(long) <= 50
+
+
+def test_a_library_without_a_handler_gives_no_advice_but_its_errors():
+    program = (
+        "import logging; from neighbor_grpo.console import silence_libraries as quiet; quiet(); "
+        "log = logging.getLogger('some.library'); log.warning('advice'); log.error('fault')"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert (done.stdout, done.stderr) == ("", "fault\n")
 
 
 def test_safe_lines_keeps_lines_and_columns():

@@ -128,7 +128,7 @@ def test_a_lora_trained_for_brightness_wins_every_pair(capsys, tiny_flux, place)
         add_lora(model.transformer, 4, 8.0, ["to_q", "to_k", "to_v", "to_out.0"])
         weights = [p for p in model.transformer.parameters() if p.requires_grad]
         optimizer = torch.optim.Adam(weights, lr=0.05)
-        cond, noise = model.encode(PROMPTS[:1]), model.noise(1, torch.Generator().manual_seed(9))
+        cond, noise = model.encode(PROMPTS), model.noise(len(PROMPTS), torch.Generator().manual_seed(9))
         vae = model.pipe.vae
         for _ in range(steps):  # the picture of one Euler step, pushed up
             x0 = noise - model.velocity(noise, 1.0, cond)

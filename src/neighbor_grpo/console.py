@@ -23,8 +23,8 @@ _ENVIRONMENT = {
     "TQDM_DISABLE": "1",
     "TORCH_CPP_LOG_LEVEL": "ERROR",
 }
-# Loggers of libraries that warn while they are imported: of files for other GPUs and of each other's old interfaces.
-_LOGGERS = ("torchao", "torch.utils._pytree", "torch.distributed.elastic.multiprocessing.redirects")
+# Loggers of torch, which has a handler of its own, that warn while it is imported: of others' old interfaces.
+_LOGGERS = ("torch.utils._pytree", "torch.distributed.elastic.multiprocessing.redirects")
 # Warnings of libraries about what they do among themselves, by their text.
 _WARNINGS = (
     r"The `local_dir_use_symlinks` argument is deprecated",  # huggingface_hub, of the call that diffusers makes
@@ -40,6 +40,8 @@ def silence_libraries() -> None:
         os.environ.setdefault(name, value)
     if not sys.stderr.isatty():  # bars of downloads are for terminals
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    if logging.lastResort:  # where the records of every other library go: torchao of other GPUs, bitsandbytes of some CPUs
+        logging.lastResort.setLevel(logging.ERROR)
     for logger in _LOGGERS:
         logging.getLogger(logger).addFilter(_is_error)  # a filter stays where torch sets levels anew
     for text in _WARNINGS:
