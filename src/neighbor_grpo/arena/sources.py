@@ -12,6 +12,7 @@ from pathlib import Path
 from neighbor_grpo.errors import UserError
 from neighbor_grpo.files.listing import LISTING, Picture, read_listing
 from neighbor_grpo.files.text import expand_home
+from neighbor_grpo.run.record import is_run
 from neighbor_grpo.run.samples import SAMPLES, Samples, all_samples
 
 
@@ -28,7 +29,7 @@ def read_sources(given: Sequence[str]) -> list[Source]:
     """Read the models of folders, each as DIR or NAME=DIR.  Raises UserError for a folder that holds none."""
     if len(given) == 1:
         name, folder = _split(given[0])
-        return _before_and_after(folder) if _is_run(folder) and not name else _models(name, folder)
+        return _before_and_after(folder) if is_run(folder) and not name else _models(name, folder)
     return [source for entry in given for source in _models(*_split(entry))]
 
 
@@ -47,16 +48,12 @@ def _folder(text: str) -> Path:
     return folder
 
 
-def _is_run(folder: Path) -> bool:
-    return (folder / "config.yaml").is_file()
-
-
 def _models(name: str, folder: Path) -> list[Source]:
     """Read the models in a folder of any kind."""
     title = name or folder.resolve().name
     if (folder / LISTING).is_file():
         return [Source(title, folder, tuple(read_listing(folder)))]
-    if _is_run(folder):
+    if is_run(folder):
         return [_of_run(title, folder)]
     if (folder / "comparison.yaml").is_file():
         return [

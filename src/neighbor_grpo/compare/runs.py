@@ -21,6 +21,7 @@ from neighbor_grpo.config import Config, write_values
 from neighbor_grpo.errors import UserError
 from neighbor_grpo.files import atomic
 from neighbor_grpo.run import files
+from neighbor_grpo.run.record import is_run
 from neighbor_grpo.training.errors import TrainingError
 from neighbor_grpo.training.signals import SignalError
 from neighbor_grpo.training.trainer import Trainer
@@ -49,7 +50,7 @@ def refuse_others(comparison: Comparison, entries: Sequence[Entry]) -> None:
             tries = config_of_tries(entry, comparison.tune)
             planned |= {run: (tries, comparison.tune.seed) for run in place.glob("lr-*")}
         for run, (config, seed) in planned.items():
-            if has_begun(run):
+            if is_run(run):
                 found = files.read_config(run)
                 placed(with_rate(config, found.optimizer.lr) if comparison.tune else config, run, seed, found)
 
@@ -60,11 +61,6 @@ def config_of_tries(entry: Entry, tune: Tune) -> Config:
     return config.model_copy(
         update={"iterations": ceil(tune.share * config.iterations), "seconds": config.seconds and tune.share * config.seconds}
     )
-
-
-def has_begun(run: Path) -> bool:
-    """Return whether a run has its settings on disk."""
-    return (run / "config.yaml").is_file()
 
 
 def placed(config: Config, run: Path, seed: int, found: Config | None) -> Config:
@@ -140,7 +136,7 @@ def train(config: Config, run: Path, seed: int, say: Callable[[str], None], enou
 
     enough: asked after every evaluation whether the run ends there.
     """
-    begun = has_begun(run)
+    begun = is_run(run)
     config = placed(config, run, seed, files.read_config(run) if begun else None)
     if files.finished(run) or files.diverged(run):
         return

@@ -11,7 +11,7 @@ from neighbor_grpo.files import atomic
 from neighbor_grpo.files.lock import LOCK, InUseError, Lock
 from neighbor_grpo.prompts.reading import STDIN, read_prompts
 from neighbor_grpo.run import record as records
-from neighbor_grpo.run.record import Record
+from neighbor_grpo.run.record import CONFIG, Record, is_run
 
 if TYPE_CHECKING:  # imported only where needed: these bring torch and transformers, which take seconds to load
     from neighbor_grpo.config import Config
@@ -93,9 +93,9 @@ def read_config(run: Path, changes: Sequence[str] = ()) -> "Config":
     """Read the configuration of a run in its present directory, with changes.  Raises UserError where there is no run."""
     from neighbor_grpo.config import load_config
 
-    if not (run / "config.yaml").is_file():
-        raise UserError(f"no run in {run}: give a directory with a config.yaml")
-    config = load_config(run / "config.yaml", list(changes))
+    if not is_run(run):
+        raise UserError(f"no run in {run}: give a directory with a {CONFIG}")
+    config = load_config(run / CONFIG, list(changes))
     old = str(Path(config.run_dir or run) / PROMPTS)
     kept = {key: str(run / PROMPTS) for key in ("path", "eval_path") if getattr(config.prompts, key) == old}
     return config.model_copy(update={"run_dir": str(run), "prompts": config.prompts.model_copy(update=kept)})
@@ -114,7 +114,7 @@ def trained_weights(run: Path, best: bool = False) -> Path:
 
 def refuse_existing(run: Path) -> None:
     """Raise UserError where the directory already holds a run."""
-    if (run / "config.yaml").exists():
+    if is_run(run):
         raise UserError(f"{run} holds another run: choose another run_dir, or resume that run with {resume_command(run)}")
 
 
@@ -139,7 +139,7 @@ def begin(run: Path, config: "Config", plan: Sequence[str], record: Record) -> N
         record = replace(record, settings=config.model_dump(mode="json"))
     atomic.write(run / "plan.txt", "\n".join(plan) + "\n")
     records.write_record(run, record)
-    atomic.write(run / "config.yaml", write_values(config.model_dump(mode="json")))
+    atomic.write(run / CONFIG, write_values(config.model_dump(mode="json")))
 
 
 def read_plan(run: Path) -> str:

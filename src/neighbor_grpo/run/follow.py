@@ -14,14 +14,14 @@ from neighbor_grpo.run import files
 from neighbor_grpo.run.files import Figures
 from neighbor_grpo.run.findings import FIRST
 from neighbor_grpo.run.groups import GROUPS
-from neighbor_grpo.run.record import FILE, Record, read_record
+from neighbor_grpo.run.record import CONFIG, FILE, Record, is_run, read_record
 from neighbor_grpo.run.samples import SAMPLES
 from neighbor_grpo.run.view import Totals, View
 
 COMPARISON = "comparison.yaml"  # in the directory of a comparison, whose runs are two folders below
 WAITING = "It has not recorded anything yet: its model is loaded, or evaluated before training."
 _RECENT = 20  # iterations whose mean time is told
-_FILES = ("config.yaml", FILE, "metrics.jsonl", SAMPLES, GROUPS)
+_FILES = (CONFIG, FILE, "metrics.jsonl", SAMPLES, GROUPS)
 
 
 def runs_of(places: Sequence[Path]) -> list[Path]:
@@ -35,11 +35,11 @@ def runs_of(places: Sequence[Path]) -> list[Path]:
 
 def _runs_of(place: Path) -> list[Path]:
     if (place / COMPARISON).is_file():
-        runs = sorted(file.parent for file in place.glob("*/*/config.yaml"))
+        runs = sorted(file.parent for file in place.glob(f"*/*/{CONFIG}"))
         if not runs:
             raise UserError(f"no run of the comparison {place} has begun: begin it with neighbor-grpo compare, then watch it")
         return runs
-    if not (place / "config.yaml").is_file() and owner_of(place) is None:  # a run that loads its model has only its lock
+    if not is_run(place) and owner_of(place) is None:  # a run that loads its model has only its lock
         raise UserError(f"no run in {place}: give the directory of a run or of a comparison")
     return [place]
 
@@ -103,7 +103,7 @@ class Followed:
         seen: dict[str, Any] = {name: _stamp(self.run / name) for name in _FILES}
         seen["owner"] = owner_of(self.run)
         changed = {name for name, stamp in seen.items() if self._seen.get(name) != stamp}
-        if not changed or not seen["config.yaml"] or not seen[FILE]:
+        if not changed or not seen[CONFIG] or not seen[FILE]:
             return News()
         self._seen = seen
         try:
@@ -114,7 +114,7 @@ class Followed:
             return News(frozenset({"state"}))
 
     def _read(self, changed: set[str]) -> News:
-        again = self.view is None or bool(changed & {"config.yaml", FILE})
+        again = self.view is None or bool(changed & {CONFIG, FILE})
         config = files.read_config(self.run) if self.view is None or again else self.view.config
         record = read_record(self.run) if self.view is None or again else self.view.record
         if gone := self._tail.read():

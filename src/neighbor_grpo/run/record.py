@@ -15,6 +15,7 @@ from neighbor_grpo.errors import UserError
 from neighbor_grpo.files import atomic
 
 FILE = "run.json"
+CONFIG = "config.yaml"  # written last when a run begins: it makes a directory a run
 Ending = Literal["finished", "diverged"]
 
 # What may change when a run is resumed; a dot at the end stands for a whole section.  Everything else decides what the
@@ -66,6 +67,11 @@ class Record:
         return max((change.iteration for change in self.changes if change.measured), default=0)
 
 
+def is_run(place: Path) -> bool:
+    """Return whether a run has begun in a directory."""
+    return (place / CONFIG).is_file()
+
+
 def read_record(run: Path) -> Record:
     """Read run.json.  Raises UserError where it is missing, damaged, or of another version."""
     if not (run / FILE).is_file():
@@ -92,7 +98,7 @@ def end(run: Path, how: Ending | None) -> None:
 
 def ended(run: Path) -> Ending | None:
     """Return how a run ended, None while it may be resumed."""
-    return read_record(run).ended if (run / "config.yaml").is_file() else None
+    return read_record(run).ended if is_run(run) else None
 
 
 def changed_settings(record: Record, settings: Mapping[str, Any], iteration: int) -> list[Change]:

@@ -19,7 +19,7 @@ from neighbor_grpo.run.groups import KeptGroup, read_groups
 from neighbor_grpo.run.history import History
 from neighbor_grpo.run.outcome import drift, hacking, throughput
 from neighbor_grpo.run.pages import macro
-from neighbor_grpo.run.record import Record, describe_changes, read_record
+from neighbor_grpo.run.record import CONFIG, Record, describe_changes, read_record
 from neighbor_grpo.run.samples import Samples, all_samples
 
 _SUMMED = ("time/", "failed/", "eval_failed/")
@@ -158,7 +158,7 @@ class View:
     @property
     def settings(self) -> str:
         """Return all settings, as the run's configuration has them."""
-        return (self.run / "config.yaml").read_text(encoding="utf-8")
+        return (self.run / CONFIG).read_text(encoding="utf-8")
 
     @property
     def plan(self) -> str:
