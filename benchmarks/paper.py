@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pictures
 import yaml
 from scipy.stats import t
 
@@ -131,18 +132,6 @@ def write_page(runs: Path) -> None:
 # ---------------------------------------------------------------- curves and pictures
 
 
-def rows_of(runs: Path, name: str, wanted: Sequence[str] = ()) -> list[Any]:
-    """Read the rows of a comparison from its runs, all or those named."""
-    from neighbor_grpo.compare.rows import read_row
-    from neighbor_grpo.compare.settings import read_comparison
-
-    comparison, entries = read_comparison(f"paper/{name}", [f"run_dir={runs / name}"])
-    found = [row for entry in entries if (row := read_row(entry, comparison)) and (not wanted or row.name in wanted)]
-    if not found:
-        raise SystemExit(f"no finished run in {runs / name}: neighbor-grpo compare paper/{name} run_dir={runs / name}")
-    return found
-
-
 def curves(rows: Sequence[Any], names: Sequence[str], file: Path) -> None:
     """Draw measures against iterations, each in a panel, with bands of ± one std over seeds."""
     from matplotlib.figure import Figure
@@ -164,32 +153,21 @@ def curves(rows: Sequence[Any], names: Sequence[str], file: Path) -> None:
     print(file)
 
 
-def pictures(rows: Sequence[Any], file: Path) -> None:
-    """Draw the same prompts and noise before training and after each row's first seed."""
-    from neighbor_grpo.compare.page import pictures_of
-    from neighbor_grpo.files.frames import gallery
-
-    columns = pictures_of(rows)
-    shown = {title: [row[:2] for row in found.frames()] for title, found in columns.items()}
-    gallery(shown, columns["before"].prompts).save(file)
-    print(file)
-
-
 def fig_4(runs: Path) -> None:
     """Draw curves and pictures with (p = 0.8) and without (p = 2) the quasi-norm."""
-    rows = rows_of(runs, "table_6", ("p_2", "p_0.8"))
+    rows = pictures.rows_of(runs / "table_6", ("p_2", "p_0.8"))
     curves(rows, ("reward", "scenes_strict", "scenes_distance", "diversity"), FIGURES / "fig_4.png")
-    pictures(rows, FIGURES / "fig_4_pictures.png")
+    pictures.draw(rows, FIGURES / "fig_4_pictures.png")
 
 
 def fig_5(runs: Path) -> None:
     """Draw the trained reward and the watched measures of all methods against iterations."""
-    curves(rows_of(runs, "table_2"), ("reward", "scenes_strict", "scenes_distance"), FIGURES / "fig_5.png")
+    curves(pictures.rows_of(runs / "table_2"), ("reward", "scenes_strict", "scenes_distance"), FIGURES / "fig_5.png")
 
 
 def fig_6(runs: Path) -> None:
     """Draw pictures of the baselines and of 8 steps, which the paper shows, from the same noise."""
-    pictures(rows_of(runs, "table_1", ("dance_grpo", "mix_grpo", "neighbor_8")), FIGURES / "fig_6.png")
+    pictures.draw(pictures.rows_of(runs / "table_1", ("dance_grpo", "mix_grpo", "neighbor_8")), FIGURES / "fig_6.png")
 
 
 # ---------------------------------------------------------------- groups
@@ -203,7 +181,7 @@ def fig_8(runs: Path) -> None:
     from neighbor_grpo.run.files import read_config
     from neighbor_grpo.run.weights import load_base, load_trained
 
-    row = rows_of(runs, "table_4", ("sigma_0.3",))[0]
+    row = pictures.rows_of(runs / "table_4", ("sigma_0.3",))[0]
     run, config = row.runs[0], read_config(row.runs[0])
     models = {"before": load_base(config, pick_device("auto")), "after": load_trained(None, run, "auto").model}
     groups = {title: groups_of(model, config) for title, model in models.items()}
