@@ -17,6 +17,7 @@ import yaml
 from browser import PHONE, axe
 from comparisons import SMALL, command, compare, comparison
 
+from neighbor_grpo.cli import main
 from neighbor_grpo.compare.settings import read_comparison
 from neighbor_grpo.run import files
 
@@ -60,6 +61,31 @@ def test_the_report_holds_the_numbers_of_the_runs(whole):
     assert np.shape(results["curves"]["dance"]["reward"]) == (2, 4)  # two seeds, before and after each of three iterations
     markdown = (whole / "table.md").read_text()
     assert all(name in markdown for name in ("neighbor", "dance", "NFE_θ", "Cost to reach"))
+
+
+def test_runs_that_differ_in_method_rate_and_seed_share_their_evaluation_before_training(tiny_flux, tmp_path):
+    """Each of the four runs draws 4 pictures after training, and one of each group of conditions 4 before it."""
+    file = comparison(tmp_path, tiny_flux, budget={"iterations": 1}, points=1)
+    values = yaml.safe_load(file.read_text())
+    (tmp_path / "reward.py").write_text(
+        "def brightness(images, prompts, metadata):\n"
+        f"    open({str(tmp_path / 'count')!r}, 'a').write('x' * len(prompts))\n"
+        "    return images.mean((1, 2, 3))\n"
+    )
+    assert compare(file) == 0
+    trained, drawn = 4 * 4, len((tmp_path / "count").read_text())
+    assert drawn == trained + 4 + 4 * 4
+    alone = {"iterations": 1, "run_dir": str(tmp_path / "alone"), "method": SMALL["dance"], "seed": 9}
+    shared = files.read_config(tmp_path / "out" / "dance" / "seed-1").evaluate.num_steps
+    (tmp_path / "alone.yaml").write_text(yaml.safe_dump({**values["base"], **alone}))
+    assert main(["train", str(tmp_path / "alone.yaml"), f"evaluate.num_steps={shared}"]) == 0
+    figures = [
+        {key: value for key, value in files.read_metrics(run)[0].items() if not key.startswith("time/")}
+        for run in (tmp_path / "alone", *sorted((tmp_path / "out").glob("*/seed-*")))
+    ]
+    assert len(figures) == 5 and all(one == figures[0] for one in figures)
+    pictures = [sorted((run / "samples").rglob("*.png")) for run in (tmp_path / "alone", tmp_path / "out" / "dance" / "seed-1")]
+    assert [one.read_bytes() for one in pictures[0]][:4] == [one.read_bytes() for one in pictures[1]][:4]
 
 
 def test_the_page_is_self_contained_and_has_every_picture_once(whole):

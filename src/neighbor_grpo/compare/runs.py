@@ -23,6 +23,7 @@ from neighbor_grpo.files import atomic
 from neighbor_grpo.run import files
 from neighbor_grpo.run.record import is_run
 from neighbor_grpo.training.errors import TrainingError
+from neighbor_grpo.training.parts import Known
 from neighbor_grpo.training.signals import SignalError
 from neighbor_grpo.training.trainer import Trainer
 
@@ -35,10 +36,11 @@ def run_all(comparison: Comparison, entries: Sequence[Entry], say: Callable[[str
     refuse_others(comparison, entries)
     directory.mkdir(parents=True, exist_ok=True)
     atomic.write(directory / "comparison.yaml", write_values(comparison.model_dump(mode="json")))
+    known: Known = {}
     for entry in entries:
-        config = with_rate(entry.config, tune_rate(entry, comparison, say))
+        config = with_rate(entry.config, tune_rate(entry, comparison, known, say))
         for seed in comparison.seeds:
-            train(config, directory / entry.name / f"seed-{seed}", seed, say)
+            train(config, directory / entry.name / f"seed-{seed}", seed, known, say)
 
 
 def refuse_others(comparison: Comparison, entries: Sequence[Entry]) -> None:
@@ -76,7 +78,7 @@ def with_rate(config: Config, lr: float) -> Config:
     return config.model_copy(update={"optimizer": config.optimizer.model_copy(update={"lr": lr})})
 
 
-def tune_rate(entry: Entry, comparison: Comparison, say: Callable[[str], None]) -> float:
+def tune_rate(entry: Entry, comparison: Comparison, known: Known, say: Callable[[str], None]) -> float:
     """Train a method with every rate of the grid, extended until the best is inside; return the best.
 
     Without `tune` it is the method's own rate.
@@ -90,7 +92,7 @@ def tune_rate(entry: Entry, comparison: Comparison, say: Callable[[str], None]) 
     for _ in range(tune.extend + 1):
         for lr in more:
             runs[lr] = Path(comparison.run_dir) / entry.name / f"lr-{lr:g}"
-            train(with_rate(config, lr), runs[lr], tune.seed, say, partial(has_left, runs[lr], comparison))
+            train(with_rate(config, lr), runs[lr], tune.seed, known, say, partial(has_left, runs[lr], comparison))
         chosen = choose_rate(runs, comparison)
         more = beyond(sorted(runs), chosen)
         if not more:
@@ -131,9 +133,17 @@ def choose_rate(runs: Mapping[float, Path], comparison: Comparison) -> float:
     return min(kept, key=merit) if kept else min(runs)
 
 
-def train(config: Config, run: Path, seed: int, say: Callable[[str], None], enough: Callable[[], bool] | None = None) -> None:
+def train(
+    config: Config,
+    run: Path,
+    seed: int,
+    known: Known,
+    say: Callable[[str], None],
+    enough: Callable[[], bool] | None = None,
+) -> None:
     """Begin or resume a run unless it is finished or has diverged; write what it prints to <run>/log.txt.
 
+    known: evaluations before training, which this run uses or adds to.
     enough: asked after every evaluation whether the run ends there.
     """
     begun = is_run(run)
@@ -143,7 +153,7 @@ def train(config: Config, run: Path, seed: int, say: Callable[[str], None], enou
     run.mkdir(parents=True, exist_ok=True)
     say(f"{run}: {'resumes' if begun else 'begins'}, {config.iterations} iterations at most")
     try:
-        _train_logged(config, run, begun, enough)
+        _train_logged(config, run, begun, known, enough)
     except SignalError as stop:
         raise SignalError(stop.signum, THE_COMMAND) from stop
     except TrainingError:
@@ -155,11 +165,11 @@ def train(config: Config, run: Path, seed: int, say: Callable[[str], None], enou
         torch.cuda.empty_cache()
 
 
-def _train_logged(config: Config, run: Path, begun: bool, enough: Callable[[], bool] | None) -> None:
+def _train_logged(config: Config, run: Path, begun: bool, known: Known, enough: Callable[[], bool] | None) -> None:
     """Train and write what is printed to log.txt; also stop for a signal that came during the last iteration."""
     with (run / "log.txt").open("a") as log, redirect_stdout(log):
         trainer = Trainer.resume(run) if begun else Trainer(config)
-        trainer.enough = enough
+        trainer.enough, trainer.parts.evaluator.known = enough, known
         trainer.run()
     if trainer.stop.signum is not None:
         raise SignalError(trainer.stop.signum, THE_COMMAND)

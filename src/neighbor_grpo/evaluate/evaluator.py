@@ -18,14 +18,29 @@ from neighbor_grpo.prompts.prompt import Prompt
 from neighbor_grpo.rewards.score import Failure, Scores
 from neighbor_grpo.rewards.set import RewardSet, joined
 
+SHOWN = 4  # pictures of a prompt that are shown
+
 
 @dataclass(frozen=True)
 class Evaluated:
     """Hold the outcome of one evaluation; the same on all ranks."""
 
     figures: dict[str, float]  # "eval/...", "eval_spread/..." and "eval_failed/..."
-    pictures: Tensor  # [P, S, 3, H, W] in [0, 1] as they are saved; of videos their key frames [P, S, F, 3, H, W]
+    pictures: Tensor  # that are shown, [P, S, 3, H, W] in [0, 1]; of videos their key frames [P, S, F, 3, H, W]
     failures: dict[str, tuple[Failure, ...]]  # pictures without a score, by reward
+
+
+def conditions(config: Config) -> str:
+    """Word all that decides an evaluation of the untrained model: runs that agree in it begin with the same figures.
+
+    The seed of a run and its method do not belong to it: evaluations have noise of their own.
+    """
+    e, batch = config.evaluate, config.batch
+    sampler = e.model_copy(
+        update={"num_steps": e.num_steps or config.method.num_steps, "every": 0, "best": None, "early_stop": None}
+    )
+    sections = (config.model, config.prompts.model_copy(update={"per_iteration": 1}), config.reward, sampler)
+    return "\n".join([*(section.model_dump_json() for section in sections), f"{config.device} {batch.rollout} {batch.decode}"])
 
 
 @dataclass(frozen=True)
@@ -53,6 +68,14 @@ class Evaluator:
         self.texts = texts.of(self.model)
         self.prompts, self.metrics = prompts, measures.metrics
         self.rewards, self.config, self.accelerator = RewardSet(measures.rewards), config, accelerator
+        self.known: dict[str, Evaluated] = {}  # of untrained models, by their conditions: the runs of a comparison share it
+
+    def before(self) -> Evaluated:
+        """Return the evaluation of the untrained model, made unless it is known."""
+        key = conditions(self.config)
+        if key not in self.known:
+            self.known[key] = self.evaluate()
+        return self.known[key]
 
     def evaluate(self) -> Evaluated:
         """Draw the pictures of all prompts and measure them with the model's present weights."""
@@ -71,7 +94,8 @@ class Evaluator:
         if self.accelerator.is_main_process:
             texts = [prompt.text for prompt in self.prompts]
             figures |= {f"eval/{name}": metric.measure(images, texts).mean().item() for name, metric in self.metrics.items()}
-        return Evaluated(broadcast_object_list([figures])[0], images, {name: one.failures for name, one in scores.items()})
+        shown = images[: e.gallery, :SHOWN].clone()  # so that the others are not kept
+        return Evaluated(broadcast_object_list([figures])[0], shown, {name: one.failures for name, one in scores.items()})
 
     def _draw(self, numbers: Sequence[int]) -> _Part:
         """Draw and score the pictures of these prompts; draw the last prompt in place of numbers beyond it."""

@@ -10,7 +10,7 @@ from accelerate import Accelerator
 
 from neighbor_grpo.config import Config, evaluation_prompts, training_prompts
 from neighbor_grpo.errors import UserError
-from neighbor_grpo.evaluate.evaluator import Evaluator
+from neighbor_grpo.evaluate.evaluator import Evaluated, Evaluator
 from neighbor_grpo.evaluate.measures import Measures, load_measures
 from neighbor_grpo.files.lock import Lock
 from neighbor_grpo.models.conditioning import Cond
@@ -34,6 +34,8 @@ from neighbor_grpo.training.phases import Phases
 from neighbor_grpo.training.ranks import accelerator_on, by_main, slots_of_rank
 from neighbor_grpo.training.scouting import Scouting
 from neighbor_grpo.training.trackers import Trackers
+
+Known = dict[str, Evaluated]  # evaluations before training by their conditions, which runs of one process may share
 
 
 @dataclass(frozen=True)

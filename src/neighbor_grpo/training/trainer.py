@@ -196,17 +196,17 @@ class Trainer:
 
     def _evaluate(self, iteration: int) -> dict[str, float]:
         """Measure the averaged weights on evaluation prompts and fixed seeds; keep pictures, failures, and the best weights."""
-        e, began = self.config.evaluate, time.perf_counter()
+        began = time.perf_counter()
         self.display.phase("evaluate")
         with self.learner.averaged(), self.stop.interruptible(alone=self.alone):
-            evaluated = self.parts.evaluator.evaluate()
+            evaluated = self.parts.evaluator.evaluate() if iteration else self.parts.evaluator.before()
         figures = dict(evaluated.figures)
         gap = reward_gap(self.base or figures, figures, self.config.reward.train, self.config.watched)
         figures |= ({} if gap is None else {"eval/gap": gap}) | {"time/evaluate": time.perf_counter() - began}
         if self.main:
-            prompts, pictures = [one.text for one in self.parts.evaluation_prompts], evaluated.pictures[: e.gallery, :4]
-            save_samples(self.run_dir / "samples", iteration, pictures, prompts)
-            self.trackers.evaluation(iteration, pictures, prompts)
+            prompts = [one.text for one in self.parts.evaluation_prompts]
+            save_samples(self.run_dir / "samples", iteration, evaluated.pictures, prompts)
+            self.trackers.evaluation(iteration, evaluated.pictures, prompts)
             files.record_failures(self.run_dir, iteration, evaluated.failures, evaluation=True)
         self.display.evaluation(iteration, figures)
         self._keep_best(iteration, figures)
