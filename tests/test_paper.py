@@ -1,25 +1,13 @@
 """The paper's tables beside ours: what is compared, and when a claim holds."""
 
-import importlib.util
 import json
-from pathlib import Path
 
-import pytest
+import paper
 
 from neighbor_grpo.compare.settings import read_comparison
 
-SCRIPT = Path(__file__).parent.parent / "benchmarks" / "paper.py"
 
-
-@pytest.fixture(scope="module")
-def paper():
-    spec = importlib.util.spec_from_file_location("paper", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-def test_a_table_has_the_runs_of_its_comparison(paper):
+def test_a_table_has_the_runs_of_its_comparison():
     assert list(paper.PRINTED) == [f"table_{n}" for n in range(1, 7)]
     for name, printed in paper.PRINTED.items():
         comparison, entries = read_comparison(f"paper/{name}")
@@ -30,7 +18,7 @@ def test_a_table_has_the_runs_of_its_comparison(paper):
             assert claim.keys() == {"text", "paper", "measure", "more", "less"} and {claim["more"], claim["less"]} <= set(runs)
 
 
-def test_a_claim_holds_where_the_interval_over_seeds_lies_above_zero(paper, tmp_path):
+def test_a_claim_holds_where_the_interval_over_seeds_lies_above_zero(tmp_path):
     """Differences 2, 3, 4: mean 3, standard error 1/√3, t(0.975, 2) = 4.3027."""
     curves = {
         "a": {"score": [[0, 3], [0, 5], [0, 7]], "noisy": [[0, 1], [0, 9], [0, 2]], "evaluations": [[0, 10]] * 3},

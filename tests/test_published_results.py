@@ -1,12 +1,12 @@
 """Every table of docs/results.md comes from the raw numbers beside it."""
 
-import importlib.util
 import json
 import shutil
 import sys
 from pathlib import Path
 
 import pytest
+import results
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
@@ -16,13 +16,9 @@ OF_AN_OLDER_SCHEMA = {"compare"}
 
 @pytest.fixture
 def run(monkeypatch):
-    spec = importlib.util.spec_from_file_location("results", ROOT / "benchmarks" / "results.py")
-    script = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(script)
-
     def call(*arguments):
         monkeypatch.setattr(sys, "argv", ["results.py", *map(str, arguments)])
-        script.main()
+        results.main()
 
     return call
 

@@ -1,11 +1,10 @@
 """The wall of strict correctness: its prompts, its figures and its page."""
 
-import importlib.util
 import json
 from collections import Counter
 from pathlib import Path
 
-import pytest
+import wall
 import yaml
 
 from neighbor_grpo.compare.settings import read_comparison
@@ -14,14 +13,6 @@ from neighbor_grpo.worlds.scenes.make_prompts import lists
 from neighbor_grpo.worlds.scenes.world import PROMPTS, parse
 
 ROOT = Path(__file__).parent.parent
-
-
-@pytest.fixture(scope="module")
-def wall():
-    spec = importlib.util.spec_from_file_location("wall", ROOT / "benchmarks" / "wall.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def test_the_prompt_files_are_those_that_the_recipe_writes():
@@ -39,7 +30,7 @@ def test_hard_prompts_are_training_prompts_with_one_single_object_in_thirteen():
     assert sum(parse(text).family == "single" for text in hard) == len(hard) // 13
 
 
-def test_costs_are_added_up_to_every_evaluation(wall, tmp_path):
+def test_costs_are_added_up_to_every_evaluation(tmp_path):
     """Two prompts x 3 samples, 8 forwards, 2 forward-backwards of 3 and a frozen forward each: 6 x 15 = 90 an iteration."""
     config = {"prompts": {"per_iteration": 2}, "method": {"name": "nft", "group_size": 3, "num_train_steps": 2}}
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
@@ -54,7 +45,7 @@ def test_costs_are_added_up_to_every_evaluation(wall, tmp_path):
     }  # fmt: skip
 
 
-def test_a_row_is_the_mean_of_its_seeds_and_the_best_point_of_a_long_run(wall):
+def test_a_row_is_the_mean_of_its_seeds_and_the_best_point_of_a_long_run():
     def run(*points):
         return [
             dict.fromkeys(("iterations", "evaluations", "pictures", "seconds"), n) | point for n, point in enumerate(points)
@@ -73,7 +64,7 @@ def test_a_row_is_the_mean_of_its_seeds_and_the_best_point_of_a_long_run(wall):
     assert "| 0.600 ± 0.141 | +10.0 ± 14.1 |" in short
 
 
-def test_the_page_shows_the_kept_figures_and_every_short_run_has_its_row(wall):
+def test_the_page_shows_the_kept_figures_and_every_short_run_has_its_row():
     long, short = (wall.rows(json.loads(wall.RUNS.read_text()), place) for place in (wall.LONG, wall.SHORT))
     page = (ROOT / "docs" / "results.md").read_text()
     assert wall.table(long, best=True) in page and wall.table(short, best=False) in page

@@ -1,7 +1,4 @@
-import importlib.util
-import sys
-from pathlib import Path
-
+import arena_coverage
 import numpy as np
 import pytest
 from scipy.stats import binomtest, t
@@ -74,20 +71,9 @@ def test_a_score_is_estimated_with_students_t():
     assert (found.low, found.high) == pytest.approx((1 - 2 * t.ppf(0.975, 9), 1 + 2 * t.ppf(0.975, 9)))
 
 
-def script():
-    """Load benchmarks/arena_coverage.py."""
-    file = Path(__file__).parents[2] / "benchmarks" / "arena_coverage.py"
-    spec = importlib.util.spec_from_file_location("arena_coverage", file)
-    module = sys.modules["arena_coverage"] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", [0, 1, 2])  # 46 raters on 50 prompts, who differ more and more
 def test_intervals_hold_the_truth_in_95_of_100_studies(kind):
-    arena_coverage = script()
-
     found = arena_coverage.cover(arena_coverage.STUDIES[kind], 300)
     assert 0.92 < found.coverage["arena"] < 0.985  # 0.95 ± 2.5 standard errors of 300 studies
     assert found.width["arena"] == pytest.approx(found.planned, rel=0.12)
