@@ -1,0 +1,90 @@
+"""What noisy and scarce rewards cost each method, from the raw numbers of `neighbor-grpo compare benchmarks/noise.yaml`.
+
+    python benchmarks/noise.py [--runs runs/noise]
+
+Reads benchmarks/results/noise, without noise, and benchmarks/results/noise_CONDITION; --runs takes in new ones first, from
+RUNS/clean and RUNS/CONDITION.  Prints strict correctness after training, mean ± standard deviation over seeds; for conditions of
+several seeds also what was lost to the noise, with its 95 % interval (Welch's t, over seeds); of the scarce reward its own share
+of successes.
+"""
+
+import argparse
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+from equal_score import difference
+
+from neighbor_grpo.run.pages import markdown_table
+
+RESULTS = Path(__file__).parent / "results"
+CLEAN, SCARCE = "clean", "scarce"
+CONDITIONS = ("flip_10", "flip_20", "flip_30", "missing_10", "missing_20", "missing_30", SCARCE)
+Curves = Mapping[str, Mapping[str, list[list[float]]]]
+
+
+def place(condition: str) -> Path:
+    """Return the directory that keeps the numbers of a condition."""
+    return RESULTS / ("noise" if condition == CLEAN else f"noise_{condition}")
+
+
+def keep(runs: Path) -> None:
+    """Keep the numbers of new runs."""
+    for condition in (CLEAN, *CONDITIONS):
+        if (runs / condition / "results.json").is_file():
+            place(condition).mkdir(exist_ok=True)
+            for name in ("results.json", "table.csv", "table.md"):
+                shutil.copyfile(runs / condition / name, place(condition) / name)
+
+
+def curves_of(condition: str) -> Curves:
+    """Read the curves of a condition, by row; none where it was not run."""
+    file = place(condition) / "results.json"
+    return json.loads(file.read_text())["curves"] if file.is_file() else {}
+
+
+def ends(curves: Curves, row: str, measure: str) -> list[float]:
+    """Return a measure after training, of each seed."""
+    return [seed[-1] for seed in curves.get(row, {}).get(measure, [])]
+
+
+def cell(values: list[float]) -> str:
+    """Write a mean ± standard deviation over seeds."""
+    spread = f" ± {np.std(values, ddof=1):.3f}" if len(values) > 1 else ""
+    return f"{np.mean(values):.3f}{spread}" if values else ""
+
+
+def table(found: Mapping[str, Curves]) -> str:
+    """Write a row for each method; the columns of a condition are those that it has."""
+    rows = list(found[CLEAN])
+    body = {row: [row] for row in ("run", "*before training*", *rows)}
+    for condition, curves in found.items():
+        measure = "reward" if condition == SCARCE else "scenes_strict"
+        every = [seed for row in curves.values() for seed in row[measure]]
+        body["run"].append({CLEAN: "without noise"}.get(condition, condition))
+        body["*before training*"].append(f"{np.mean([seed[0] for seed in every]):.3f}")
+        for row in rows:
+            body[row].append(cell(ends(curves, row, measure)))
+        if condition not in (CLEAN, SCARCE) and len(every) > len(curves):
+            body["run"].append("lost")
+            body["*before training*"].append("")
+            for row in rows:
+                clean, noisy = (ends(one, row, measure) for one in (found[CLEAN], curves))
+                body[row].append(difference(clean, noisy) if min(len(clean), len(noisy)) > 1 else "")
+    return markdown_table(list(body.values()))
+
+
+def main() -> None:
+    """Run the benchmark from the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--runs", type=Path)
+    arguments = parser.parse_args()
+    if arguments.runs:
+        keep(arguments.runs)
+    print(table({condition: curves for condition in (CLEAN, *CONDITIONS) if (curves := curves_of(condition))}))
+
+
+if __name__ == "__main__":
+    main()
