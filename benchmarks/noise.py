@@ -3,8 +3,8 @@
     python benchmarks/noise.py [--runs runs/noise]
 
 Reads benchmarks/results/noise, without noise, and benchmarks/results/noise_CONDITION; --runs takes in new ones first, from
-RUNS/clean and RUNS/CONDITION.  Prints strict correctness after training, mean ± standard deviation over seeds; for conditions of
-several seeds also what was lost to the noise, with its 95 % interval (Welch's t, over seeds); of the scarce reward its own share
+RUNS/clean and RUNS/CONDITION.  Prints strict correctness after training, mean ± std over seeds; for conditions of
+several seeds also what was lost to the noise, with its 95 % interval (Welch's t over seeds); of the scarce reward its own share
 of successes.
 """
 
