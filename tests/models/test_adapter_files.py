@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from hub import serving
 from huggingface_hub import constants
 from mutations import is_one_line
 from safetensors.torch import save_file
@@ -72,7 +73,7 @@ def test_a_folder_without_any(tmp_path):
 
 @pytest.mark.parametrize("source", ["missing.safetensors", "", "a\0b", "x" * 5000, "/nowhere/at/all", "a\nb", "user/repo"])
 def test_what_is_nowhere(source):  # the tests run without the hub
-    assert "hub" in refused(source) or "path" in refused(source)
+    assert "hub" in refused(source).lower() or "path" in refused(source)
 
 
 def test_a_repository_that_was_downloaded(tmp_path, monkeypatch):
@@ -87,6 +88,23 @@ def test_a_repository_that_was_downloaded(tmp_path, monkeypatch):
     assert find_adapter("somebody/loras/two.safetensors").config is None
     style = find_adapter("somebody/loras/style")
     assert style.settings() == PEFT and find_second(style).weights.name == "x.safetensors"
+
+
+def test_a_repository_is_asked_for_one_file_once_and_refused_by_cause(tmp_path, monkeypatch):
+    names = ("style/adapter_model.safetensors", "two [v1].safetensors", "big/model.safetensors")
+    repo = put(tmp_path / "repo", *names)
+    (repo / "style" / "adapter_config.json").write_text(json.dumps(PEFT))
+    with serving(monkeypatch, tmp_path / "cache", {"somebody/loras": repo}) as hub:
+        assert find_adapter("somebody/loras").weights.name == "two [v1].safetensors"
+        assert find_adapter("somebody/loras/style").settings() == PEFT
+        assert sorted(hub.asked) == sorted([names[1], names[0], "style/adapter_config.json"])
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+        assert find_adapter("somebody/loras/style").settings() == PEFT and len(hub.asked) == 3
+        assert "only a part of it is on this machine" in refused("somebody/loras/big")
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+        hub.refused["somebody/loras"] = "gated"
+        assert "accept its licence" in refused("somebody/loras/big")
+        assert "check the name" in refused("somebody/other")
 
 
 def test_the_hub_is_not_asked_before_the_run():

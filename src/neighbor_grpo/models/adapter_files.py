@@ -5,6 +5,7 @@ FOLDER                      with one such file, in itself or below it; peft's ad
 user/repo, user/repo/FILE   on the hub
 """
 
+import glob
 import json
 import os
 import re
@@ -151,36 +152,20 @@ def _download(source: str) -> AdapterFile:
     missing = f"no LoRA at {shown(source, 200)}: give a file, its folder, or a hub id (user/repo, user/repo/FILE)"
     if not _HUB.fullmatch(source):
         raise UserError(missing)
-    from huggingface_hub import hf_hub_download  # late: files need neither
-
-    from neighbor_grpo.models.errors import failing
+    from neighbor_grpo.models.hub import fetch, names_in  # late: files on this machine need no library for networks
 
     user, repo, *inside = source.strip("/").split("/")
     name, within = f"{user}/{repo}", "/".join(inside)
-    with failing(f"no LoRA on this machine or on the hub at {shown(source, 200)}"):
-        names = _names(name)
-        if within not in names:
-            folder = f"{within}/" if within else ""
-            within = folder + _choose([one.removeprefix(folder) for one in names if one.startswith(folder)], source)
-        path = PurePosixPath(within)
-        beside = str(path.with_name(CONFIG)) if path.stem == PEFT else ""
-        own = Path(hf_hub_download(name, beside)) if beside in names else None
-        return _checked(AdapterFile(Path(hf_hub_download(name, within)), own, str(PurePosixPath(name, path).with_name(SECOND))))
-
-
-def _names(repo: str) -> list[str]:
-    """List the files of a repository; without a network those that are on this machine."""
-    from huggingface_hub import HfApi, snapshot_download
-    from huggingface_hub.errors import LocalEntryNotFoundError
-
-    try:
-        return HfApi().list_repo_files(repo)
-    except Exception as error:  # the libraries for the network have errors of their own
-        try:
-            place = Path(snapshot_download(repo, local_files_only=True))
-        except LocalEntryNotFoundError:
-            raise error from None
-        return [file.relative_to(place).as_posix() for file in place.rglob("*") if file.is_file()]
+    names = names_in(fetch(name, None, [CONFIG]), name, None)
+    if within not in names:
+        folder = f"{within}/" if within else ""
+        within = folder + _choose([one.removeprefix(folder) for one in names if one.startswith(folder)], source)
+    path = PurePosixPath(within)
+    beside = str(path.with_name(CONFIG))
+    config = beside if path.stem == PEFT and beside in names else None
+    place = fetch(name, None, [glob.escape(part) for part in (within, config) if part])
+    second = str(PurePosixPath(name, path).with_name(SECOND))
+    return _checked(AdapterFile(place / within, place / config if config else None, second))
 
 
 def copy_adapter(source: str | Path, place: Path) -> None:
