@@ -95,6 +95,7 @@ def _evaluate(
     from neighbor_grpo.evaluate import page
     from neighbor_grpo.evaluate.evaluation import begin, compare_with, measure_all, read_tables, summarize
     from neighbor_grpo.evaluate.pictures import Drawn
+    from neighbor_grpo.models.text_cache import check_prompts
 
     seeds = folder.seeds if folder else arguments.seeds or SEEDS
     settings = {
@@ -109,6 +110,7 @@ def _evaluate(
         pictures = folder
     else:
         source = loaded(arguments)
+        check_prompts(source.model, prompts)
         steps, solver = sampling(arguments)
         settings |= source.settings | {"steps": steps, "solver": solver}
         pictures = Drawn(source.model, prompts, seeds, steps, solver, out / "pictures")

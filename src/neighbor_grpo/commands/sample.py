@@ -33,9 +33,10 @@ def run(arguments: argparse.Namespace) -> None:
     from neighbor_grpo.files.images import save_png
     from neighbor_grpo.files.listing import LISTING, Picture, category, write_listing
     from neighbor_grpo.models.sampling import sample
-    from neighbor_grpo.models.text_cache import encode_prompts
+    from neighbor_grpo.models.text_cache import check_prompts, encode_prompts
 
     model = loaded(arguments).model
+    check_prompts(model, prompts)
     arguments.out.mkdir(parents=True, exist_ok=True)
     atomic.remove_dead(arguments.out)
     (arguments.out / LISTING).unlink(missing_ok=True)  # the pictures that it lists are about to be replaced

@@ -51,6 +51,7 @@ class Family(ABC, Generic[C]):
         self.vae = pipe.vae.requires_grad_(False).eval()
         for encoder in self._encoders():
             encoder.requires_grad_(False).eval()
+        self.closed = False  # whether it knows only the words of its own prompts, as the models of the package do
         self.empty_text: Cond | None = None  # the conditioning of the empty prompt, once it is encoded
         self.frozen: Frozen | None = None  # how weights are stored that cannot be trained themselves
         if settings.vae_tiling:

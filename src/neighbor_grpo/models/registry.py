@@ -94,6 +94,7 @@ def load_model(
 
     with reading(path_or_id):
         model = parts.build(component, torch.device(device), dtype, chosen)
+    model.closed = str(path_or_id) in BUNDLED
     attach_base(model.transformer, chosen.base_loras)
     leave_out_cudnn()
     if chosen.attention:

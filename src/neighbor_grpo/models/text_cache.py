@@ -20,14 +20,22 @@ from neighbor_grpo.files.text import expand_home
 from neighbor_grpo.models.conditioning import Cond
 from neighbor_grpo.models.family import Family
 from neighbor_grpo.models.fingerprint import fingerprint
+from neighbor_grpo.models.tokenizers import check_words
 from neighbor_grpo.prompts.prompt import Prompt
 
 ENCODE_BATCH = 32  # prompts in a forward of the encoders
 CHECKSUM = "checksum"  # its key in a file's metadata
 
 
+def check_prompts(model: Family, prompts: Sequence[Prompt]) -> None:
+    """Raise UserError for words that the model does not know and would leave out: a model of the package knows few."""
+    if model.closed:
+        check_words(model.pipe, dict.fromkeys(prompt.text for prompt in prompts))
+
+
 def encode_prompts(model: Family, prompts: Sequence[Prompt]) -> Cond:
-    """Encode the texts and source pictures of prompts, without a cache."""
+    """Encode the texts and source pictures of prompts, without a cache.  Raises UserError for unknown words."""
+    check_prompts(model, prompts)
     return model.encode([prompt.text for prompt in prompts], [prompt.images for prompt in prompts])
 
 

@@ -2,12 +2,13 @@
 
 import hashlib
 import json
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from diffusers import DiffusionPipeline
 from transformers import PreTrainedTokenizerBase
 
-from neighbor_grpo.errors import UserError
+from neighbor_grpo.errors import UserError, shown
 
 PROBES = ("a red circle", "two blue stars")
 _PLACES = ("name_or_path", "vocab_file", "merges_file", "tokenizer_file", "spm_file", "is_local", "local_files_only", "backend")
@@ -41,6 +42,25 @@ def check_tokenizers(pipe: DiffusionPipeline) -> None:
             raise UserError(
                 f"the component {name!r} gives {length} tokens, and its encoder takes {places}: download both again"
             )
+
+
+def check_words(pipe: DiffusionPipeline, texts: Iterable[str]) -> None:
+    """Raise UserError for a text with a part that a tokenizer does not know: it would be left out of the prompt."""
+    for text in texts:
+        unknown = [part for tokenizer in tokenizers_of(pipe).values() for part in _unknown(tokenizer, text)]
+        if unknown:
+            raise UserError(
+                f"this model does not know {shown(max(unknown, key=len), 50)}, in the prompt {shown(text, 100)}: "
+                "write prompts like those that it was made for (docs/worlds.md)"
+            )
+
+
+def _unknown(tokenizer: PreTrainedTokenizerBase, text: str) -> Iterator[str]:
+    """Yield the parts of a text in whose place a tokenizer puts its unknown token."""
+    read = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+    for token, (start, end) in zip(read.input_ids, read.offset_mapping, strict=True):
+        if token == tokenizer.unk_token_id:
+            yield text[start:end].strip()
 
 
 def _encoder(tokenizer: str) -> str:

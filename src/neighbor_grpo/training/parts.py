@@ -16,7 +16,7 @@ from neighbor_grpo.files.lock import Lock
 from neighbor_grpo.models.conditioning import Cond
 from neighbor_grpo.models.devices import pick_device
 from neighbor_grpo.models.family import Family
-from neighbor_grpo.models.text_cache import TextCache, cache_directory
+from neighbor_grpo.models.text_cache import TextCache, cache_directory, check_prompts
 from neighbor_grpo.planning.estimate import Estimate, estimate
 from neighbor_grpo.planning.fit import refuse
 from neighbor_grpo.planning.machine import matrix_rate, memory_of
@@ -106,6 +106,7 @@ class Parts:
         with ExitStack() as failed:
             failed.callback(trackers.abandon)
             model = load_base(own, device)
+            check_prompts(model, [*prompts, *evaluated])
             texts = TextCache(model, cache, config.prompts.cache_gb)
             measures = Measures({**rewards.scorers, **watched.rewards}, watched.metrics)
             evaluator = Evaluator(model, texts, evaluated, measures, config, accelerator)
