@@ -3,9 +3,9 @@
     python benchmarks/noise.py [--runs runs/noise]
 
 Reads benchmarks/results/noise, without noise, and benchmarks/results/noise_CONDITION; --runs takes in new ones first, from
-RUNS/clean and RUNS/CONDITION.  Prints strict correctness after training, mean ± std over seeds; for conditions of
-several seeds also what was lost to the noise, with its 95 % interval (Welch's t over seeds); of the scarce reward its own share
-of successes.
+RUNS/clean and RUNS/CONDITION.  Prints strict correctness after training, mean ± std over seeds, of the scarce reward its own
+share of successes, and for conditions of several seeds what was lost to the noise with its 95 % interval: Student's, with one
+variance over seeds for all rows, because three seeds alone hardly tell a row's own.
 """
 
 import argparse
@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
-from equal_score import difference
+from scipy.stats import t
 
 from neighbor_grpo.run.pages import markdown_table
 
@@ -56,23 +56,47 @@ def cell(values: list[float]) -> str:
     return f"{np.mean(values):.3f}{spread}" if values else ""
 
 
+class Losses:
+    """Compare rows without and with noise; the variance over seeds is that of all rows together."""
+
+    def __init__(self, clean: Curves, noisy: Curves, measure: str) -> None:
+        pairs = {row: tuple(np.array(ends(curves, row, measure)) for curves in (clean, noisy)) for row in clean}
+        self.pairs = {row: pair for row, pair in pairs.items() if all(map(len, pair))}
+        cells = [values for pair in self.pairs.values() for values in pair]
+        self.freedom = sum(len(values) - 1 for values in cells)
+        self.variance = sum(((values - values.mean()) ** 2).sum() for values in cells) / self.freedom
+
+    def of(self, *rows: str) -> str:
+        """Write the mean loss of rows with its interval."""
+        pairs = [self.pairs[row] for row in rows if row in self.pairs]
+        if not pairs:
+            return ""
+        loss = np.mean([clean.mean() - noisy.mean() for clean, noisy in pairs])
+        scale = sum(1 / len(values) for pair in pairs for values in pair) ** 0.5 / len(pairs)
+        around = t.ppf(0.975, self.freedom) * self.variance**0.5 * scale
+        return f"{loss:+.3f} ({loss - around:+.3f} – {loss + around:+.3f})"
+
+
 def table(found: Mapping[str, Curves]) -> str:
     """Write a row for each method; the columns of a condition are those that it has."""
     rows = list(found[CLEAN])
-    body = {row: [row] for row in ("run", "*before training*", *rows)}
+    before, mean = "*before training*", "*mean of all*"
+    body = {row: [row] for row in ("run", before, *rows, mean)}
     for condition, curves in found.items():
         measure = "reward" if condition == SCARCE else "scenes_strict"
         every = [seed for row in curves.values() for seed in row[measure]]
         body["run"].append({CLEAN: "without noise"}.get(condition, condition))
-        body["*before training*"].append(f"{np.mean([seed[0] for seed in every]):.3f}")
+        body[before].append(f"{np.mean([seed[0] for seed in every]):.3f}")
         for row in rows:
             body[row].append(cell(ends(curves, row, measure)))
+        body[mean].append(f"{np.mean([np.mean(values) for row in rows if (values := ends(curves, row, measure))]):.3f}")
         if condition not in (CLEAN, SCARCE) and len(every) > len(curves):
+            losses = Losses(found[CLEAN], curves, measure)
             body["run"].append("lost")
-            body["*before training*"].append("")
+            body[before].append("")
             for row in rows:
-                clean, noisy = (ends(one, row, measure) for one in (found[CLEAN], curves))
-                body[row].append(difference(clean, noisy) if min(len(clean), len(noisy)) > 1 else "")
+                body[row].append(losses.of(row))
+            body[mean].append(losses.of(*rows))
     return markdown_table(list(body.values()))
 
 

@@ -31,7 +31,14 @@ def test_an_unknown_word_is_refused_and_nothing_is_written(capsys, tmp_path, nam
     for command in (
         ["sample", "--model", name, "--prompts", prompts, "--out", out],
         ["evaluate", "--model", name, "--prompts", prompts, "--measure", "diversity", "--out", out],
-        ["train", f"model.path={name}", f"prompts.path={prompts}", "reward=jpeg_compressibility", f"run_dir={out}", "device=cpu"],
+        [
+            "train",
+            f"model.path={name}",
+            f"prompts.path={prompts}",
+            "reward=jpeg_compressibility",
+            f"run_dir={out}",
+            "device=cpu",
+        ],
     ):
         line = mistake(capsys, *command)
         assert part in line and "does not know" in line
