@@ -168,8 +168,9 @@ def test_the_table_says_of_every_preset_how_far_it_was_tried():
     for name, row in table.items():
         assert ("memory" in row) == (not read_preset(name).is_comparison) and row.get("memory", 1) > 0
         if row["level"] == "bundled":
-            assert name.startswith(("scenes/", "words/")) or name == "demo"
-    words = json.loads((tool.ROOT / "benchmarks" / "results" / "words" / "results.json").read_text())
+            assert name.startswith(("scenes/", "scenes_4/", "words/", "paper/")) or name == "demo"
+    results = tool.ROOT / "benchmarks" / "results"
+    words = json.loads((results / "words" / "results.json").read_text())
     figures = json.loads((tool.ROOT / "tests" / "reference.json").read_text())  # of the comparison in docs/results.md
     assert {name for name, row in table.items() if row["level"] == "bundled"} == {
         "demo",
@@ -178,6 +179,9 @@ def test_the_table_says_of_every_preset_how_far_it_was_tried():
         "scenes/strict",
         "scenes/study",
         "scenes/wall",
+        "scenes_4/compare",
+        "words/compare",
+        *(f"paper/{file.stem}" for file in (results / "paper").glob("*.json")),
         *(f"scenes/{name}" for name in figures["scenes/compare"]),
         *(f"words/{row['run']}" for row in words["table"]),
     }
