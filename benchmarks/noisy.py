@@ -2,7 +2,7 @@
 
 reward=benchmarks/noisy.py:flip_20       1 becomes 0 and 0 becomes 1 for 20 % of the pictures (also flip_10, flip_30)
 reward=benchmarks/noisy.py:missing_20    20 % of the pictures have no score (also missing_10, missing_30); reward.max_failed=0.5
-reward=benchmarks/noisy.py:scarce        1 where the prompt is met exactly and boldly, 5 % of the base's pictures
+reward=benchmarks/noisy.py:scarce        1 where the prompt is met exactly and boldly, 3 % of the base's pictures
 
 Which pictures are hit is decided by the bytes of each: a picture has the same score whenever it is asked for, so a run that
 resumes is exact, and nothing can be learned about the noise but by heart.
