@@ -4,8 +4,8 @@
 
 Reads benchmarks/results/noise, without noise, and benchmarks/results/noise_CONDITION; --runs takes in new ones first, from
 RUNS/clean and RUNS/CONDITION.  Prints strict correctness after training, mean ± std over seeds, of the scarce reward its own
-share of successes, and for conditions of several seeds what was lost to the noise with its 95 % interval: Student's, with one
-variance over seeds for all rows, because three seeds alone hardly tell a row's own.
+share of successes, and what was lost to the noise with its 95 % interval: Student's, with one variance over seeds for all rows,
+because three seeds alone hardly tell a row's own.  Of a condition with one seed only the mean loss of all rows is shown.
 """
 
 import argparse
@@ -90,12 +90,12 @@ def table(found: Mapping[str, Curves]) -> str:
         for row in rows:
             body[row].append(cell(ends(curves, row, measure)))
         body[mean].append(f"{np.mean([np.mean(values) for row in rows if (values := ends(curves, row, measure))]):.3f}")
-        if condition not in (CLEAN, SCARCE) and len(every) > len(curves):
+        if condition not in (CLEAN, SCARCE):
             losses = Losses(found[CLEAN], curves, measure)
             body["run"].append("lost")
             body[before].append("")
             for row in rows:
-                body[row].append(losses.of(row))
+                body[row].append(losses.of(row) if len(every) > len(curves) else "")
             body[mean].append(losses.of(*rows))
     return markdown_table(list(body.values()))
 
