@@ -45,6 +45,11 @@ def curves_of(condition: str) -> Curves:
     return json.loads(file.read_text())["curves"] if file.is_file() else {}
 
 
+def kept() -> dict[str, Curves]:
+    """Read the curves of all conditions that were run."""
+    return {condition: curves for condition in (CLEAN, *CONDITIONS) if (curves := curves_of(condition))}
+
+
 def ends(curves: Curves, row: str, measure: str) -> list[float]:
     """Return a measure after training, of each seed."""
     return [seed[-1] for seed in curves.get(row, {}).get(measure, [])]
@@ -107,7 +112,7 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.runs:
         keep(arguments.runs)
-    print(table({condition: curves for condition in (CLEAN, *CONDITIONS) if (curves := curves_of(condition))}))
+    print(table(kept()))
 
 
 if __name__ == "__main__":

@@ -1,5 +1,7 @@
 """What noise costs: differences with one variance for all rows."""
 
+from pathlib import Path
+
 import noise
 
 CLEAN = {"a": {"score": [[0, 1], [0, 3]]}, "b": {"score": [[0, 2], [0, 4]]}, "c": {"score": [[0, 7]]}}
@@ -25,3 +27,8 @@ def test_a_table_has_a_column_for_each_condition():
     )
     assert a == "| a | 2.000 ± 1.414 | 1.000 ± 1.414 | +1.000 (-2.926 – +4.926) | 0.250 |"
     assert b.endswith("|  |") and c == "| c | 7.000 |  |  |  |" and mean.startswith("| *mean of all* | 4.000 | 1.500 |")
+
+
+def test_the_page_shows_the_table_of_the_raw_numbers():
+    page = Path(__file__).parents[1] / "docs" / "results.md"
+    assert noise.table(noise.kept()) in page.read_text(encoding="utf-8")
