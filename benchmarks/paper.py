@@ -66,7 +66,8 @@ class Results:
             return cost_verdict(self.records[more][name], self.records[less][name])
         ends = [np.array(self.curves[run][name])[:, -1] for run in (more, less)]
         middle, low, high = interval(ends[0] - ends[1])
-        text = f"{ends[0].mean():.3g} against {ends[1].mean():.3g}: {middle:+.2g} ({low:+.2g} to {high:+.2g})"
+        around = f" ({low:+.2g} to {high:+.2g})" if math.isfinite(low) else ", one seed"
+        text = f"{ends[0].mean():.3g} against {ends[1].mean():.3g}: {middle:+.2g}{around}"
         return text, "**holds**" if low > 0 else "**does not hold**" if high < 0 else "undecided"
 
 

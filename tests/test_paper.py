@@ -32,6 +32,10 @@ def test_a_claim_holds_where_the_interval_over_seeds_lies_above_zero(tmp_path):
     def verdict(measure, more="a", less="b"):
         return results.verdict({"measure": measure, "more": more, "less": less})
 
+    one = {"score": [[0, 3]]}, {"score": [[0, 1]]}
+    file.write_text(json.dumps({"table": table, "curves": dict(zip("ab", one, strict=True))}))
+    claim = {"measure": "score", "more": "a", "less": "b"}
+    assert paper.Results(file).verdict(claim) == ("3 against 1: +2, one seed", "undecided")
     assert verdict("score") == ("5 against 2: +3 (+0.52 to +5.5)", "**holds**")
     assert verdict("score", "b", "a")[1] == "**does not hold**" and verdict("noisy")[1] == "undecided"
     assert verdict("nfe") == ("14 against 1.4: 10 times", "**holds**") and verdict("nfe", "b", "a")[1] == "**does not hold**"
