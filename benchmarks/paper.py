@@ -54,7 +54,7 @@ class Results:
         record = self.records.get(run, {})
         if name not in record:
             return ""
-        spread = f" ± {record[f'{name}_std']:.1g}" if f"{name}_std" in record else ""
+        spread = f" ± {record[f'{name}_std']:.1g}" if len(self.curves[run].get(name, ())) > 1 and not is_cost(name) else ""
         return f"{record[name]:,.0f}" if name == "evaluations" else f"{record[name]:.3g}{spread}"
 
     def verdict(self, claim: Mapping[str, str]) -> tuple[str, str]:
