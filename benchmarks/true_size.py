@@ -34,7 +34,7 @@ from transformers import PreTrainedModel
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "tools")]
 
-from presets import PUBLISHED  # noqa: E402
+from presets import BUILT  # noqa: E402
 
 from neighbor_grpo.config import Config, load_config, preset_names, read_preset  # noqa: E402
 from neighbor_grpo.console import silence_libraries  # noqa: E402
@@ -198,7 +198,7 @@ def main() -> None:
     )
     print("|---" * 9 + "|")
     with tempfile.TemporaryDirectory() as place:
-        module, _, function = PUBLISHED[read_preset(arguments.model).values["model"]["path"]].partition(".")
+        module, _, function = BUILT[read_preset(arguments.model).values["model"]["path"]].partition(".")
         getattr(__import__(module), function)(Path(place))
         if arguments.tiny:
             make_tiny(Path(place))

@@ -23,7 +23,7 @@ from neighbor_grpo.training.trainer import Trainer
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
 
-SMALL = ["iterations=1", "prompts.per_iteration=1", "evaluate.every=0", "save_every=1", "ema=null", "watch=[jpeg_size]"]
+SMALL = ["iterations=1", "prompts.per_iteration=1", "evaluate.every=0", "evaluate.prompts=1", "save_every=1", "ema=null", "watch=[jpeg_size]"]
 ROOM = {"float32": 1e-2, "bfloat16": math.inf}  # of the gradient's relative error; in bfloat16 a clip of 1e-4 decides
 BACKENDS = [
     "_native_flash",

@@ -27,14 +27,14 @@ def _add_world(
         required=True, metavar="COMMAND"
     )
     pretrain = parts.add_parser("pretrain", help="train the bundled model from random weights; goes on if it was interrupted")
-    pretrain.add_argument("--out", type=place, required=True, help="output directory of the pipeline, written every 500 steps")
+    pretrain.add_argument("--out", type=place, required=True, help="output directory of the pipeline, written every 1000 steps")
     pretrain.add_argument("--vae-steps", type=count, default=vae_steps, help="optimizer steps of the VAE (default %(default)s)")
     pretrain.add_argument("--steps", type=count, default=steps, help="optimizer steps of flow matching (default %(default)s)")
     pretrain.add_argument("--pictures", type=count, default=pictures, help="training pictures (default %(default)s)")
     pretrain.add_argument(
         "--batch", type=count, default=batch, help="pictures of a step; the VAE takes a quarter (default %(default)s)"
     )
-    pretrain.add_argument("--keep", action="store_true", help="keep the model of each 500 steps, in OUT/step-N")
+    pretrain.add_argument("--keep", action="store_true", help="keep the model of each 1000 steps, in OUT/step-N")
     pretrain.add_argument("--seed", type=random_seed, default=0, help="default %(default)s")
     pretrain.add_argument("--device", choices=["cpu", "cuda", "mps"], default="cpu", help="default %(default)s")
     pretrain.set_defaults(command=run_pretrain, world=world)

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from neighbor_grpo.worlds import components
 from neighbor_grpo.worlds.pretrain import Recipe
-from neighbor_grpo.worlds.words.render import VARIETY, render_all
+from neighbor_grpo.worlds.words.render import render_all
 from neighbor_grpo.worlds.words.world import COLOURS, HEIGHT, LETTERS, WIDTH, sample_specs
 
 PART = 1000  # pictures that a process draws at a time
@@ -39,7 +39,7 @@ def build_text() -> components.Text:
 def pictures(n: int, rng: np.random.Generator) -> tuple[list[str], Tensor]:
     """Draw n training prompts and their pictures [n, 3, HEIGHT, WIDTH], uint8, easy ones first."""
     specs = sample_specs(n, rng, held_out=False)
-    varieties = VARIETY * np.clip(np.arange(n) / (EASY * n) - 1, 0, 1)
+    varieties = np.clip(np.arange(n) / (EASY * n) - 1, 0, 1)
     parts = [specs[at : at + PART] for at in range(0, n, PART)]
     seeds = rng.bit_generator.seed_seq.spawn(len(parts))  # type: ignore[attr-defined]  # one of each part: any processes will do
     with ProcessPoolExecutor(mp_context=get_context("spawn")) as pool:  # not forked: a GPU may be in use
@@ -50,7 +50,7 @@ def pictures(n: int, rng: np.random.Generator) -> tuple[list[str], Tensor]:
 RECIPE = Recipe(
     pictures,
     vae=lambda: components.build_vae((16, 16, 32, 64), 16, (HEIGHT, WIDTH)),
-    transformer=lambda: components.build_transformer(16, heads=4),
+    transformer=lambda: components.build_transformer(16, heads=5),
     text=build_text,
     ramp=0.65,
 )

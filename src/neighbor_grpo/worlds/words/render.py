@@ -13,7 +13,6 @@ from neighbor_grpo.worlds.words.world import BACKGROUND, COLOURS, HEIGHT, WIDTH,
 
 FACES = ("DejaVuSans", "DejaVuSans-Bold", "DejaVuSerif", "DejaVuSansMono")
 SIZES = (18, 21, 24)  # pixels
-VARIETY = 0.5  # of the pictures of this world: what a model of this size learns to spell in an hour
 _PLAIN = FACES[-1], 21  # what variety 0 looks like
 _MARGIN = 2  # pixels kept free at the border
 
@@ -23,7 +22,7 @@ def _font(face: str, size: int) -> ImageFont.FreeTypeFont:
     return ImageFont.truetype(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / f"{face}.ttf", size)
 
 
-def render_all(specs: Sequence[Spec], seed: np.random.SeedSequence, varieties: Iterable[float] = repeat(VARIETY)) -> np.ndarray:
+def render_all(specs: Sequence[Spec], seed: np.random.SeedSequence, varieties: Iterable[float] = repeat(1.0)) -> np.ndarray:
     """Draw words, each with its variety, as bytes [n, 3, HEIGHT, WIDTH]."""
     rng = np.random.default_rng(seed)
     drawn = np.empty((len(specs), 3, HEIGHT, WIDTH), np.uint8)
@@ -32,7 +31,7 @@ def render_all(specs: Sequence[Spec], seed: np.random.SeedSequence, varieties: I
     return drawn
 
 
-def render(spec: Spec, rng: np.random.Generator, variety: float = VARIETY) -> np.ndarray:
+def render(spec: Spec, rng: np.random.Generator, variety: float = 1.0) -> np.ndarray:
     """Draw a word [3, HEIGHT, WIDTH] in [0, 1]: typeface, size and place are random, and the whole word is inside.
 
     variety: from 0, one typeface and size in the middle of the left border, to 1, all of them at any place.
