@@ -6,9 +6,10 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
+PROGRAMS = sorted(file.stem for place in ("benchmarks", "tools") for file in (ROOT / place).glob("*.py"))
 
 
-@pytest.mark.parametrize("program", sorted(file.stem for place in ("benchmarks", "tools") for file in (ROOT / place).glob("*.py")))
+@pytest.mark.parametrize("program", PROGRAMS)
 def test_a_program_finds_what_it_imports(program):
     assert importlib.import_module(program).__doc__
 

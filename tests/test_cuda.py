@@ -20,10 +20,13 @@ from neighbor_grpo.methods import METHODS
 from neighbor_grpo.models.backends import choose_attention
 from neighbor_grpo.models.registry import load_model
 from neighbor_grpo.training.trainer import Trainer
+from neighbor_grpo.worlds import pretrain
+from neighbor_grpo.worlds.words.pretrain import RECIPE
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
 
-SMALL = ["iterations=1", "prompts.per_iteration=1", "evaluate.every=0", "evaluate.prompts=1", "save_every=1", "ema=null", "watch=[jpeg_size]"]
+FEW = ["iterations=1", "prompts.per_iteration=1", "evaluate.every=0", "evaluate.prompts=1"]
+SMALL = [*FEW, "save_every=1", "ema=null", "watch=[jpeg_size]"]
 ROOM = {"float32": 1e-2, "bfloat16": math.inf}  # of the gradient's relative error; in bfloat16 a clip of 1e-4 decides
 BACKENDS = [
     "_native_flash",
@@ -159,3 +162,23 @@ def test_a_rollout_in_8_bits_draws_nearly_the_same_pictures(on_cpu, tmp_path):
     print(f"\nfp8_rollout: reward {whole['reward/scenes']:.5f} and {rounded['reward/scenes']:.5f}", end="")
     assert rounded["reward/scenes"] == pytest.approx(whole["reward/scenes"], abs=0.05)
     assert rounded["ratio/noise_floor"] > 0  # the update computes in 16 bits what the rollout computed in 8
+
+
+def test_a_recipe_in_graphs_learns_what_it_learns_without(monkeypatch):
+    weights = {}
+    for graphs in (True, False):
+        if not graphs:
+            monkeypatch.setattr(torch.cuda, "make_graphed_callables", lambda model, *_, **__: model)
+        torch.manual_seed(0)
+        _, clip, _, t5 = RECIPE.text()
+        parts = {"transformer": RECIPE.transformer(), "text_encoder": clip, "text_encoder_2": t5}
+        vae = RECIPE.vae()
+        vae.register_to_config(shift_factor=0.0)
+        ids = torch.ones(8, 24, dtype=torch.long, device="cuda"), torch.ones(8, 12, dtype=torch.long, device="cuda")
+        steps = pretrain.Settings(vae_steps=1, steps=5, pictures=8, batch=8, seed=0)
+        phase, loss = pretrain.flow_phase(vae, parts, torch.randn(8, 16, 4, 12, device="cuda"), ids, steps, 0.0)
+        list(phase.run(loss, "cuda", None))
+        weights[graphs] = torch.cat([x.detach().flatten() for x in phase.module.parameters()])
+    apart = (weights[True] - weights[False]).norm() / weights[False].norm()
+    print(f"\ngraphs: weights {apart:.1e}", end="")
+    assert apart < 1e-2

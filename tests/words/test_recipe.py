@@ -31,7 +31,7 @@ def test_a_ramp_moves_from_the_first_pictures_to_the_last(ramp, drawn):
 
 @pytest.mark.slow
 def test_an_interrupted_recipe_ends_with_the_same_weights(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(pretrain, "SAVE_EVERY", 1)
+    monkeypatch.setattr(pretrain, "SAVE_EVERY", 0.0)
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
     command = ["words", "pretrain", *SIZES, "--out"]
     assert main([*command, str(whole)]) == 0
@@ -63,3 +63,17 @@ def test_an_interrupted_recipe_ends_with_the_same_weights(tmp_path, capsys, monk
     assert not (stopped / unfinished.NAME).exists()
     assert main([*command, str(stopped)]) == 2
     assert "not empty" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_the_models_of_some_steps_are_kept_and_differ(tmp_path, monkeypatch):
+    monkeypatch.setattr(pretrain, "KEEP_EVERY", 2)
+    command = ["words", "pretrain", *SIZES, "--steps", "3", "--keep", "--out", str(tmp_path / "model")]
+    assert main(command) == 0
+    kept = sorted(place.name for place in (tmp_path / "model").glob("step-*"))
+    assert kept == ["step-2", "step-3"]
+    one, other, last = (
+        torch.cat([x.flatten() for x in FluxPipeline.from_pretrained(place).transformer.state_dict().values()])
+        for place in (tmp_path / "model" / "step-2", tmp_path / "model" / "step-3", tmp_path / "model")
+    )
+    assert torch.equal(other, last) and not torch.equal(one, other)

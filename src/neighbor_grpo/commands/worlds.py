@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 def add(commands: Commands) -> None:
     """Add the commands."""
     _add_distil(_add_world(commands, "scenes", "a red circle left of a blue square", (3500, 12000, 40000, 64), _scene))
-    _add_world(commands, "words", 'the word "KATO" in red', (2500, 10000, 80000, 32), _word)
+    _add_world(commands, "words", 'the word "KATO" in red', (3000, 7000, 300_000, 512), _word)
 
 
 def _add_world(
@@ -27,7 +27,7 @@ def _add_world(
         required=True, metavar="COMMAND"
     )
     pretrain = parts.add_parser("pretrain", help="train the bundled model from random weights; goes on if it was interrupted")
-    pretrain.add_argument("--out", type=place, required=True, help="output directory of the pipeline, written every 1000 steps")
+    pretrain.add_argument("--out", type=place, required=True, help="output directory of the pipeline, written every minute")
     pretrain.add_argument("--vae-steps", type=count, default=vae_steps, help="optimizer steps of the VAE (default %(default)s)")
     pretrain.add_argument("--steps", type=count, default=steps, help="optimizer steps of flow matching (default %(default)s)")
     pretrain.add_argument("--pictures", type=count, default=pictures, help="training pictures (default %(default)s)")

@@ -5,6 +5,7 @@ any published FLUX.  A world gives its sizes, tokens and pictures as a `Recipe`;
 """
 
 import math
+import time
 from collections.abc import Callable, Iterator
 from copy import deepcopy
 from dataclasses import asdict, dataclass
@@ -17,14 +18,15 @@ from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, FluxPipeli
 from rich.progress import track
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from transformers import CLIPTokenizer, T5Tokenizer
+from transformers import CLIPTextModel, CLIPTokenizer, T5EncoderModel, T5Tokenizer
 
 from neighbor_grpo.flow.path import shift_time
 from neighbor_grpo.worlds import unfinished
 from neighbor_grpo.worlds.components import Text
 
 SHIFT = 3.0  # time shift of sampling and of training
-SAVE_EVERY = 1000  # steps
+SAVE_EVERY = 60.0  # seconds
+KEEP_EVERY = 1000  # steps
 WINDOW = 0.3  # share of the pictures that a recipe with a ramp draws from at a time: at first the first, at last the last
 # Not cuDNN's attention, which some torch prefers on an H100: with torch 2.11 its backward fails in bfloat16.
 ATTENTION = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
@@ -99,13 +101,13 @@ class Phase:
         """Return all that the phase resumes from."""
         return {"step": self.step} | {name: part.state_dict() for name, part in self.parts().items()}
 
-    def run(self, loss: Loss, device: str, state: dict[str, Any] | None) -> Iterator[None]:
-        """Take the steps that are left after `state`; yield after each at which to save: every SAVE_EVERY, and the last."""
+    def run(self, loss: Loss, device: str, state: dict[str, Any] | None, keep: bool = False) -> Iterator[None]:
+        """Take the steps that are left after `state`; yield to save: each SAVE_EVERY seconds, at the last, and to keep."""
         if state:
             self.step = state["step"]
             for name, part in self.parts().items():
                 part.load_state_dict(state[name])
-        generator = torch.Generator(device)
+        generator, saved = torch.Generator(device), time.monotonic()
         for step in track(range(self.step, self.steps), self.name):
             generator.manual_seed(self.seed * 10**7 + step)
             self.optimizer.param_groups[0]["lr"] = self.lr * rate_at(step, self.steps)
@@ -118,10 +120,12 @@ class Phase:
                 self.average.update_parameters(self.module)
             self.losses.append(found.detach())  # read at a save only: reading waits for the device
             self.step = step + 1
-            if self.step % SAVE_EVERY == 0 or self.step == self.steps:
+            asked = self.step == self.steps or (keep and self.step % KEEP_EVERY == 0)
+            if asked or time.monotonic() - saved >= SAVE_EVERY:
                 print(f"{self.name} step {self.step}: loss {torch.stack(self.losses).mean():.5f}", flush=True)
                 self.losses.clear()
                 yield
+                saved = time.monotonic()
 
 
 @torch.no_grad()
@@ -144,7 +148,13 @@ def vae_phase(vae: AutoencoderKL, images: Tensor, settings: Settings) -> tuple[P
 
 
 class Velocity(torch.nn.Module):
-    """Hold the three parts that flow matching trains, and predict the velocity of packed latents x [n, tokens, c] at times t [n]."""
+    """Hold what flow matching trains, and predict the velocity of packed latents x [n, tokens, c] at times t [n]."""
+
+    transformer: FluxTransformer2DModel
+    text_encoder: CLIPTextModel
+    text_encoder_2: T5EncoderModel
+    image_ids: Tensor
+    text_ids: Tensor
 
     def __init__(self, parts: dict[str, torch.nn.Module], image_ids: Tensor, text_ids: Tensor) -> None:
         """Take transformer, text_encoder and text_encoder_2, and the positions of image and text tokens."""
@@ -188,11 +198,12 @@ def flow_phase(
     device = latents.device
     image_ids = FluxPipeline._prepare_latent_image_ids(1, height // 2, width // 2, device, torch.float32)
     model = Velocity(parts, image_ids, torch.zeros(ids[1].shape[1], 3)).to(device)
+    velocity: Callable[..., Tensor] = model
     phase = Phase("flow", model, 1.5e-3, settings.steps, settings.seed + 1, decay=0.9985)
     if device.type == "cuda":  # so small a model waits for the launches of its kernels: replay them as graphs
         rows = torch.zeros(settings.batch, dtype=torch.long, device=device)
         example = (x0_of[rows], torch.rand(len(rows), device=device), ids[0][rows], ids[1][rows])
-        model = torch.cuda.make_graphed_callables(model, example, allow_unused_input=True)
+        velocity = torch.cuda.make_graphed_callables(model, example, allow_unused_input=True)
     window = math.ceil(WINDOW * n) if ramp else n
 
     def first(step: int) -> int:
@@ -204,7 +215,7 @@ def flow_phase(
         t = torch.as_tensor(shift_time(torch.sigmoid(torch.randn(len(rows), generator=generator, device=device)), SHIFT))
         eps = torch.randn(x0.shape, generator=generator, device=device)
         x = (1 - t)[:, None, None] * x0 + t[:, None, None] * eps
-        return (model(x, t, ids[0][rows], ids[1][rows]) - (eps - x0)).square().mean()
+        return (velocity(x, t, ids[0][rows], ids[1][rows]) - (eps - x0)).square().mean()
 
     return phase, loss
 
@@ -213,10 +224,10 @@ def flow_phase(
 
 
 def pretrain(recipe: Recipe, out: Path, settings: Settings, device: str, keep: bool = False) -> None:
-    """Run the whole recipe, or what is left of it; `out` becomes a FluxPipeline directory, written every SAVE_EVERY steps.
+    """Run the whole recipe, or what is left of it; `out` becomes a FluxPipeline directory, written at each save.
 
-    keep: write the model of each save to `out`/step-N too.  Transformer and VAE are stored in half precision; they load as
-    float32.  Raises UserError where `out` holds something else.
+    keep: write the model of every KEEP_EVERY steps to `out`/step-N too.  Transformer and VAE are stored in half precision; they
+    load as float32.  Raises UserError where `out` holds something else.
     """
     state = unfinished.begin(out, asdict(settings))
     torch.manual_seed(settings.seed)
@@ -238,8 +249,9 @@ def pretrain(recipe: Recipe, out: Path, settings: Settings, device: str, keep: b
     ids = tuple(tokenizer(prompts, **pad).input_ids.to(device) for tokenizer in (clip_tokenizer, t5_tokenizer))
     with sdpa_kernel(ATTENTION):
         phase, loss = flow_phase(vae, parts, latents, ids, settings, recipe.ramp)
-        for _ in phase.run(loss, device, state.get(phase.name)):
-            for place in (out, out / f"step-{phase.step}") if keep else (out,):
+        for _ in phase.run(loss, device, state.get(phase.name), keep):
+            kept = keep and (phase.step % KEEP_EVERY == 0 or phase.step == phase.steps)
+            for place in (out, out / f"step-{phase.step}") if kept else (out,):
                 save_pipeline(place, vae, dict(phase.best.named_children()), clip_tokenizer, t5_tokenizer)
             state[phase.name] = phase.state()
             unfinished.save(out, state)
