@@ -198,7 +198,7 @@ def flow_phase(
     device = latents.device
     image_ids = FluxPipeline._prepare_latent_image_ids(1, height // 2, width // 2, device, torch.float32)
     model = Velocity(parts, image_ids, torch.zeros(ids[1].shape[1], 3)).to(device)
-    velocity: Callable[..., Tensor] = model
+    velocity: Callable[..., Any] = model
     phase = Phase("flow", model, 1.5e-3, settings.steps, settings.seed + 1, decay=0.9985)
     if device.type == "cuda":  # so small a model waits for the launches of its kernels: replay them as graphs
         rows = torch.zeros(settings.batch, dtype=torch.long, device=device)
@@ -215,7 +215,8 @@ def flow_phase(
         t = torch.as_tensor(shift_time(torch.sigmoid(torch.randn(len(rows), generator=generator, device=device)), SHIFT))
         eps = torch.randn(x0.shape, generator=generator, device=device)
         x = (1 - t)[:, None, None] * x0 + t[:, None, None] * eps
-        return (velocity(x, t, ids[0][rows], ids[1][rows]) - (eps - x0)).square().mean()
+        v: Tensor = velocity(x, t, ids[0][rows], ids[1][rows])
+        return (v - (eps - x0)).square().mean()
 
     return phase, loss
 
