@@ -12,7 +12,7 @@ from pathlib import Path
 from neighbor_grpo.errors import UserError
 from neighbor_grpo.files.listing import LISTING, Picture, read_listing
 from neighbor_grpo.files.text import expand_home
-from neighbor_grpo.run.record import is_run
+from neighbor_grpo.run.record import COMPARISON, is_run
 from neighbor_grpo.run.samples import SAMPLES, Samples, all_samples
 
 
@@ -55,7 +55,7 @@ def _models(name: str, folder: Path) -> list[Source]:
         return [Source(title, folder, tuple(read_listing(folder)))]
     if is_run(folder):
         return [_of_run(title, folder)]
-    if (folder / "comparison.yaml").is_file():
+    if (folder / COMPARISON).is_file():
         return [
             _of_run(f"{name}/{method.name}" if name else method.name, seeds[0])
             for method in sorted(path for path in folder.iterdir() if path.is_dir())

@@ -16,6 +16,7 @@ from neighbor_grpo.errors import UserError
 from neighbor_grpo.files import atomic
 from neighbor_grpo.run import files
 from neighbor_grpo.run.pages import data_urls, markdown_table, render
+from neighbor_grpo.run.record import COMPARISON
 from neighbor_grpo.run.samples import Samples, all_samples
 
 _PAGE = Path(__file__).parent / "page.html"
@@ -40,8 +41,8 @@ def write(comparison: Comparison, entries: Sequence[Entry]) -> Path:
         "charts": {f"curves-{cost}": panels(rows, cost, goal.reward) for cost in COSTS},
         "drawings": drawings(rows, list(entries[0].config.reward.train)),
         "differences": _differences(rows),
-        "command": shlex.join(["neighbor-grpo", "compare", str(directory / "comparison.yaml"), f"run_dir={directory}-again"]),
-        "settings": (directory / "comparison.yaml").read_text(encoding="utf-8"),
+        "command": shlex.join(["neighbor-grpo", "compare", str(directory / COMPARISON), f"run_dir={directory}-again"]),
+        "settings": (directory / COMPARISON).read_text(encoding="utf-8"),
         "missing": _missing(rows, comparison, entries),
         **_gallery(pictures_of(rows)),
     }

@@ -21,7 +21,7 @@ from neighbor_grpo.config import Config, write_values
 from neighbor_grpo.errors import UserError
 from neighbor_grpo.files import atomic
 from neighbor_grpo.run import files
-from neighbor_grpo.run.record import is_run
+from neighbor_grpo.run.record import COMPARISON, is_run
 from neighbor_grpo.training.errors import TrainingError
 from neighbor_grpo.training.parts import Known
 from neighbor_grpo.training.signals import SignalError
@@ -35,7 +35,7 @@ def run_all(comparison: Comparison, entries: Sequence[Entry], say: Callable[[str
     directory = Path(comparison.run_dir)
     refuse_others(comparison, entries)
     directory.mkdir(parents=True, exist_ok=True)
-    atomic.write(directory / "comparison.yaml", write_values(comparison.model_dump(mode="json")))
+    atomic.write(directory / COMPARISON, write_values(comparison.model_dump(mode="json")))
     known: Known = {}
     for entry in entries:
         config = with_rate(entry.config, tune_rate(entry, comparison, known, say))

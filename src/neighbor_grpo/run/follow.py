@@ -14,11 +14,10 @@ from neighbor_grpo.run import files
 from neighbor_grpo.run.files import Figures
 from neighbor_grpo.run.findings import FIRST
 from neighbor_grpo.run.groups import GROUPS
-from neighbor_grpo.run.record import CONFIG, FILE, Record, is_run, read_record
+from neighbor_grpo.run.record import COMPARISON, CONFIG, FILE, Record, is_run, read_record
 from neighbor_grpo.run.samples import SAMPLES
 from neighbor_grpo.run.view import Totals, View
 
-COMPARISON = "comparison.yaml"  # in the directory of a comparison, whose runs are two folders below
 WAITING = "It has not recorded anything yet: its model is loaded, or evaluated before training."
 _RECENT = 20  # iterations whose mean time is told
 _FILES = (CONFIG, FILE, "metrics.jsonl", SAMPLES, GROUPS)

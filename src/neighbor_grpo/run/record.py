@@ -16,6 +16,7 @@ from neighbor_grpo.files import atomic
 
 FILE = "run.json"
 CONFIG = "config.yaml"  # written last when a run begins: it makes a directory a run
+COMPARISON = "comparison.yaml"  # in the directory of a comparison, whose runs are two folders below
 Ending = Literal["finished", "diverged"]
 
 # What may change when a run is resumed; a dot at the end stands for a whole section.  Everything else decides what the
