@@ -15,7 +15,7 @@ def rows_of(runs: Path, wanted: Sequence[str] = ()) -> list[Any]:
     """Read the finished rows of a comparison from its run_dir, all or those named."""
     from neighbor_grpo.compare.rows import read_row
     from neighbor_grpo.compare.settings import read_comparison
-    from neighbor_grpo.run.follow import COMPARISON
+    from neighbor_grpo.run.record import COMPARISON
 
     if not (runs / COMPARISON).is_file():
         raise SystemExit(f"no comparison in {runs}: make it with neighbor-grpo compare FILE run_dir={runs}")
