@@ -20,10 +20,11 @@ from neighbor_grpo.compare.rows import crossing
 from neighbor_grpo.run.pages import markdown_table
 
 COSTS = ("iterations", "evaluations", "pictures", "seconds")
+# How the names of their runs begin.
 FAMILIES = {
     "forward process": ("nft", "awm", "v_grpo", "dgpo"),
     "Neighbor's": ("neighbor", "fdfo"),
-}  # how their runs' names begin
+}
 Curves = dict[str, list[list[float]]]
 
 
@@ -48,8 +49,8 @@ def gains(curves: dict[str, Curves], measures: Sequence[str]) -> str:
     """Write what each row's measures have gained from before training to its end."""
     rows = [["run", "seeds", *measures]]
     for run, row in curves.items():
-        ends = {name: [seed[-1] - seed[0] for seed in row[name]] for name in measures}
-        rows.append([run, str(len(row["reward"])), *(interval(values, "+") for values in ends.values())])
+        cells = [interval([seed[-1] - seed[0] for seed in row[name]], "+") for name in measures]
+        rows.append([run, str(len(row["reward"])), *cells])
     return markdown_table(rows)
 
 

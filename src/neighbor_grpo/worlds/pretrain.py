@@ -101,8 +101,11 @@ class Phase:
         """Return all that the phase resumes from."""
         return {"step": self.step} | {name: part.state_dict() for name, part in self.parts().items()}
 
-    def run(self, loss: Loss, device: str, state: dict[str, Any] | None, keep: bool = False) -> Iterator[None]:
-        """Take the steps that are left after `state`; yield to save: each SAVE_EVERY seconds, at the last, and to keep."""
+    def run(self, loss: Loss, device: str, state: dict[str, Any] | None, keep: bool = False) -> Iterator[bool]:
+        """Take the steps that are left after `state`; yield at each save whether it is one to keep.
+
+        Saves: every SAVE_EVERY seconds and at the last step; to keep: every KEEP_EVERY steps and the last, if `keep`.
+        """
         if state:
             self.step = state["step"]
             for name, part in self.parts().items():
@@ -120,11 +123,12 @@ class Phase:
                 self.average.update_parameters(self.module)
             self.losses.append(found.detach())  # read at a save only: reading waits for the device
             self.step = step + 1
-            asked = self.step == self.steps or (keep and self.step % KEEP_EVERY == 0)
-            if asked or time.monotonic() - saved >= SAVE_EVERY:
+            last = self.step == self.steps
+            kept = keep and (last or self.step % KEEP_EVERY == 0)
+            if last or kept or time.monotonic() - saved >= SAVE_EVERY:
                 print(f"{self.name} step {self.step}: loss {torch.stack(self.losses).mean():.5f}", flush=True)
                 self.losses.clear()
-                yield
+                yield kept
                 saved = time.monotonic()
 
 
@@ -250,8 +254,7 @@ def pretrain(recipe: Recipe, out: Path, settings: Settings, device: str, keep: b
     ids = tuple(tokenizer(prompts, **pad).input_ids.to(device) for tokenizer in (clip_tokenizer, t5_tokenizer))
     with sdpa_kernel(ATTENTION):
         phase, loss = flow_phase(vae, parts, latents, ids, settings, recipe.ramp)
-        for _ in phase.run(loss, device, state.get(phase.name), keep):
-            kept = keep and (phase.step % KEEP_EVERY == 0 or phase.step == phase.steps)
+        for kept in phase.run(loss, device, state.get(phase.name), keep):
             for place in (out, out / f"step-{phase.step}") if kept else (out,):
                 save_pipeline(place, vae, dict(phase.best.named_children()), clip_tokenizer, t5_tokenizer)
             state[phase.name] = phase.state()
